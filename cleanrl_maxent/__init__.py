@@ -1,0 +1,1 @@
+"""Maximum-entropy reinforcement learning in JAX: one self-contained file per algorithm."""

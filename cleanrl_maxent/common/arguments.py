@@ -1,0 +1,144 @@
+"""The flags that no paper describes, their checks, and the way from a command line to `train`."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+class UsageError(ValueError):
+    """Bad input: one line that names the value and says what to do."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or an infinity: one line that names the step, the seed and the tensor."""
+
+
+def parse_integer(text: str) -> int:
+    """An integer written as `1000`, `1_000` or `1e3`; raises ValueError for `2.5` or `abc`."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text} is not a whole number")
+    return int(number)
+
+
+Integer = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: parse_integer(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """What to run, where, and what to keep of it."""
+
+    env_id: str = "Hopper-v4"  # Gymnasium id with version, or my_module:MyEnv-v0
+    total_timesteps: Integer = 1_000_000  # environment steps of each seed
+    seed: Integer = 1  # first seed
+    num_seeds: Integer = 1  # trains seeds seed … seed+num_seeds-1 side by side
+    exp_name: str = ""  # part of the run folder's name
+    run_dir: str | None = None  # run folder; default runs/{env_id}__{exp_name}__{seed}__{unix time}
+    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
+    eval_frequency: Integer = 5_000  # environment steps between evaluations
+    eval_episodes: Integer = 10  # episodes of an evaluation, per policy and seed; 0: none
+    track: bool = False  # log to Weights & Biases, one run per seed
+    wandb_project_name: str = "cleanrl_maxent"  # project there
+    wandb_entity: str | None = None  # team there
+    wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later with wandb sync
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds trained side by side."""
+        return list(range(self.seed, self.seed + self.num_seeds))
+
+
+def positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+AT_LEAST_1 = (lambda value: value >= 1, "an integer >= 1")
+AT_LEAST_0 = (lambda value: value >= 0, "an integer >= 0")
+RATE = (positive, "a finite number > 0")
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "total_timesteps": AT_LEAST_1,
+    "seed": (lambda value: 0 <= value < 2**31, "in [0, 2147483647]"),
+    "num_seeds": AT_LEAST_1,
+    "eval_frequency": AT_LEAST_1,
+    "eval_episodes": AT_LEAST_0,
+    "learning_starts": AT_LEAST_0,
+    "buffer_size": AT_LEAST_1,
+    "batch_size": AT_LEAST_1,
+    "policy_frequency": AT_LEAST_1,
+    "target_network_frequency": AT_LEAST_1,
+    "gamma": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "tau": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "alpha": (lambda value: 0 <= value < math.inf, "a finite number >= 0"),
+    "target_entropy_scale": (math.isfinite, "a finite number"),
+    "policy_lr": RATE,
+    "q_lr": RATE,
+    "hidden_dims": (
+        lambda value: len(value) > 0 and all(dim >= 1 for dim in value),
+        "at least one width, each >= 1",
+    ),
+}
+
+
+def validate(args: RunArgs) -> None:
+    """Checks every argument that can be judged without an environment or a device.
+
+    Raises UsageError, naming the value and what to do.
+    """
+    given = asdict(args)
+    for name, (holds, words) in RANGES.items():
+        if name in given and not holds(given[name]):
+            raise UsageError(f"{name} must be {words}; got {given[name]}")
+    if args.seeds[-1] >= 2**31:
+        raise UsageError(f"seed + num_seeds goes beyond 2147483647: {args.seed} + {args.num_seeds}")
+    if not args.exp_name or "/" in args.exp_name or ".." in args.exp_name:
+        raise UsageError(f"exp_name must be a name without '/' or '..'; got {args.exp_name!r}")
+    if given.get("autotune") and args.alpha == 0:
+        raise UsageError("alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
+    if "learning_starts" in given:
+        check_replay_sizes(args)
+
+
+def check_replay_sizes(args: RunArgs) -> None:
+    """Raises UsageError unless learning starts, and with at least a batch of transitions."""
+    if args.learning_starts >= args.total_timesteps:
+        raise UsageError(
+            f"learning would never start: learning_starts {args.learning_starts} >= "
+            f"total_timesteps {args.total_timesteps}"
+        )
+    if args.batch_size > args.buffer_size:
+        raise UsageError(f"batch_size {args.batch_size} > buffer_size {args.buffer_size}")
+    if args.batch_size > args.learning_starts:
+        raise UsageError(
+            f"only {args.learning_starts} transitions when learning starts, fewer than batch_size "
+            f"{args.batch_size}; raise --learning-starts"
+        )
+
+
+def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> None:
+    """Parses the command line into `args_class` and calls `train` with it.
+
+    Bad input and non-finite values end with one line on stderr and exit status 2.
+    """
+    args = tyro.cli(args_class)
+    try:
+        train(args)
+    except (UsageError, NonFiniteError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+

@@ -1,0 +1,68 @@
+"""Where the arrays live: device, threads, compilation cache, and the seeds' axis over devices."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cleanrl_maxent.common.arguments import UsageError
+
+
+def cpu_count() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_up_device(device: str) -> None:
+    """Chooses the platform and sets JAX up; to be called before the first computation.
+
+    XLA's CPU threads are `NPROC` (default: the cores of this process), matmuls are float32 (no
+    TF32), compiled programs are kept in the user's cache folder. Raises UsageError where `device`
+    does not exist.
+    """
+    os.environ.setdefault("NPROC", str(cpu_count()))
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "cleanrl_maxent"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_default_matmul_precision", "float32")
+    if device == "auto":
+        return
+    try:
+        jax.config.update("jax_default_device", jax.devices(device)[0])
+    except RuntimeError as problem:
+        found = ", ".join(sorted({found.platform for found in jax.devices()}))
+        raise UsageError(f"no {device.upper()} device found; available: {found}") from problem
+
+
+def seed_sharding(num_seeds: int) -> NamedSharding:
+    """Splits the leading axis `(seed,)` over as many devices as divide it evenly."""
+    default = jax.config.jax_default_device
+    devices = jax.devices(default.platform) if default else jax.devices()
+    used = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
+    return NamedSharding(Mesh(np.array(devices[:used]), ("seed",)), PartitionSpec("seed"))
+
+
+def available_memory() -> int | None:
+    """Bytes free for arrays on the device, or None where nothing tells."""
+    device = jax.config.jax_default_device or jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return None
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raises UsageError where `needed` bytes for `what` are more than the device has."""
+    available = available_memory()
+    if available is not None and needed > 0.9 * available:
+        raise UsageError(
+            f"{what} needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB available; "
+            "lower --buffer-size or --num-seeds"
+        )

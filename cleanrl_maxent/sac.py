@@ -1,0 +1,267 @@
+"""Soft Actor-Critic with two critics and a learned temperature.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://arxiv.org/abs/1812.05905.
+Equation numbers refer to it. Deliberate deviations, with their reasons in docs/sac.md:
+  - inside the agent actions lie in [-1, 1], and entropies are densities in these units (nats);
+  - weights and biases start as U(±1/√fan_in) instead of Glorot, as in most published curves;
+  - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
+
+    python cleanrl_maxent/sac.py --env-id Hopper-v4
+"""
+
+import math
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from flax.training.train_state import TrainState
+
+from cleanrl_maxent.common.arguments import Integer, RunArgs, run_from_command_line, validate
+from cleanrl_maxent.common.devices import check_memory, seed_sharding, set_up_device
+from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.evaluation import Evaluation
+from cleanrl_maxent.common.replay import Replay, replay_bytes
+from cleanrl_maxent.common.runs import Run
+
+
+@dataclass(frozen=True)
+class Args(RunArgs):
+    """Soft Actor-Critic (Haarnoja et al., 2018) with a learned temperature."""
+
+    exp_name: str = "sac"  # part of the run folder's name
+    learning_starts: Integer = 10_000  # environment steps with uniform actions, before learning
+    buffer_size: Integer = 1_000_000  # transitions kept
+    batch_size: Integer = 256  # transitions of an update
+    gamma: float = 0.99  # discount per step
+    tau: float = 0.005  # weight of the new parameters in the targets
+    policy_lr: float = 3e-4  # Adam, actor and temperature
+    q_lr: float = 3e-4  # Adam, critics
+    alpha: float = 1.0  # temperature, in reward per nat; where it starts if autotune
+    autotune: bool = True  # learn the temperature
+    target_entropy_scale: float = 1.0  # target entropy is -scale * action_dim, in nats
+    policy_frequency: Integer = 1  # critic updates per update of actor and temperature
+    target_network_frequency: Integer = 1  # critic updates per update of the targets
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
+
+
+def linear(x, features):
+    """Dense layer whose weights and biases start as U(±1/√fan_in)."""
+    bound = 1 / math.sqrt(x.shape[-1])
+
+    def uniform(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(features, kernel_init=uniform, bias_init=uniform)(x)
+
+
+class Critic(nn.Module):
+    """Q_θ(s, a): soft value of an action, `(...)`."""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for dim in self.hidden_dims:
+            x = nn.relu(linear(x, dim))
+        return linear(x, 1).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """π_φ before the squash: mean and log standard deviation of a Gaussian, `(..., action_dim)` each."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for dim in self.hidden_dims:
+            x = nn.relu(linear(x, dim))
+        mean, log_std = jnp.split(linear(x, 2 * self.action_dim), 2, axis=-1)
+        return mean, jnp.clip(log_std, -20, 2)
+
+
+def gaussian(params, obs):
+    """Mean and log standard deviation; the actor's widths are those of `params`, layer by layer."""
+    *hidden_dims, heads = (layer["bias"].shape[-1] for layer in params["params"].values())
+    return Actor(tuple(hidden_dims), heads // 2).apply(params, obs)
+
+
+def sample_action(params, obs, key):
+    """Reparameterised action tanh(u) (eq. 8) and its log-density in nats (appendix C)."""
+    mean, log_std = gaussian(params, obs)
+    noise = jax.random.normal(key, mean.shape)
+    u = mean + jnp.exp(log_std) * noise
+    log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh²u), written to stay finite for large |u|
+    log_jacobian = 2 * (math.log(2) - u - nn.softplus(-2 * u))
+    return jnp.tanh(u), (log_normal - log_jacobian).sum(axis=-1)
+
+
+def act(params, obs, key, deterministic):
+    """Action in [-1, 1], `(..., action_dim)`: tanh of the mean if `deterministic`, else a sample."""
+    if deterministic:
+        return jnp.tanh(gaussian(params, obs)[0])
+    return sample_action(params, obs, key)[0]
+
+
+@struct.dataclass
+class State:
+    """Everything learned, for one seed; two critics are stacked on axis 0."""
+
+    actor: TrainState
+    critics: TrainState
+    target_critics: dict
+    alpha: TrainState  # its one parameter is log_alpha
+
+
+def init(key, obs_dim, action_dim, args):
+    """State of one seed; the key is consumed."""
+    actor_key, critic_key = jax.random.split(key)
+    actor, critic = Actor(args.hidden_dims, action_dim), Critic(args.hidden_dims)
+    obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
+    actor_params = actor.init(actor_key, obs)
+    critic_params = jax.vmap(critic.init, (0, None, None))(jax.random.split(critic_key), obs, action)
+    both_critics = jax.vmap(critic.apply, (0, None, None))
+    policy_adam, q_adam = optax.adam(args.policy_lr), optax.adam(args.q_lr)
+    log_alpha = jnp.log(jnp.float32(args.alpha))
+    return State(
+        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
+        critics=TrainState.create(apply_fn=both_critics, params=critic_params, tx=q_adam),
+        target_critics=jax.tree.map(jnp.copy, critic_params),
+        alpha=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=policy_adam),
+    )
+
+
+def temperature(state):
+    """α of eq. 1, in reward per nat."""
+    return jnp.exp(state.alpha.params["log_alpha"])
+
+
+def critic_loss(params, state, batch, key, args):
+    """Soft Bellman residual of both critics (eq. 5), with V of eq. 3 from the smaller target."""
+    next_action, next_log_prob = sample_action(state.actor.params, batch.next_obs, key)
+    next_q = state.critics.apply_fn(state.target_critics, batch.next_obs, next_action)  # (2, batch)
+    next_value = next_q.min(axis=0) - temperature(state) * next_log_prob
+    target = batch.reward + args.gamma * (1 - batch.terminated) * next_value
+    q = state.critics.apply_fn(params, batch.obs, batch.action)  # (2, batch)
+    losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
+    metrics = {f"losses/qf{i + 1}_loss": losses[i] for i in range(2)}
+    metrics |= {f"losses/qf{i + 1}_values": q[i].mean() for i in range(2)}
+    return losses.sum(), metrics
+
+
+def actor_loss(params, state, batch, key):
+    """KL of the policy from exp(Q/α)/Z, up to a constant (eq. 9), with the smaller critic as Q."""
+    action, log_prob = sample_action(params, batch.obs, key)
+    q = state.critics.apply_fn(state.critics.params, batch.obs, action).min(axis=0)
+    loss = jnp.mean(temperature(state) * log_prob - q)
+    return loss, {"losses/actor_loss": loss, "losses/entropy": -log_prob.mean()}
+
+
+def alpha_loss(params, entropy, target_entropy):
+    """Dual of the entropy constraint (eq. 18): α falls while the entropy exceeds its target."""
+    loss = jnp.exp(params["log_alpha"]) * (entropy - target_entropy)
+    return loss, {"losses/alpha_loss": loss, "losses/alpha": jnp.exp(params["log_alpha"])}
+
+
+def improve_policy(state, batch, key, args):
+    """A step of the actor, then of the temperature at the entropy that the actor had."""
+    grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key)
+    entropy, target_entropy = metrics["losses/entropy"], -args.target_entropy_scale * batch.action.shape[-1]
+    alpha_grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
+    state = state.replace(actor=state.actor.apply_gradients(grads=grads))
+    if args.autotune:
+        state = state.replace(alpha=state.alpha.apply_gradients(grads=alpha_grads))
+    return state, metrics | alpha_metrics
+
+
+def keep_policy(state, batch, key, args):
+    """No step: the losses alone, for the record."""
+    _, metrics = actor_loss(state.actor.params, state, batch, key)
+    target_entropy = -args.target_entropy_scale * batch.action.shape[-1]
+    _, alpha_metrics = alpha_loss(state.alpha.params, metrics["losses/entropy"], target_entropy)
+    return state, metrics | alpha_metrics
+
+
+def update(state, batch, key, index, args):
+    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed."""
+    next_action_key, action_key = jax.random.split(key)
+    # critics
+    params = state.critics.params
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(params, state, batch, next_action_key, args)
+    state = state.replace(critics=state.critics.apply_gradients(grads=grads))
+    # actor and temperature, against the new critics
+    state, policy_metrics = jax.lax.cond(
+        index % args.policy_frequency == 0,
+        lambda state: improve_policy(state, batch, action_key, args),
+        lambda state: keep_policy(state, batch, action_key, args),
+        state,
+    )
+    # targets
+    tau = jnp.where(index % args.target_network_frequency == 0, args.tau, 0.0)
+    target_critics = optax.incremental_update(state.critics.params, state.target_critics, tau)
+    return state.replace(target_critics=target_critics), metrics | policy_metrics
+
+
+def train(args):
+    """Trains the seeds side by side and returns what `result.json` holds.
+
+    Raises UsageError for bad input, before anything is written, and NonFiniteError.
+    """
+    validate(args)
+    set_up_device(args.device)
+    envs = SeedEnvs(args.env_id, args.seeds)
+    obs_dim, action_dim = envs.obs_dim, envs.action_dim
+    needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
+    check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
+    evaluate = Evaluation(args, act, sample_action)
+
+    def explore(key, step):
+        return jax.random.uniform(jax.random.fold_in(key, step), (action_dim,), minval=-1, maxval=1)
+
+    def behave(params, obs, key, step):
+        return act(params, obs, jax.random.fold_in(key, step), False)
+
+    def learn(state, replay, key, step):
+        sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
+        batch = replay.sample(sample_key, args.batch_size, step)
+        return update(state, batch, update_key, step - args.learning_starts - 1, args)
+
+    # every seed: its own keys, state, replay; from here on all arrays lead with the axis (seed,)
+    seeds = jax.device_put(np.array(args.seeds), seed_sharding(args.num_seeds))
+    keys = jax.jit(jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4))))(seeds)
+    init_key, act_key, update_key, eval_key = keys
+    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_key)
+    replay = jax.jit(jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim)))(seeds)
+    explore = jax.jit(jax.vmap(explore, (0, None)))
+    behave = jax.jit(jax.vmap(behave, (0, 0, 0, None)))
+    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
+    learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
+
+    with Run(args, "sac") as run:
+        transition = losses = None
+        for step in range(args.total_timesteps):
+            warm_up = step < args.learning_starts
+            action = explore(act_key, step) if warm_up else behave(state.actor.params, envs.obs, act_key, step)
+            action = np.asarray(action)  # waits for the last update; the next one hides the environment
+            if step > 0:
+                replay = store(replay, transition, step - 1)
+            if step > args.learning_starts:
+                state, losses = learn(state, replay, update_key, step)
+            transition, episodes = envs.step(action)
+            run.record_step(step + 1, episodes, losses)
+            if evaluate.due(step + 1):
+                metrics = evaluate(step + 1, state.actor.params, eval_key, temperature(state))
+                run.record_evaluation(step + 1, metrics)
+        run.save_policy(state.actor.params)
+        return run.finish()
+
+
+if __name__ == "__main__":
+    run_from_command_line(Args, train)
