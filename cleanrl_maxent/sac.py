@@ -174,7 +174,9 @@ def improve_policy(state, batch, key, args):
     """A step of the actor, then of the temperature at the entropy that the actor had."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key)
     entropy, target_entropy = metrics["losses/entropy"], -args.target_entropy_scale * batch.action.shape[-1]
-    alpha_grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
+    alpha_grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(
+        state.alpha.params, entropy, target_entropy
+    )
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     if args.autotune:
         state = state.replace(alpha=state.alpha.apply_gradients(grads=alpha_grads))
@@ -248,7 +250,9 @@ def train(args):
         transition = losses = None
         for step in range(args.total_timesteps):
             warm_up = step < args.learning_starts
-            action = explore(act_key, step) if warm_up else behave(state.actor.params, envs.obs, act_key, step)
+            action = (
+                explore(act_key, step) if warm_up else behave(state.actor.params, envs.obs, act_key, step)
+            )
             action = np.asarray(action)  # waits for the last update; the next one hides the environment
             if step > 0:
                 replay = store(replay, transition, step - 1)

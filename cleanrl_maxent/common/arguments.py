@@ -141,4 +141,3 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
     except (UsageError, NonFiniteError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import warnings
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -47,7 +48,10 @@ def make_env(env_id: str) -> gym.Env:
     """
     check_name(env_id)
     try:
-        env = gym.make(env_id)
+        with warnings.catch_warnings():
+            # the v4 environments are the published ones, old or not
+            warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+            env = gym.make(env_id)
     except Exception as problem:
         raise UsageError(f"cannot make {env_id}: {explain(env_id, problem)}") from problem
     check_spaces(env_id, env.observation_space, env.action_space)

@@ -12,17 +12,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from cleanrl_maxent.common.arguments import RunArgs, UsageError
 from cleanrl_maxent.common.envs import Episode, check_finite
+from cleanrl_maxent.common.terminal import Terminal
 
 PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
 LOSSES_EVERY = 100  # environment steps between two rows of losses
-PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 def default_run_dir(args: RunArgs) -> Path:
@@ -237,52 +234,3 @@ def check_wandb(args: RunArgs) -> None:
         raise UsageError("--track needs wandb: pip install wandb") from problem
     if args.wandb_mode == "online" and not wandb.api.api_key:
         raise UsageError("wandb has no API key: run `wandb login`, or add --wandb-mode offline")
-
-
-class Terminal:
-    """One live line where there is a terminal, a plain line now and then where there is none."""
-
-    def __init__(self, args: RunArgs, folder: Path):
-        self.args, self.steps, self.speed = args, 0, 0.0
-        self.evaluation = ""
-        self.console = Console(soft_wrap=True, highlight=False)
-        self.last_line = time.perf_counter()
-        self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
-        self.live = Live(self, console=self.console, refresh_per_second=2, transient=True)
-        if self.console.is_terminal:
-            self.live.start()
-
-    def __rich__(self) -> Text:
-        return Text(self.line(), no_wrap=True, overflow="ellipsis")
-
-    def line(self) -> str:
-        """Step, percent, time left, steps per second of each seed, last evaluation."""
-        total = self.args.total_timesteps
-        line = f"step {self.steps:,}/{total:,} {self.steps / total:4.0%}"
-        if self.speed:
-            left = int((total - self.steps) / self.speed)
-            line += f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left  {self.speed:.0f} SPS"
-        return line + self.evaluation
-
-    def show_evaluation(self, metrics: list[dict[str, float]]) -> None:
-        """Prints and keeps each seed's mean return, deterministic where the policy has a mean."""
-        means = [row.get("eval/return_mean", row["eval_stochastic/return_mean"]) for row in metrics]
-        self.evaluation = "  return " + " ".join(f"{mean:.1f}" for mean in means)
-        if not self.console.is_terminal:
-            self.tell(float("inf"))
-
-    def tell(self, now: float) -> None:
-        """A plain line, at most every PLAIN_LINE_EVERY seconds; `now` in seconds."""
-        if not self.console.is_terminal and now - self.last_line > PLAIN_LINE_EVERY:
-            self.console.print(self.line(), markup=False)
-            self.last_line = time.perf_counter()
-
-    def finish(self, seconds: float) -> None:
-        """The last line of a run that ended well."""
-        self.steps = self.args.total_timesteps
-        self.stop()
-        line = f"done: {self.steps:,} steps in {seconds:.0f} s{self.evaluation}"
-        self.console.print(line, markup=False)
-
-    def stop(self) -> None:
-        self.live.stop()

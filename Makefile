@@ -1,0 +1,27 @@
+# make run ARGS="--env-id Pendulum-v1 --total-timesteps 20000"    trains SAC (default: Hopper-v4)
+# make test                                                       runs the tests
+PYTHON ?= python3
+ARGS ?=
+.PHONY: run test clean
+
+run: .venv/installed
+	.venv/bin/python cleanrl_maxent/sac.py $(ARGS)
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest -q
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	.venv/bin/pip install --quiet -e . -c constraints.txt
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	.venv/bin/pip install --quiet -e '.[test,plots]' -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf .venv

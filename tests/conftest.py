@@ -1,0 +1,5 @@
+"""Two XLA threads for every test, set before anything imports JAX."""
+
+import os
+
+os.environ.setdefault("NPROC", "2")

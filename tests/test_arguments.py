@@ -1,0 +1,92 @@
+"""Bad input: one line that names the value, exit status 2, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cleanrl_maxent import sac
+from cleanrl_maxent.common.arguments import UsageError, parse_integer, validate
+
+SCRIPT = Path(sac.__file__)
+
+BAD = [
+    (dict(gamma=5.0), "gamma must be in [0, 1); got 5.0"),
+    (dict(gamma=float("nan")), "gamma must be in [0, 1); got nan"),
+    (dict(tau=0.0), "tau must be in (0, 1]; got 0.0"),
+    (dict(alpha=-1.0), "alpha must be a finite number >= 0; got -1.0"),
+    (dict(alpha=0.0), "--no-autotune"),
+    (dict(q_lr=0.0), "q_lr must be a finite number > 0"),
+    (dict(policy_lr=float("inf")), "policy_lr must be a finite number > 0"),
+    (dict(total_timesteps=0), "total_timesteps must be an integer >= 1; got 0"),
+    (dict(total_timesteps=-3), "total_timesteps must be an integer >= 1; got -3"),
+    (dict(total_timesteps=1000, learning_starts=25_000), "learning would never start"),
+    (dict(total_timesteps=1000, learning_starts=1000), "learning would never start"),
+    (dict(batch_size=256, buffer_size=100), "batch_size 256 > buffer_size 100"),
+    (dict(learning_starts=100), "only 100 transitions when learning starts"),
+    (dict(seed=-1), "seed must be in [0, 2147483647]; got -1"),
+    (dict(seed=2**32), "seed must be in [0, 2147483647]; got 4294967296"),
+    (dict(seed=2**31 - 1, num_seeds=2), "beyond 2147483647"),
+    (dict(num_seeds=0), "num_seeds must be an integer >= 1"),
+    (dict(policy_frequency=0), "policy_frequency must be an integer >= 1"),
+    (dict(target_network_frequency=0), "target_network_frequency must be"),
+    (dict(eval_episodes=-1), "eval_episodes must be an integer >= 0"),
+    (dict(eval_frequency=0), "eval_frequency must be an integer >= 1"),
+    (dict(hidden_dims=()), "hidden_dims must be at least one width"),
+    (dict(hidden_dims=(256, 0)), "hidden_dims must be at least one width"),
+    (dict(exp_name="../x"), "exp_name must be a name"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), BAD, ids=[str(given) for given, _ in BAD])
+def test_validate(given, words):
+    with pytest.raises(UsageError) as caught:
+        validate(sac.Args(**given))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_defaults_are_valid():
+    validate(sac.Args())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(env_id="Humanoid-v4", num_seeds=100), "replay of 100 x 1000000 transitions needs 308.4 GB"),
+        (dict(device="cuda"), "no CUDA device found; available: cpu"),
+        (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
+    ],
+)
+def test_train_refuses_and_leaves_nothing(given, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        sac.train(sac.Args(**given))
+    assert words in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--gamma", "5"], "error: gamma must be in [0, 1); got 5.0"),
+        (["--env-id", "CartPole-v1"], "Discrete(2)"),
+        (["--gama", "0.9"], "--gamma"),
+        (["--total-timesteps", "2.5"], "2.5"),
+    ],
+)
+def test_shell(flags, words, tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_integers():
+    assert parse_integer("1e6") == 1_000_000 and parse_integer("1_000") == 1000
+    for text in ("2.5", "abc", "nan", "inf", ""):
+        with pytest.raises(ValueError):
+            parse_integer(text)
+
+
+def test_help_fits_a_screen_and_has_units(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "environment steps" in done.stdout and "nats" in done.stdout

@@ -1,0 +1,57 @@
+"""The tree itself: names, sizes, style, and that every command of the README exists."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cleanrl_maxent"
+DEPENDENCIES = {
+    "jax",
+    "flax",
+    "optax",
+    "gymnasium",
+    "numpy",
+    "tyro",
+    "rich",
+    "tensorboardX",
+    "wandb",
+    "mujoco",
+}
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_module_hides_another():
+    """A script's folder is first on sys.path, so its neighbours must not be named like a library."""
+    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert not names & (set(sys.stdlib_module_names) | DEPENDENCIES)
+
+
+def test_files_stay_small():
+    lines = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE / "common").glob("*.py")}
+    assert max(lines.values()) <= 250 and sum(lines.values()) <= 1200
+
+
+def test_algorithms_do_not_import_one_another():
+    algorithms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    for name in algorithms:
+        text = (PACKAGE / f"{name}.py").read_text()
+        assert not any(f"cleanrl_maxent.{other} " in text for other in algorithms), name
+        assert "from cleanrl_maxent import" not in text, name
+
+
+def test_import_builds_no_array():
+    program = (
+        "import jax\nfrom cleanrl_maxent import sac\n"
+        "from jax._src import xla_bridge\nassert not xla_bridge._backends, 'a backend is up'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
