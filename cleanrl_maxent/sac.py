@@ -247,19 +247,20 @@ def train(args):
     learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
 
     with Run(args, "sac") as run:
-        transition = losses = None
+        transition, losses = None, {}
         for step in range(args.total_timesteps):
-            warm_up = step < args.learning_starts
-            action = (
-                explore(act_key, step) if warm_up else behave(state.actor.params, envs.obs, act_key, step)
-            )
+            if step < args.learning_starts:
+                action = explore(act_key, step)
+            else:
+                action = behave(state.actor.params, envs.obs, act_key, step)
             action = np.asarray(action)  # waits for the last update; the next one hides the environment
+            run.record_losses(step, losses)
             if step > 0:
                 replay = store(replay, transition, step - 1)
             if step > args.learning_starts:
                 state, losses = learn(state, replay, update_key, step)
             transition, episodes = envs.step(action)
-            run.record_step(step + 1, episodes, losses)
+            run.record_episodes(step + 1, episodes)
             if evaluate.due(step + 1):
                 metrics = evaluate(step + 1, state.actor.params, eval_key, temperature(state))
                 run.record_evaluation(step + 1, metrics)

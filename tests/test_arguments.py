@@ -33,8 +33,8 @@ BAD = [
     (dict(target_network_frequency=0), "target_network_frequency must be"),
     (dict(eval_episodes=-1), "eval_episodes must be an integer >= 0"),
     (dict(eval_frequency=0), "eval_frequency must be an integer >= 1"),
-    (dict(hidden_dims=()), "hidden_dims must be at least one width"),
-    (dict(hidden_dims=(256, 0)), "hidden_dims must be at least one width"),
+    (dict(hidden_dims=()), "hidden_dims must be one to nine widths"),
+    (dict(hidden_dims=(256, 0)), "hidden_dims must be one to nine widths"),
     (dict(exp_name="../x"), "exp_name must be a name"),
 ]
 

@@ -89,8 +89,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "policy_lr": RATE,
     "q_lr": RATE,
     "hidden_dims": (
-        lambda value: len(value) > 0 and all(dim >= 1 for dim in value),
-        "at least one width, each >= 1",
+        lambda value: 1 <= len(value) <= 9 and all(dim >= 1 for dim in value),
+        "one to nine widths, each >= 1",
     ),
 }
 

@@ -3,9 +3,12 @@
 import difflib
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
@@ -48,9 +51,7 @@ def make_env(env_id: str) -> gym.Env:
     """
     check_name(env_id)
     try:
-        with warnings.catch_warnings():
-            # the v4 environments are the published ones, old or not
-            warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+        with no_deprecations():
             env = gym.make(env_id)
     except Exception as problem:
         raise UsageError(f"cannot make {env_id}: {explain(env_id, problem)}") from problem
@@ -59,6 +60,20 @@ def make_env(env_id: str) -> gym.Env:
     space = env.observation_space
     env.observation_space = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
     return env
+
+
+@contextmanager
+def no_deprecations() -> Iterator[None]:
+    """Keeps Gymnasium and MuJoCo from saying, once for each environment, that v4 is old: it is what
+    the published curves were measured on."""
+    mujoco_handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+            yield
+    finally:
+        mujoco.set_mju_user_warning(mujoco_handler)
 
 
 def check_name(env_id: str) -> None:

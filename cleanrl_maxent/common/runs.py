@@ -139,24 +139,26 @@ class Run:
         if self.trackers:
             self.trackers[index].log({"global_step": steps, **row})
 
-    def record_step(self, steps: int, episodes: list[Episode], losses: Mapping | None) -> None:
-        """The episodes that ended at this step and, now and then, the losses of the last update.
-
-        `losses`: arrays `(seed,)` on the device, or None before the first update. Raises
-        NonFiniteError.
-        """
+    def record_episodes(self, steps: int, episodes: list[Episode]) -> None:
+        """A row for each episode that ended at this step."""
         for index, episodic_return, length in episodes:
             row = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
             self.record(index, steps, row)
+
+    def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
+        """Every LOSSES_EVERY steps, a row for each seed with the losses of the last update.
+
+        `losses`: arrays `(seed,)` on the device; empty before the first update. Raises
+        NonFiniteError.
+        """
         if steps % LOSSES_EVERY:
             return
         self.terminal.steps = steps
-        if losses:
-            values = jax.device_get(losses)
-            check_finite(steps, self.args.seeds, **values)
-            for index in range(self.args.num_seeds):
-                self.record(index, steps, {name: value[index] for name, value in values.items()})
-        if steps % (10 * LOSSES_EVERY) == 0:
+        values = jax.device_get(losses)
+        check_finite(steps, self.args.seeds, **values)
+        for index in range(self.args.num_seeds if values else 0):
+            self.record(index, steps, {name: value[index] for name, value in values.items()})
+        if steps and steps % (10 * LOSSES_EVERY) == 0:
             self.record_speed(steps)
 
     def record_speed(self, steps: int) -> None:
