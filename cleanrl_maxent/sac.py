@@ -233,14 +233,16 @@ def train(args):
     def learn(state, replay, key, step):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
         batch = replay.sample(sample_key, args.batch_size, step)
-        return update(state, batch, update_key, step - args.learning_starts - 1, args)
+        return update(state, batch, update_key, step - args.learning_starts, args)
 
     # every seed: its own keys, state, replay; from here on all arrays lead with the axis (seed,)
-    seeds = jax.device_put(np.array(args.seeds), seed_sharding(args.num_seeds))
+    sharding = seed_sharding(args.num_seeds)
+    seeds = jax.device_put(np.array(args.seeds), sharding)
     keys = jax.jit(jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4))))(seeds)
     init_key, act_key, update_key, eval_key = keys
     state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_key)
-    replay = jax.jit(jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim)))(seeds)
+    create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
+    replay = jax.jit(create, out_shardings=sharding)(seeds)
     explore = jax.jit(jax.vmap(explore, (0, None)))
     behave = jax.jit(jax.vmap(behave, (0, 0, 0, None)))
     store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
@@ -257,7 +259,7 @@ def train(args):
             run.record_losses(step, losses)
             if step > 0:
                 replay = store(replay, transition, step - 1)
-            if step > args.learning_starts:
+            if step >= args.learning_starts:
                 state, losses = learn(state, replay, update_key, step)
             transition, episodes = envs.step(action)
             run.record_episodes(step + 1, episodes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cleanrl_maxent import sac
+from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.arguments import UsageError, parse_integer, validate
 
 SCRIPT = Path(sac.__file__)
@@ -19,22 +20,24 @@ BAD = [
     (dict(alpha=0.0), "--no-autotune"),
     (dict(q_lr=0.0), "q_lr must be a finite number > 0"),
     (dict(policy_lr=float("inf")), "policy_lr must be a finite number > 0"),
-    (dict(total_timesteps=0), "total_timesteps must be an integer >= 1; got 0"),
-    (dict(total_timesteps=-3), "total_timesteps must be an integer >= 1; got -3"),
+    (dict(total_timesteps=0), "total_timesteps must be an integer in [1, 2147483647]; got 0"),
+    (dict(total_timesteps=-3), "total_timesteps must be an integer in [1, 2147483647]; got -3"),
     (dict(total_timesteps=1000, learning_starts=25_000), "learning would never start"),
     (dict(total_timesteps=1000, learning_starts=1000), "learning would never start"),
     (dict(batch_size=256, buffer_size=100), "batch_size 256 > buffer_size 100"),
     (dict(learning_starts=100), "only 100 transitions when learning starts"),
-    (dict(seed=-1), "seed must be in [0, 2147483647]; got -1"),
-    (dict(seed=2**32), "seed must be in [0, 2147483647]; got 4294967296"),
+    (dict(seed=-1), "seed must be an integer in [0, 2147483647]; got -1"),
+    (dict(seed=2**32), "seed must be an integer in [0, 2147483647]; got 4294967296"),
     (dict(seed=2**31 - 1, num_seeds=2), "beyond 2147483647"),
-    (dict(num_seeds=0), "num_seeds must be an integer >= 1"),
-    (dict(policy_frequency=0), "policy_frequency must be an integer >= 1"),
+    (dict(num_seeds=0), "num_seeds must be an integer in [1, 2147483647]"),
+    (dict(policy_frequency=0), "policy_frequency must be an integer in [1, 2147483647]"),
     (dict(target_network_frequency=0), "target_network_frequency must be"),
-    (dict(eval_episodes=-1), "eval_episodes must be an integer >= 0"),
-    (dict(eval_frequency=0), "eval_frequency must be an integer >= 1"),
+    (dict(eval_episodes=-1), "eval_episodes must be an integer in [0, 2147483647]"),
+    (dict(eval_frequency=0), "eval_frequency must be an integer in [1, 2147483647]"),
     (dict(hidden_dims=()), "hidden_dims must be one to nine widths"),
     (dict(hidden_dims=(256, 0)), "hidden_dims must be one to nine widths"),
+    (dict(total_timesteps=1e6), "total_timesteps must be an integer"),
+    (dict(seed=2**31 - 1, num_seeds=10**9), "beyond 2147483647"),
     (dict(exp_name="../x"), "exp_name must be a name"),
 ]
 
@@ -53,13 +56,17 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (dict(env_id="Humanoid-v4", num_seeds=100), "replay of 100 x 1000000 transitions needs 308.4 GB"),
+        (
+            dict(env_id="Humanoid-v4", num_seeds=100),
+            "replay of 100 x 1000000 transitions needs 308.4 GB, 20.0 GB available",
+        ),
         (dict(device="cuda"), "no CUDA device found; available: cpu"),
         (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
     ],
 )
 def test_train_refuses_and_leaves_nothing(given, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "available_memory", lambda: 20e9)
     with pytest.raises(UsageError) as caught:
         sac.train(sac.Args(**given))
     assert words in str(caught.value) and list(tmp_path.iterdir()) == []
@@ -90,3 +97,4 @@ def test_integers():
 def test_help_fits_a_screen_and_has_units(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "environment steps" in done.stdout and "nats" in done.stdout
+    assert len(done.stdout.splitlines()) <= 60

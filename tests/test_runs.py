@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import envs as probes
-import gymnasium as gym
 import jax
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.arguments import NonFiniteError, UsageError
-from cleanrl_maxent.common.envs import EVALUATION, environment_seed, make_env, scale_action
+from cleanrl_maxent.common.envs import EVALUATION, SeedEnvs, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.evaluation import Evaluation
 
 SMALL = dict(
@@ -133,6 +132,24 @@ def test_same_seed_same_record(run, tmp_path):
     for seed in (3, 4):
         name = f"seed-{seed}/metrics.jsonl"
         assert (tmp_path / "again" / name).read_bytes() == (run[0] / name).read_bytes()
+
+
+def test_seed_alone_equals_that_seed_beside_another(run, tmp_path):
+    sac.train(sac.Args(**SMALL, seed=4, run_dir=str(tmp_path / "alone")))
+    beside, alone = (rows(folder / "seed-4" / "metrics.jsonl") for folder in (run[0], tmp_path / "alone"))
+    for a, b in zip(beside, alone, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+
+
+def test_seeds_explore_differently(tmp_path, monkeypatch):
+    actions, step = [], SeedEnvs.step
+    monkeypatch.setattr(
+        SeedEnvs, "step", lambda self, action: (actions.append(action), step(self, action))[1]
+    )
+    sac.train(sac.Args(**SMALL | dict(eval_episodes=0), num_seeds=2, run_dir=str(tmp_path / "x")))
+    actions = np.stack(actions)[..., 0]  # (step, seed)
+    assert abs(np.corrcoef(actions[:300].T)[0, 1]) < 0.2 and np.abs(actions).max() <= 1
+    assert len(np.unique(actions)) > 1200
 
 
 def test_existing_folder_is_refused(run):
@@ -260,4 +277,3 @@ def test_own_environment_by_module(tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("my_module_MyEnv-v0__sac__1__")
     assert "310/310" in done.stdout and "done: 310 steps" in done.stdout and "\x1b" not in done.stdout
-    assert "my_module:MyEnv-v0" not in gym.registry

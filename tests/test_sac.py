@@ -15,7 +15,7 @@ from cleanrl_maxent import sac
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Replay, Transition
 
-ARGS = sac.Args(hidden_dims=(16, 16), batch_size=8)
+ARGS = sac.Args(hidden_dims=(16, 16), batch_size=8, alpha=0.3)
 OBS_DIM, ACTION_DIM = 3, 2
 
 
@@ -171,7 +171,7 @@ def test_critic_gradient_is_that_of_the_residual_alone():
     grads = jax.grad(sac.critic_loss, has_aux=True)(state.critics.params, state, batch, key, ARGS)[0]
     next_action, next_log_prob = reference_sample(state.actor.params, batch.next_obs, key)
     next_q = reference_q(state.critics.params, batch.next_obs, next_action).min(axis=0)
-    y = batch.reward + 0.99 * (1 - batch.terminated) * (next_q - next_log_prob)
+    y = batch.reward + 0.99 * (1 - batch.terminated) * (next_q - ARGS.alpha * next_log_prob)
 
     def reference(params):
         return 0.5 * ((reference_q(params, batch.obs, batch.action) - y) ** 2).mean(axis=1).sum()
@@ -187,7 +187,9 @@ def test_actor_gradient():
 
     def reference(params):
         action, log_prob = reference_sample(params, batch.obs, key)
-        return (log_prob - reference_q(state.critics.params, batch.obs, action).min(axis=0)).mean()
+        return (
+            ARGS.alpha * log_prob - reference_q(state.critics.params, batch.obs, action).min(axis=0)
+        ).mean()
 
     for path, index in [
         (("Dense_0", "kernel"), (0, 1)),
@@ -269,7 +271,7 @@ def test_init():
     for name, leaf in wide.actor.params["params"]["Dense_1"].items():
         assert np.abs(leaf).max() <= 1 / 16, name
         assert np.std(leaf) == pytest.approx(1 / 16 / math.sqrt(3), rel=0.15), name
-    assert sac.temperature(state) == 1.0
+    assert float(sac.temperature(state)) == pytest.approx(0.3)
 
 
 def test_targets_move_by_tau_towards_the_new_critics():

@@ -68,12 +68,17 @@ def positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-AT_LEAST_1 = (lambda value: value >= 1, "an integer >= 1")
-AT_LEAST_0 = (lambda value: value >= 0, "an integer >= 0")
+def integer(value: Any, low: int) -> bool:
+    """True for an int from `low` to what fits 32 bits, as the counts that reach the device must."""
+    return isinstance(value, int) and low <= value < 2**31
+
+
+AT_LEAST_1 = (lambda value: integer(value, 1), "an integer in [1, 2147483647]")
+AT_LEAST_0 = (lambda value: integer(value, 0), "an integer in [0, 2147483647]")
 RATE = (positive, "a finite number > 0")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "total_timesteps": AT_LEAST_1,
-    "seed": (lambda value: 0 <= value < 2**31, "in [0, 2147483647]"),
+    "seed": (lambda value: integer(value, 0), "an integer in [0, 2147483647]"),
     "num_seeds": AT_LEAST_1,
     "eval_frequency": AT_LEAST_1,
     "eval_episodes": AT_LEAST_0,
@@ -89,7 +94,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "policy_lr": RATE,
     "q_lr": RATE,
     "hidden_dims": (
-        lambda value: 1 <= len(value) <= 9 and all(dim >= 1 for dim in value),
+        lambda value: 1 <= len(value) <= 9 and all(integer(dim, 1) for dim in value),
         "one to nine widths, each >= 1",
     ),
 }
@@ -104,7 +109,7 @@ def validate(args: RunArgs) -> None:
     for name, (holds, words) in RANGES.items():
         if name in given and not holds(given[name]):
             raise UsageError(f"{name} must be {words}; got {given[name]}")
-    if args.seeds[-1] >= 2**31:
+    if args.seed + args.num_seeds > 2**31:
         raise UsageError(f"seed + num_seeds goes beyond 2147483647: {args.seed} + {args.num_seeds}")
     if not args.exp_name or "/" in args.exp_name or ".." in args.exp_name:
         raise UsageError(f"exp_name must be a name without '/' or '..'; got {args.exp_name!r}")

@@ -1,5 +1,6 @@
 """Where the arrays live: device, threads, compilation cache, and the seeds' axis over devices."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -29,10 +30,9 @@ def set_up_device(device: str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "cleanrl_maxent"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_default_matmul_precision", "float32")
-    if device == "auto":
-        return
     try:
-        jax.config.update("jax_default_device", jax.devices(device)[0])
+        chosen = None if device == "auto" else jax.devices(device)[0]
+        jax.config.update("jax_default_device", chosen)
     except RuntimeError as problem:
         found = ", ".join(sorted({found.platform for found in jax.devices()}))
         raise UsageError(f"no {device.upper()} device found; available: {found}") from problem
@@ -46,7 +46,7 @@ def seed_sharding(num_seeds: int) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices[:used]), ("seed",)), PartitionSpec("seed"))
 
 
-def available_memory() -> int | None:
+def available_memory() -> float | None:
     """Bytes free for arrays on the device, or None where nothing tells."""
     device = jax.config.jax_default_device or jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -54,8 +54,17 @@ def available_memory() -> int | None:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     if sys.platform == "linux":
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        return min(free, container_memory())
     return None
+
+
+def container_memory() -> float:
+    """Bytes left under the limit of this container (cgroup v2); infinite where there is none."""
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return math.inf
+    return int(limit.read_text()) - int(used.read_text())
 
 
 def check_memory(needed: int, what: str) -> None:

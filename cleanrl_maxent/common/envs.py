@@ -111,7 +111,9 @@ def check_spaces(env_id: str, observation: gym.Space, action: gym.Space) -> None
         raise UsageError(f"{env_id} has the action space {action}; a continuous one (Box) is needed")
     if len(action.shape) != 1 or action.shape[0] == 0:
         raise UsageError(f"{env_id} has actions of shape {action.shape}; a 1-D Box is needed")
-    if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1:
+    if not np.issubdtype(action.dtype, np.floating):
+        raise UsageError(f"{env_id} has actions of dtype {action.dtype}; floating point ones are needed")
+    if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         kind = f"{type(observation).__name__}{getattr(observation, 'shape', None) or ''}"
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; wrap it with FlattenObservation"
@@ -136,9 +138,11 @@ def check_finite(step: int, seeds: list[int], **tensors: np.ndarray) -> None:
     """Raises NonFiniteError naming step, seed and tensor; each tensor has a leading axis `(seed,)`."""
     for name, values in tensors.items():
         if not np.isfinite(values).all():
-            rows = np.isfinite(np.reshape(values, (len(seeds), -1))).all(axis=1)
-            seed = seeds[int(np.argmin(rows))]
-            raise NonFiniteError(f"non-finite {name} at step {step}, seed {seed}: {values}")
+            rows = np.reshape(values, (len(seeds), -1))
+            index, entry = np.argwhere(~np.isfinite(rows))[0]
+            raise NonFiniteError(
+                f"non-finite {name} at step {step}, seed {seeds[index]}: [{entry}] is {rows[index, entry]}"
+            )
 
 
 class SeedEnvs:

@@ -87,13 +87,14 @@ class Run:
         """
         self.args = args
         self.folder = Path(args.run_dir) if args.run_dir else default_run_dir(args)
-        if self.folder.exists():
-            raise UsageError(f"{self.folder} exists; name another --run-dir, or remove it")
         if args.track:
             check_wandb(args)
         try:
+            self.folder.mkdir(parents=True)
             for seed in args.seeds:
-                (self.folder / f"seed-{seed}").mkdir(parents=True)
+                self.seed_folder(seed).mkdir()
+        except FileExistsError as problem:
+            raise UsageError(f"{self.folder} exists; name another --run-dir, or remove it") from problem
         except OSError as problem:
             raise UsageError(f"cannot write to {self.folder}: {problem.strerror}") from problem
         config = {"algorithm": algorithm, "args": asdict(args), **describe_machine()}
@@ -117,7 +118,7 @@ class Run:
         """The W&B run of one seed, in the group of this run."""
         import wandb
 
-        return wandb.init(
+        tracker = wandb.init(
             project=self.args.wandb_project_name,
             entity=self.args.wandb_entity,
             group=self.folder.name,
@@ -127,6 +128,8 @@ class Run:
             dir=str(self.folder),
             reinit="create_new",
         )
+        tracker.define_metric("*", step_metric="global_step")
+        return tracker
 
     def record(self, index: int, steps: int, metrics: Mapping[str, float]) -> None:
         """One row of seed number `index`, counted from 0, after `steps` environment steps."""
@@ -183,7 +186,11 @@ class Run:
         self.terminal.show_evaluation(metrics)
 
     def save_policy(self, params) -> None:
-        """Writes `policy-{seed}.npz` of every seed, without pickle; leaves lead with `(seed,)`."""
+        """Writes `policy-{seed}.npz` of every seed, without pickle; leaves lead with `(seed,)`.
+
+        Raises NonFiniteError.
+        """
+        check_finite(self.args.total_timesteps, self.args.seeds, **named_arrays(params))
         for index, seed in enumerate(self.args.seeds):
             arrays = named_arrays(jax.tree.map(lambda leaf, i=index: leaf[i], params))
             np.savez(self.folder / f"policy-{seed}.npz", **arrays)
@@ -191,12 +198,8 @@ class Run:
     def finish(self) -> dict:
         """Closes everything and writes `result.json`, which marks a finished run; returns it."""
         seconds = time.perf_counter() - self.started
-        for board in self.boards:
-            board.close()
-        for tracker in self.trackers:
-            tracker.finish()
         self.terminal.finish(seconds)
-        self.close()
+        self.close(exit_code=0)
         evaluations = {str(s): row for s, row in zip(self.args.seeds, self.evaluations, strict=True)}
         result = {
             "run_dir": str(self.folder),
@@ -207,13 +210,15 @@ class Run:
         self.write_json("result.json", result)
         return result
 
-    def close(self) -> None:
+    def close(self, exit_code: int = 1) -> None:
         """Gives the terminal and the files back; the record is on disk row by row in any case."""
         self.terminal.stop()
         for file in (*self.records, self.timing):
             file.close()
         for board in self.boards:
             board.close()
+        while self.trackers:
+            self.trackers.pop().finish(exit_code=exit_code)
 
     def __enter__(self) -> "Run":
         return self
