@@ -170,23 +170,21 @@ def alpha_loss(params, entropy, target_entropy):
     return loss, {"losses/alpha_loss": loss, "losses/alpha": jnp.exp(params["log_alpha"])}
 
 
-def improve_policy(state, batch, key, args):
+def improve_policy(state, batch, key, target_entropy, args):
     """A step of the actor, then of the temperature at the entropy that the actor had."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key)
-    entropy, target_entropy = metrics["losses/entropy"], -args.target_entropy_scale * batch.action.shape[-1]
-    alpha_grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(
-        state.alpha.params, entropy, target_entropy
-    )
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
+    grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(
+        state.alpha.params, metrics["losses/entropy"], target_entropy
+    )
     if args.autotune:
-        state = state.replace(alpha=state.alpha.apply_gradients(grads=alpha_grads))
+        state = state.replace(alpha=state.alpha.apply_gradients(grads=grads))
     return state, metrics | alpha_metrics
 
 
-def keep_policy(state, batch, key, args):
+def keep_policy(state, batch, key, target_entropy, args):
     """No step: the losses alone, for the record."""
     _, metrics = actor_loss(state.actor.params, state, batch, key)
-    target_entropy = -args.target_entropy_scale * batch.action.shape[-1]
     _, alpha_metrics = alpha_loss(state.alpha.params, metrics["losses/entropy"], target_entropy)
     return state, metrics | alpha_metrics
 
@@ -199,10 +197,11 @@ def update(state, batch, key, index, args):
     grads, metrics = jax.grad(critic_loss, has_aux=True)(params, state, batch, next_action_key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
     # actor and temperature, against the new critics
+    target_entropy = -args.target_entropy_scale * batch.action.shape[-1]
     state, policy_metrics = jax.lax.cond(
         index % args.policy_frequency == 0,
-        lambda state: improve_policy(state, batch, action_key, args),
-        lambda state: keep_policy(state, batch, action_key, args),
+        lambda state: improve_policy(state, batch, action_key, target_entropy, args),
+        lambda state: keep_policy(state, batch, action_key, target_entropy, args),
         state,
     )
     # targets
