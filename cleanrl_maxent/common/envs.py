@@ -83,11 +83,10 @@ def check_name(env_id: str) -> None:
         return
     if not re.search(r"-v\d+$", name):
         versions = [known for known in gym.registry if known.rpartition("-v")[0] == name]
-        if versions:
-            latest = max(versions, key=lambda known: int(known.rpartition("-v")[2]))
+        newest = sorted(versions, key=lambda known: int(known.rpartition("-v")[2]))[-2:]
+        if newest:
             raise UsageError(
-                f"give the version: {name!r} would silently become {latest}; write one of "
-                + ", ".join(versions)
+                f"give the version: {name!r} would silently become {newest[-1]}; write {' or '.join(newest)}"
             )
     lower = {known.lower(): known for known in gym.registry}
     near = difflib.get_close_matches(name.lower(), lower, n=1)

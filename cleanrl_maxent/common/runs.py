@@ -239,5 +239,5 @@ def check_wandb(args: RunArgs) -> None:
         import wandb
     except ImportError as problem:
         raise UsageError("--track needs wandb: pip install wandb") from problem
-    if args.wandb_mode == "online" and not wandb.api.api_key:
+    if args.wandb_mode == "online" and not wandb.login(prompt=False):
         raise UsageError("wandb has no API key: run `wandb login`, or add --wandb-mode offline")
