@@ -33,19 +33,19 @@ class Args(RunArgs):
     """Soft Actor-Critic (Haarnoja et al., 2018) with a learned temperature."""
 
     exp_name: str = "sac"  # part of the run folder's name
-    learning_starts: Integer = 10_000  # environment steps with uniform actions, before learning
+    learning_starts: Integer = 10_000  # environment steps of uniform actions
     buffer_size: Integer = 1_000_000  # transitions kept
     batch_size: Integer = 256  # transitions of an update
     gamma: float = 0.99  # discount per step
-    tau: float = 0.005  # weight of the new parameters in the targets
+    tau: float = 0.005  # weight of new parameters in targets
     policy_lr: float = 3e-4  # Adam, actor and temperature
     q_lr: float = 3e-4  # Adam, critics
     alpha: float = 1.0  # temperature, in reward per nat; where it starts if autotune
     autotune: bool = True  # learn the temperature
-    target_entropy_scale: float = 1.0  # target entropy is -scale * action_dim, in nats
-    policy_frequency: Integer = 1  # critic updates per update of actor and temperature
-    target_network_frequency: Integer = 1  # critic updates per update of the targets
-    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
+    target_entropy_scale: float = 1.0  # target is -scale * action_dim nats
+    policy_frequency: Integer = 1  # critic updates per actor update
+    target_network_frequency: Integer = 1  # critic updates per target update
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
 
 
 def linear(x, features):
@@ -216,8 +216,8 @@ def train(args):
     Raises UsageError for bad input, before anything is written, and NonFiniteError.
     """
     validate(args)
-    set_up_device(args.device)
-    envs = SeedEnvs(args.env_id, args.seeds)
+    set_up_device(args.device, args.run_dir)
+    envs = SeedEnvs(args.env_id, args.seeds, args.env_reset)
     obs_dim, action_dim = envs.obs_dim, envs.action_dim
     needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
     check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
@@ -248,23 +248,27 @@ def train(args):
     learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
 
     with Run(args, "sac") as run:
-        transition, losses = None, {}
-        for step in range(args.total_timesteps):
+        start, state, replay = run.resume(envs, state, replay)
+        losses = {}
+        for step in range(start, args.total_timesteps + 1):
+            if evaluate.due(step):
+                metrics = evaluate(step, state.actor.params, eval_key, temperature(state))
+                run.record_evaluation(step, metrics)
+            if step == args.total_timesteps:
+                break
             if step < args.learning_starts:
                 action = explore(act_key, step)
             else:
                 action = behave(state.actor.params, envs.obs, act_key, step)
-            action = np.asarray(action)  # waits for the last update; the next one hides the environment
-            run.record_losses(step, losses)
             if step > 0:
-                replay = store(replay, transition, step - 1)
+                replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
                 state, losses = learn(state, replay, update_key, step)
-            transition, episodes = envs.step(action)
+            # waits for the action alone: the update just dispatched runs while the environment steps
+            episodes = envs.step(np.asarray(action))
             run.record_episodes(step + 1, episodes)
-            if evaluate.due(step + 1):
-                metrics = evaluate(step + 1, state.actor.params, eval_key, temperature(state))
-                run.record_evaluation(step + 1, metrics)
+            run.record_losses(step + 1, losses)
+            run.checkpoint(step + 1, envs, state)
         run.save_policy(state.actor.params)
         return run.finish()
 

@@ -75,3 +75,21 @@ register("Unbounded-v0", entry_point=Broken, kwargs={"action_space": Box(-np.inf
 register("DictObs-v0", entry_point=Broken, kwargs={"observation_space": Dict(x=Box(-1, 1, (2,)))})
 register("ImageObs-v0", entry_point=Broken, kwargs={"observation_space": Box(0, 1, (4, 4), np.float32)})
 register("DiscreteAction-v0", entry_point=Broken, kwargs={"action_space": Discrete(2)})
+
+
+class Surviving(gym.Env):
+    """Counts its steps over all episodes: a state that a reset does not clear."""
+
+    observation_space = Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([self.steps + self.np_random.normal()], np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.array([self.steps], np.float32), float(action[0]), False, False, {}

@@ -22,8 +22,8 @@ def test_counting_environment_leaves_no_false_transition():
     envs = SeedEnvs("Counting-v0", [1, 2])
     trace, episodes = [], []
     for _ in range(7):
-        transition, ended = envs.step(np.zeros((2, 1), np.float32))
-        trace.append(transition)
+        ended = envs.step(np.zeros((2, 1), np.float32))
+        trace.append(envs.transition)
         episodes += ended
     for seed in range(2):
         rows = [(int(t.obs[seed, 0]), int(t.next_obs[seed, 0]), int(t.terminated[seed])) for t in trace]
@@ -33,16 +33,16 @@ def test_counting_environment_leaves_no_false_transition():
 
 def test_truncation_is_not_termination():
     envs = SeedEnvs("ConstantReward-v0", [1])
-    rows = [envs.step(np.zeros((1, 1), np.float32))[0] for _ in range(120)]
+    rows = [(envs.step(np.zeros((1, 1), np.float32)), envs.transition)[1] for _ in range(120)]
     assert sum(row.terminated[0] for row in rows) == 0
     assert rows[49].next_obs[0, 0] == 1.0 and rows[50].obs[0, 0] == 0.0
 
 
 def test_float32_everywhere():
     envs = SeedEnvs("Hopper-v4", [1])
-    transition, _ = envs.step(np.zeros((1, 3), np.float32))
+    envs.step(np.zeros((1, 3), np.float32))
     for name in ("obs", "action", "reward", "next_obs", "terminated"):
-        assert getattr(transition, name).dtype == np.float32, name
+        assert getattr(envs.transition, name).dtype == np.float32, name
 
 
 @pytest.mark.parametrize(

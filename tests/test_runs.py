@@ -29,6 +29,9 @@ SMALL = dict(
 )
 
 
+FILES = (("commit", ".json"), ("state", ".npz"), ("segment", ".npz"))  # of a checkpoint
+
+
 def rows(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -55,8 +58,10 @@ def test_folder(run):
     folder, result = run
     names = {str(path.relative_to(folder)).split(".out")[0] for path in folder.rglob("*") if path.is_file()}
     assert names == {
+        ".lock",
         "config.json",
         "result.json",
+        *(f"checkpoint/{name}-0000000650{end}" for name, end in FILES),
         "timing.jsonl",
         "policy-3.npz",
         "policy-4.npz",
@@ -152,9 +157,11 @@ def test_seeds_explore_differently(tmp_path, monkeypatch):
     assert len(np.unique(actions)) > 1200
 
 
-def test_existing_folder_is_refused(run):
-    with pytest.raises(UsageError, match="exists"):
-        sac.train(sac.Args(**SMALL, run_dir=str(run[0])))
+def test_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="exists and is not a run"):
+        sac.train(sac.Args(**SMALL, run_dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_file_in_the_way(tmp_path):

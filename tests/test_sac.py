@@ -396,7 +396,9 @@ def values_of(env_id, gamma):
     """Both critics at what 600 uniform actions met, after training on it with α = 0."""
     args = sac.Args(hidden_dims=(64,), autotune=False, alpha=0.0, gamma=gamma, q_lr=3e-3, tau=0.05)
     envs, rng = SeedEnvs(env_id, [1]), np.random.default_rng(0)
-    rows = [envs.step(rng.uniform(-1, 1, (1, 1)).astype(np.float32))[0] for _ in range(600)]
+    rows = [
+        (envs.step(rng.uniform(-1, 1, (1, 1)).astype(np.float32)), envs.transition)[1] for _ in range(600)
+    ]
     replay = Replay(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
 
     def step(state, index):

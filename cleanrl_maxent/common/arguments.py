@@ -1,12 +1,16 @@
 """The flags that no paper describes, their checks, and the way from a command line to `train`."""
 
+import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from cleanrl_maxent.common.signals import STOPPED, Stopped, listen
 
 
 class UsageError(ValueError):
@@ -15,6 +19,10 @@ class UsageError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """A NaN or an infinity: one line that names the step, the seed and the tensor."""
+
+
+class Finished(Exception):
+    """The run asked for is there already, complete."""
 
 
 def parse_integer(text: str) -> int:
@@ -44,19 +52,23 @@ Integer = Annotated[
 class RunArgs:
     """What to run, where, and what to keep of it."""
 
-    env_id: str = "Hopper-v4"  # Gymnasium id with version, or my_module:MyEnv-v0
+    env_id: str = "Hopper-v4"  # Gymnasium id, or my_module:Id-v0
     total_timesteps: Integer = 1_000_000  # environment steps of each seed
     seed: Integer = 1  # first seed
-    num_seeds: Integer = 1  # trains seeds seed … seed+num_seeds-1 side by side
+    num_seeds: Integer = 1  # seeds trained side by side: seed, seed + 1, …
     exp_name: str = ""  # part of the run folder's name
-    run_dir: str | None = None  # run folder; default runs/{env_id}__{exp_name}__{seed}__{unix time}
+    run_dir: str | None = None  # run folder; None: a new one in runs/
+    resume: str | None = None  # run folder to go on with
+    checkpoint_frequency: Integer = 10_000  # steps between commits; 0: only the last
+    env_reset: Literal["reuse", "fresh", "restart"] = "reuse"  # see docs/reliability.md
+    allow_version_change: bool = False  # resume elsewhere, not exactly
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
     eval_frequency: Integer = 5_000  # environment steps between evaluations
-    eval_episodes: Integer = 10  # episodes of an evaluation, per policy and seed; 0: none
-    track: bool = False  # log to Weights & Biases, one run per seed
+    eval_episodes: Integer = 10  # episodes per policy and seed; 0: none
+    track: bool = False  # log to Weights & Biases
     wandb_project_name: str = "cleanrl_maxent"  # project there
     wandb_entity: str | None = None  # team there
-    wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later with wandb sync
+    wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later
 
     @property
     def seeds(self) -> list[int]:
@@ -82,6 +94,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_seeds": AT_LEAST_1,
     "eval_frequency": AT_LEAST_1,
     "eval_episodes": AT_LEAST_0,
+    "checkpoint_frequency": AT_LEAST_0,
     "learning_starts": AT_LEAST_0,
     "buffer_size": AT_LEAST_1,
     "batch_size": AT_LEAST_1,
@@ -113,6 +126,8 @@ def validate(args: RunArgs) -> None:
         raise UsageError(f"seed + num_seeds goes beyond 2147483647: {args.seed} + {args.num_seeds}")
     if not args.exp_name or "/" in args.exp_name or ".." in args.exp_name:
         raise UsageError(f"exp_name must be a name without '/' or '..'; got {args.exp_name!r}")
+    if args.resume:
+        raise UsageError("resume is for the command line; in Python, give run_dir and the same arguments")
     if given.get("autotune") and args.alpha == 0:
         raise UsageError("alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
     if "learning_starts" in given:
@@ -138,11 +153,35 @@ def check_replay_sizes(args: RunArgs) -> None:
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> None:
     """Parses the command line into `args_class` and calls `train` with it.
 
-    Bad input and non-finite values end with one line on stderr and exit status 2.
+    Exit status 0: trained, or finished before. 2: bad input, non-finite values or a disk that fails, with
+    one line on stderr. 75: stopped by a signal; `--resume` goes on.
     """
     args = tyro.cli(args_class)
     try:
+        if args.resume:
+            args = tyro.cli(args_class, default=recorded(args_class, args.resume))
+            args = replace(args, run_dir=args.resume, resume=None)
+        listen()
         train(args)
-    except (UsageError, NonFiniteError) as problem:
+    except Finished as done:
+        print(done)
+    except Stopped as stop:
+        print(stop)
+        sys.exit(STOPPED)
+    except (UsageError, NonFiniteError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+
+
+def recorded(args_class: type[RunArgs], folder: str) -> RunArgs:
+    """The arguments of the run in `folder`; raises UsageError where there is none of this algorithm."""
+    path = Path(folder) / "config.json"
+    try:
+        given = json.loads(path.read_text())["args"]
+    except (OSError, ValueError, KeyError) as problem:
+        raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
+    unknown = given.keys() ^ {field.name for field in fields(args_class)}
+    if unknown:
+        raise UsageError(f"{folder} is a run of another program: {min(unknown)} differs")
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return args_class(**{**given, **lists})

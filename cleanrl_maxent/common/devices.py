@@ -1,5 +1,6 @@
 """Where the arrays live: device, threads, compilation cache, and the seeds' axis over devices."""
 
+import json
 import math
 import os
 import sys
@@ -17,14 +18,23 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_up_device(device: str) -> None:
+def recorded_threads(run_dir: str | None) -> int | None:
+    """XLA's CPU threads of the run in a folder; None where there is none. Bits depend on them."""
+    config = Path(run_dir or ".", "config.json")
+    try:
+        return json.loads(config.read_text())["cpu_threads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def set_up_device(device: str, run_dir: str | None = None) -> None:
     """Chooses the platform and sets JAX up; to be called before the first computation.
 
-    XLA's CPU threads are `NPROC` (default: the cores of this process), matmuls are float32 (no
-    TF32), compiled programs are kept in the user's cache folder. Raises UsageError where `device`
-    does not exist.
+    XLA's CPU threads are `NPROC` (default: those of the run to be resumed in `run_dir`, else the cores of
+    this process), matmuls are float32 (no TF32), compiled programs are kept in the user's cache folder.
+    Raises UsageError where `device` does not exist.
     """
-    os.environ.setdefault("NPROC", str(cpu_count()))
+    os.environ.setdefault("NPROC", str(recorded_threads(run_dir) or cpu_count()))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "cleanrl_maxent"))

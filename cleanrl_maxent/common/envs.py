@@ -15,6 +15,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 
 from cleanrl_maxent.common.arguments import NonFiniteError, UsageError
 from cleanrl_maxent.common.replay import Transition
+from cleanrl_maxent.common.replayable import Replayable, check_replayable
 
 TRAINING, EVALUATION = 0, 1
 
@@ -147,27 +148,35 @@ def check_finite(step: int, seeds: list[int], **tensors: np.ndarray) -> None:
 class SeedEnvs:
     """One environment per seed, stepped in turn; each has its own random stream.
 
-    `obs`: the current observations, `(seed, obs_dim)` float32. `step` counts the steps taken.
+    `obs`: the current observations, `(seed, obs_dim)` float32. `transition`: the last step, leading axis
+    `(seed,)`, with the true next observation also where an episode ended. `steps`: steps taken.
     """
 
-    def __init__(self, env_id: str, seeds: list[int]):
-        """Makes and resets the environments; raises UsageError as `make_env`, NonFiniteError."""
-        self.seeds = seeds
+    def __init__(self, env_id: str, seeds: list[int], env_reset: str = "reuse"):
+        """Makes and resets the environments; `env_reset` is the flag of that name.
+
+        Raises UsageError as `make_env`, or where the environment cannot be restored exactly, and
+        NonFiniteError.
+        """
+        self.env_id, self.seeds, self.env_reset = env_id, seeds, env_reset
+        fresh = env_reset == "fresh"
+        if env_reset != "restart":
+            check_replayable(env_id, lambda: make_env(env_id), fresh)
         self.envs = SyncVectorEnv(
-            [lambda: make_env(env_id) for _ in seeds], autoreset_mode=AutoresetMode.SAME_STEP
+            [lambda: Replayable(lambda: make_env(env_id), fresh) for _ in seeds],
+            autoreset_mode=AutoresetMode.SAME_STEP,
         )
         self.obs_dim = self.envs.single_observation_space.shape[0]
         self.action_dim = self.envs.single_action_space.shape[0]
         self.steps = 0
         self.obs, _ = self.envs.reset(seed=[environment_seed(seed, TRAINING) for seed in seeds])
+        self.transition: Transition | None = None
         check_finite(0, seeds, obs=self.obs)
 
-    def step(self, action: np.ndarray) -> tuple[Transition, list[Episode]]:
-        """Steps every environment; one that ends is reset at once.
+    def step(self, action: np.ndarray) -> list[Episode]:
+        """Steps every environment; one that ends is reset at once. Returns the episodes that ended.
 
-        `action`: `(seed, action_dim)`, in [-1, 1]. Returns the transitions, leading axis `(seed,)`, with
-        the true next observation also where an episode ended, and the episodes that ended.
-        Raises NonFiniteError.
+        `action`: `(seed, action_dim)`, in [-1, 1]. Raises NonFiniteError.
         """
         self.steps += 1
         check_finite(self.steps, self.seeds, action=action)
@@ -181,7 +190,7 @@ class SeedEnvs:
                 ended = info["final_info"]["episode"]
                 episodes.append(Episode(int(index), float(ended["r"][index]), int(ended["l"][index])))
         check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs, obs=obs)
-        transition = Transition(
+        self.transition = Transition(
             obs=self.obs,
             action=action,
             reward=reward.astype(np.float32),
@@ -189,4 +198,32 @@ class SeedEnvs:
             terminated=terminated.astype(np.float32),
         )
         self.obs = obs
-        return transition, episodes
+        return episodes
+
+    def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
+        """Where every environment is: what JSON can hold, and arrays."""
+        snapshots, actions = zip(*(env.snapshot() for env in self.envs.envs), strict=True)
+        arrays = {f"actions/{seed}": taken for seed, taken in zip(self.seeds, actions, strict=True)}
+        arrays |= {f"transition/{name}": np.asarray(value) for name, value in vars(self.transition).items()}
+        return list(snapshots), {"obs": self.obs, **arrays}
+
+    def restore(self, steps: int, snapshots: list[dict], arrays: dict[str, np.ndarray]) -> None:
+        """Puts freshly made environments where those of the snapshot were, after `steps` steps.
+
+        With `env_reset` "restart" they begin a new episode instead. Raises UsageError where one does not
+        arrive there.
+        """
+        self.steps, self.obs = steps, arrays["obs"]
+        names = Transition.__annotations__
+        self.transition = Transition(**{name: arrays[f"transition/{name}"] for name in names})
+        if self.env_reset == "restart":
+            self.obs, _ = self.envs.reset(seed=[environment_seed(s, TRAINING, steps) for s in self.seeds])
+            return
+        for seed, env, snapshot, obs in zip(self.seeds, self.envs.envs, snapshots, self.obs, strict=True):
+            actions = arrays[f"actions/{seed}"]
+            there = env.restore(snapshot, actions)
+            if there is None or not np.array_equal(there, obs):
+                raise UsageError(
+                    f"{self.env_id} of seed {seed} cannot be restored exactly: {len(actions)} steps lead "
+                    "elsewhere; start anew with --env-reset fresh or --env-reset restart"
+                )

@@ -13,6 +13,8 @@ from cleanrl_maxent.common.envs import (
     make_env,
     scale_action,
 )
+from cleanrl_maxent.common.replayable import Replayable
+from cleanrl_maxent.common.signals import stop_if_asked
 
 
 class Evaluation:
@@ -30,7 +32,10 @@ class Evaluation:
         """
         self.args, self.has_density = args, sample_action is not None
         episodes = args.eval_episodes
-        self.envs = [make_env(args.env_id) for _ in range(args.num_seeds * 2 * episodes)]
+        fresh = args.env_reset == "fresh"
+        self.envs = [
+            Replayable(lambda: make_env(args.env_id), fresh) for _ in range(args.num_seeds * 2 * episodes)
+        ]
 
         def both(params, obs, key, step):  # obs: (2, episode, obs_dim)
             key = jax.random.fold_in(key, step)
@@ -44,13 +49,13 @@ class Evaluation:
     def due(self, steps: int) -> bool:
         """True at multiples of `--eval-frequency` and at the last step."""
         at = steps % self.args.eval_frequency == 0 or steps == self.args.total_timesteps
-        return bool(at and self.envs)
+        return bool(at and steps and self.envs)
 
     def __call__(self, steps: int, params, keys: jax.Array, alpha=0.0) -> list[dict[str, float]]:
         """Metrics of each seed after `steps` environment steps.
 
         `params`: the policies, leading axis `(seed,)`. `alpha`: `(seed,)` temperatures, for
-        `eval/soft_return`, the mean of Σ r − α log π over the stochastic episodes.
+        `eval/soft_return`, the mean of Σ r − α log π over the stochastic episodes. Raises Stopped.
         """
         seeds, episodes = self.args.seeds, self.args.eval_episodes
         shape = (len(seeds), 2, episodes)
@@ -65,6 +70,7 @@ class Evaluation:
         running = np.ones(len(self.envs), bool)
         returns, lengths, entropies = (np.zeros(len(self.envs)) for _ in range(3))
         while running.any():
+            stop_if_asked()
             step = int(lengths.max())
             mean, sample, log_prob = self.actions(params, obs.reshape(*shape, -1), keys, step)
             action = np.stack([mean, sample], axis=1).reshape(len(self.envs), -1)

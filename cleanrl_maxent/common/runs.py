@@ -1,152 +1,144 @@
-"""A run: its folder, its record and the mirrors of it, the line on the terminal, the result."""
+"""A run: its folder, its record, its exact state on disk, the line on the terminal, the result."""
 
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from cleanrl_maxent.common.arguments import RunArgs, UsageError
-from cleanrl_maxent.common.envs import Episode, check_finite
+from cleanrl_maxent.common.arguments import RunArgs
+from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, like, named_arrays, pack, write_file
+from cleanrl_maxent.common.envs import Episode, SeedEnvs, check_finite
+from cleanrl_maxent.common.folder import default_run_dir, find_commit, lock
+from cleanrl_maxent.common.machine import describe_machine
+from cleanrl_maxent.common.record import Record, check_wandb, start_trackers
+from cleanrl_maxent.common.replay import Replay, Transition
+from cleanrl_maxent.common.signals import Stopped, stop_if_asked
 from cleanrl_maxent.common.terminal import Terminal
 
-PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
 LOSSES_EVERY = 100  # environment steps between two rows of losses
-
-
-def default_run_dir(args: RunArgs) -> Path:
-    """`runs/{env_id}__{exp_name}__{seed}__{unix time}`, CleanRL's name for it."""
-    env_id = args.env_id.replace("/", "_").replace(":", "_")
-    return Path("runs") / f"{env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-
-
-def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` where files differ from it; None outside git."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
-
-
-def describe_machine() -> dict:
-    """Versions of Python and the packages, the device, and the threads XLA may use."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    device = jax.config.jax_default_device or jax.devices()[0]
-    return {
-        "versions": versions,
-        "device": {"platform": device.platform, "kind": device.device_kind, "processor": processor()},
-        "cpu_threads": int(os.environ.get("NPROC", 0)) or None,
-        "git_commit": git_commit(),
-    }
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if names:
-            return names[0].partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def named_arrays(params) -> dict[str, np.ndarray]:
-    """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    name = jax.tree_util.keystr
-    return {name(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
 class Run:
     """Writes what a run leaves behind; files of seed s are in `seed-{s}/`.
 
-    `metrics.jsonl` of each seed is the record and holds nothing of the wall clock, so that equal runs
-    have equal records; TensorBoard and W&B mirror it; `timing.jsonl` has the clock.
+    In a folder that holds the unfinished run of the same arguments, goes on where its last good commit
+    left off: `resume` then returns that state, and the record is cut to what it was.
     """
 
     def __init__(self, args: RunArgs, algorithm: str):
-        """Makes the folder and writes `config.json`.
+        """Makes the folder, or opens the one to resume.
 
-        Raises UsageError where the folder exists or cannot be written, or W&B has no key.
+        Raises UsageError where it cannot be written, is in use, or holds another run, and Finished
+        where it holds this run, complete.
         """
         self.args = args
         self.folder = Path(args.run_dir) if args.run_dir else default_run_dir(args)
         if args.track:
             check_wandb(args)
+        self.lock = lock(self.folder)
         try:
-            self.folder.mkdir(parents=True)
-            for seed in args.seeds:
-                self.seed_folder(seed).mkdir()
-        except FileExistsError as problem:
-            raise UsageError(f"{self.folder} exists; name another --run-dir, or remove it") from problem
-        except OSError as problem:
-            raise UsageError(f"cannot write to {self.folder}: {problem.strerror}") from problem
+            self.open(algorithm)
+        except BaseException:
+            self.lock.close()
+            raise
+
+    def open(self, algorithm: str) -> None:
+        """Finds the commit to go on from, and opens the files, cut to what they were then."""
+        args = self.args
         config = {"algorithm": algorithm, "args": asdict(args), **describe_machine()}
+        self.checkpoints = Checkpoints(self.folder / "checkpoint")
+        self.found = find_commit(self.folder, self.checkpoints, args, config)
         self.write_json("config.json", config)
-        self.records = [open(self.seed_folder(seed) / "metrics.jsonl", "w") for seed in args.seeds]
-        self.boards = [SummaryWriter(str(self.seed_folder(seed))) for seed in args.seeds]
-        table = "|flag|value|\n|-|-|\n" + "\n".join(f"|{k}|{v}|" for k, v in asdict(args).items())
-        for board in self.boards:
-            board.add_text("hyperparameters", table)
-        self.trackers = [self.start_tracker(seed, config) for seed in args.seeds] if args.track else []
-        self.timing = open(self.folder / "timing.jsonl", "w")
+        (self.folder / "result.json").unlink(missing_ok=True)
+        meta = self.found.meta if self.found else {}
+        lengths = [record["bytes"] for record in meta.get("records", [{"bytes": 0}] * args.num_seeds)]
+        self.records = [
+            Record(self.folder / f"seed-{seed}", length, asdict(args))
+            for seed, length in zip(args.seeds, lengths, strict=True)
+        ]
+        if args.track:
+            start_trackers(args, self.records, self.folder, config)
+        self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
+        self.started = time.perf_counter() - meta.get("seconds", 0.0)
+        self.last_time, self.last_steps = time.perf_counter(), self.found.steps if self.found else 0
+        self.open_timing()
         self.terminal = Terminal(args, self.folder)
-        self.evaluations: list[dict] = [{} for _ in args.seeds]
-        self.started = self.last_time = time.perf_counter()
-        self.last_steps = 0
+        self.boundary: tuple[int, SeedEnvs, Any] | None = None  # the end of the last step, until committed
+        self.transitions: list[Transition] = []  # since the last commit
+        self.capacity = 0  # transitions to keep: the replay's, and the one in flight
 
-    def seed_folder(self, seed: int) -> Path:
-        return self.folder / f"seed-{seed}"
+    def open_timing(self) -> None:
+        """Opens `timing.jsonl`, keeping the rows up to the resumed step."""
+        path = self.folder / "timing.jsonl"
+        rows = path.read_text().splitlines() if self.found and path.exists() else []
+        self.timing = open(path, "w")
+        for row in (json.loads(row) for row in rows if row.endswith("}")):
+            if row["global_step"] <= self.last_steps:
+                self.write_timing(row)
 
-    def start_tracker(self, seed: int, config: dict):
-        """The W&B run of one seed, in the group of this run."""
-        import wandb
+    def resume(self, envs: SeedEnvs, state, replay: Replay | None = None) -> tuple[int, Any, Replay | None]:
+        """The steps taken so far, and the state and replay at that point; `envs` are put there too.
 
-        tracker = wandb.init(
-            project=self.args.wandb_project_name,
-            entity=self.args.wandb_entity,
-            group=self.folder.name,
-            name=f"{self.folder.name}-seed-{seed}",
-            config={**config, **config["args"], "seed": seed},
-            mode=self.args.wandb_mode,
-            dir=str(self.folder),
-            reinit="create_new",
-        )
-        tracker.define_metric("*", step_metric="global_step")
-        return tracker
+        `state`, `replay`: freshly made, leading axis `(seed,)`; returned as they are at the start of a
+        run. The replay's arrays are consumed. Raises UsageError where the state does not fit or an
+        environment cannot be restored.
+        """
+        self.capacity = replay.capacity + 1 if replay else 0
+        commit, self.found = self.found, None
+        if commit is None:
+            return 0, state, replay
+        envs.restore(commit.steps, commit.meta["envs"], below("envs/", commit.arrays))
+        state = like(state, below("state/", commit.arrays))
+        if replay:
+            replay = refill(replay, commit)
+        self.terminal.steps = commit.steps
+        self.terminal.say(f"resumed at step {commit.steps:,}")
+        return commit.steps, state, replay
 
-    def record(self, index: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """One row of seed number `index`, counted from 0, after `steps` environment steps."""
-        row = {name: float(value) for name, value in metrics.items()}
-        line = json.dumps({"global_step": steps, **row}, allow_nan=False)
-        self.records[index].write(line + "\n")
-        self.records[index].flush()
-        for name, value in row.items():
-            self.boards[index].add_scalar(name, value, steps)
-        if self.trackers:
-            self.trackers[index].log({"global_step": steps, **row})
+    def checkpoint(self, steps: int, envs: SeedEnvs, state) -> None:
+        """The end of a step: commits where `--checkpoint-frequency` says so, and at the last one.
+
+        `steps`: environment steps so far. `state`: everything learned. Raises Stopped after a signal (the
+        run commits on its way out), NonFiniteError, and OSError where the disk does not take it; the
+        commit before is kept.
+        """
+        self.boundary = steps, envs, state
+        if self.capacity:
+            self.transitions.append(envs.transition)
+        frequency = self.args.checkpoint_frequency
+        if steps == self.args.total_timesteps or (frequency and steps % frequency == 0):
+            self.commit()
+        stop_if_asked()
+
+    def commit(self) -> None:
+        """Writes the state at the last boundary."""
+        if self.boundary is None:
+            return
+        (steps, envs, state), self.boundary = self.boundary, None
+        learned = named_arrays(state)
+        check_finite(steps, self.args.seeds, **learned)
+        environments, arrays = envs.snapshot()
+        meta = {
+            "args": asdict(self.args),
+            "envs": environments,
+            "records": [record.sync() for record in self.records],
+            "seconds": time.perf_counter() - self.started,
+        }
+        arrays = {f"envs/{name}": array for name, array in arrays.items()}
+        arrays |= {f"state/{name}": array for name, array in learned.items()}
+        self.checkpoints.commit(steps, meta, arrays, self.transitions, self.capacity)
+        self.transitions = []
 
     def record_episodes(self, steps: int, episodes: list[Episode]) -> None:
         """A row for each episode that ended at this step."""
         for index, episodic_return, length in episodes:
             row = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
-            self.record(index, steps, row)
+            self.records[index].write(steps, row)
 
     def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
         """Every LOSSES_EVERY steps, a row for each seed with the losses of the last update.
@@ -160,8 +152,8 @@ class Run:
         values = jax.device_get(losses)
         check_finite(steps, self.args.seeds, **values)
         for index in range(self.args.num_seeds if values else 0):
-            self.record(index, steps, {name: value[index] for name, value in values.items()})
-        if steps and steps % (10 * LOSSES_EVERY) == 0:
+            self.records[index].write(steps, {name: value[index] for name, value in values.items()})
+        if steps % (10 * LOSSES_EVERY) == 0:
             self.record_speed(steps)
 
     def record_speed(self, steps: int) -> None:
@@ -169,31 +161,30 @@ class Run:
         now = time.perf_counter()
         speed = (steps - self.last_steps) / max(now - self.last_time, 1e-9)
         self.last_time, self.last_steps = now, steps
-        row = {"global_step": steps, "seconds": round(now - self.started, 3), "charts/SPS": round(speed, 1)}
-        self.timing.write(json.dumps(row) + "\n")
-        self.timing.flush()
+        seconds = round(now - self.started, 3)
+        self.write_timing({"global_step": steps, "seconds": seconds, "charts/SPS": round(speed, 1)})
         self.terminal.speed = speed
         self.terminal.tell(now)
-        for board in self.boards:
-            board.add_scalar("charts/SPS", speed, steps)
+
+    def write_timing(self, row: dict[str, float]) -> None:
+        self.timing.write(json.dumps(row) + "\n")
+        self.timing.flush()
+        for record in self.records:
+            record.board.add_scalar("charts/SPS", row["charts/SPS"], row["global_step"])
 
     def record_evaluation(self, steps: int, metrics: list[dict[str, float]]) -> None:
         """The rows of an evaluation, one for each seed."""
         for index, row in enumerate(metrics):
-            self.record(index, steps, row)
+            self.records[index].write(steps, row)
             self.evaluations[index] = {"global_step": steps, **row}
         self.terminal.steps = steps
         self.terminal.show_evaluation(metrics)
 
     def save_policy(self, params) -> None:
-        """Writes `policy-{seed}.npz` of every seed, without pickle; leaves lead with `(seed,)`.
-
-        Raises NonFiniteError.
-        """
-        check_finite(self.args.total_timesteps, self.args.seeds, **named_arrays(params))
+        """Writes `policy-{seed}.npz` of every seed, without pickle; leaves lead with `(seed,)`."""
         for index, seed in enumerate(self.args.seeds):
             arrays = named_arrays(jax.tree.map(lambda leaf, i=index: leaf[i], params))
-            np.savez(self.folder / f"policy-{seed}.npz", **arrays)
+            write_file(self.folder / f"policy-{seed}.npz", pack(arrays))
 
     def finish(self) -> dict:
         """Closes everything and writes `result.json`, which marks a finished run; returns it."""
@@ -213,31 +204,45 @@ class Run:
     def close(self, exit_code: int = 1) -> None:
         """Gives the terminal and the files back; the record is on disk row by row in any case."""
         self.terminal.stop()
-        for file in (*self.records, self.timing):
-            file.close()
-        for board in self.boards:
-            board.close()
-        while self.trackers:
-            self.trackers.pop().finish(exit_code=exit_code)
+        self.timing.close()
+        for record in self.records:
+            record.close(exit_code)
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, problem, traceback) -> None:
+        try:
+            if isinstance(problem, Stopped):
+                self.commit()
+                where = f"at step {self.checkpoints.steps:,}; go on with --resume {self.folder}"
+                problem.args = (f"{problem} {where}",)
+        finally:
+            self.close()
+            self.lock.close()
 
     def write_json(self, name: str, content: dict) -> None:
-        """Writes a file as a whole or not at all."""
-        temporary = self.folder / f"{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(self.folder / name)
+        write_file(self.folder / name, json.dumps(content, indent=2).encode() + b"\n")
 
 
-def check_wandb(args: RunArgs) -> None:
-    """Raises UsageError where `--track` cannot work: no package, or no key."""
-    try:
-        import wandb
-    except ImportError as problem:
-        raise UsageError("--track needs wandb: pip install wandb") from problem
-    if args.wandb_mode == "online" and not wandb.login(prompt=False):
-        raise UsageError("wandb has no API key: run `wandb login`, or add --wandb-mode offline")
+def below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names start with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def refill(replay: Replay, commit: Commit) -> Replay:
+    """The replay as it was at the commit: all transitions that it kept, but the one in flight."""
+    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
+    stored = commit.steps - 1
+    stop = commit.steps - sum(segment.reward.shape[1] for segment in commit.segments)
+    for segment in commit.segments:
+        start, stop = stop, stop + segment.reward.shape[1]
+        index = np.arange(max(start, stored - replay.capacity), min(stop, stored))
+        if index.size:
+            replay = store(replay, take(segment, index - start), index)
+    return replay
+
+
+def take(segment: Transition, rows: np.ndarray) -> Transition:
+    """Some of the transitions of a segment, `(seed, transition)`."""
+    return jax.tree.map(lambda leaf: leaf[:, rows], segment)

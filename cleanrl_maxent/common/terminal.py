@@ -44,6 +44,10 @@ class Terminal:
         if not self.console.is_terminal:
             self.tell(float("inf"))
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, markup=False)
+
     def tell(self, now: float) -> None:
         """A plain line, at most every PLAIN_LINE_EVERY seconds; `now` in seconds."""
         if not self.console.is_terminal and now - self.last_line > PLAIN_LINE_EVERY:

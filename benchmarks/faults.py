@@ -1,0 +1,155 @@
+"""Kills runs with SIGKILL, resumes them, and compares what they end with to a run that nobody touched.
+
+    python benchmarks/faults.py --env-ids Hopper-v4 Ant-v4 Humanoid-v4 Pendulum-v1 --kills 25
+
+Every life of a run is killed after a random time, be it importing, compiling, learning, evaluating,
+committing or resuming, and the same command is given again until the run ends. Then the SHA-256 of every
+leaf of its state, of the replay, of the record and of the policies must be those of the reference.
+Exit status 1 where one differs.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from cleanrl_maxent.common.checkpoint import Checkpoints
+
+# runs an algorithm, and kills this very process at the n-th call of module:function
+DRIVER = """
+import importlib, os, signal, sys
+algorithm, point = sys.argv.pop(1), sys.argv.pop(1)
+if point != "none":
+    module, name, count = point.split(":")
+    owner, calls = importlib.import_module(module), [0]
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    called = getattr(owner, name)
+    def call(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(*args, **kwargs)
+    setattr(owner, name, call)
+from cleanrl_maxent.common.arguments import run_from_command_line
+algorithm = importlib.import_module("cleanrl_maxent." + algorithm)
+run_from_command_line(algorithm.Args, algorithm.train)
+"""
+
+
+def start(algorithm: str, flags: list[str], folder: Path, point: str = "none") -> subprocess.Popen:
+    """A process that trains into `folder`, and kills itself at `point`, `module:function:n`, if given."""
+    command = [sys.executable, "-c", DRIVER, algorithm, point, *flags, "--run-dir", str(folder)]
+    environment = {"NPROC": "1", **os.environ}
+    with open(folder.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of everything that a finished run ended with, clock and path aside."""
+
+    def sha256(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    checkpoints = Checkpoints(folder / "checkpoint")
+    commit = checkpoints.read(checkpoints.commits()[0])
+    found = {name: sha256(array.tobytes()) for name, array in commit.arrays.items()}
+    config = json.loads((folder / "config.json").read_text())
+    for name in commit.segments[0].__annotations__ if commit.segments else ():
+        rows = np.concatenate([getattr(segment, name) for segment in commit.segments], axis=1)
+        kept = rows[:, -config["args"]["buffer_size"] - 1 :]
+        found[f"replay/{name}"] = sha256(kept.tobytes())
+    found["environments"] = sha256(json.dumps(commit.meta["envs"]).encode())
+    for path in sorted(folder.glob("seed-*/metrics.jsonl")):
+        found[str(path.relative_to(folder))] = sha256(path.read_bytes())
+    for path in sorted(folder.glob("policy-*.npz")):
+        found[path.name] = sha256(path.read_bytes())
+    result = json.loads((folder / "result.json").read_text())
+    found["result.json"] = sha256(json.dumps([result["evaluations"], result["total_timesteps"]]).encode())
+    return found
+
+
+def differences(reference: dict[str, str], other: dict[str, str]) -> list[str]:
+    """Names of what differs or is missing."""
+    return [name for name in reference | other if reference.get(name) != other.get(name)]
+
+
+@dataclass
+class Args:
+    """What to kill, and how often."""
+
+    algorithms: tuple[str, ...] = ("sac",)  # files of cleanrl_maxent
+    env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each with each
+    kills: int = 25  # SIGKILLs of each algorithm on each environment
+    total_timesteps: int = 1200  # steps of a run
+    flags: str = (
+        "--learning-starts 400 --buffer-size 700 --checkpoint-frequency 150 --eval-frequency 300 "
+        "--eval-episodes 1"
+    )  # further flags; by default the ring wraps, and networks have their real width
+    workers: int = 1  # runs at the same time
+    seed: int = 0  # of the moments of the kills
+
+
+def torture(algorithm: str, env_id: str, args: Args, folder: Path) -> tuple[int, int, list[str]]:
+    """Kills that landed, runs completed, and what differed from the reference."""
+    flags = ["--env-id", env_id, "--total-timesteps", str(args.total_timesteps), *args.flags.split()]
+    reference = folder / "reference"
+    for name in ("warm", "reference"):  # the first one fills the compilation cache
+        began = time.perf_counter()
+        if start(algorithm, flags, folder / name).wait():
+            raise SystemExit((folder / f"{name}.log").read_text()[-2000:])
+        seconds = time.perf_counter() - began
+    expected, rng = digests(reference), random.Random(f"{args.seed} {algorithm} {env_id}")
+    kills, runs, wrong = 0, 0, differences(expected, digests(folder / "warm"))
+    run = folder / "run-0"
+    while True:
+        process = start(algorithm, flags, run)
+        try:
+            status = process.wait(rng.uniform(0.1, 0.9) * seconds if kills < args.kills else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+            continue
+        if status:
+            raise SystemExit(f"status {status}: {run.with_suffix('.log').read_text()[-2000:]}")
+        runs += 1
+        wrong += [f"{run.name}: {name}" for name in differences(expected, digests(run))]
+        shutil.rmtree(run)
+        if kills >= args.kills:
+            return kills, runs, wrong
+        run = folder / f"run-{runs}"
+
+
+def main(args: Args) -> int:
+    """Prints a Markdown table; the number of differences."""
+    cells = [(algorithm, env_id) for algorithm in args.algorithms for env_id in args.env_ids]
+    print("| algorithm | environment | SIGKILLs | runs completed | differences |\n|---|---|---|---|---|")
+    total = 0
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
+
+        def one(cell: tuple[str, str]) -> tuple[int, int, list[str]]:
+            place = Path(folder) / "-".join(cell)
+            place.mkdir()
+            return torture(*cell, args, place)
+
+        for cell, (kills, runs, wrong) in zip(cells, pool.map(one, cells), strict=True):
+            print(f"| {cell[0]} | {cell[1]} | {kills} | {runs} | {len(wrong)} |", *wrong, flush=True)
+            total += len(wrong)
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(tyro.cli(Args))))

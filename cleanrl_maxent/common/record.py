@@ -1,0 +1,106 @@
+"""The record of one seed, `metrics.jsonl`, and the mirrors of it: TensorBoard and W&B."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from cleanrl_maxent.common.arguments import RunArgs, UsageError
+
+
+class Record:
+    """Rows of metrics, on disk one by one; nothing of the wall clock, so equal runs have equal records.
+
+    TensorBoard's file is rebuilt from the record whenever it is opened.
+    """
+
+    def __init__(self, folder: Path, length: int, settings: Mapping[str, Any]):
+        """Opens `folder`, keeping the first `length` bytes; `settings` are shown in TensorBoard."""
+        folder.mkdir(exist_ok=True)
+        for events in folder.glob("events.*"):
+            events.unlink()
+        self.path = folder / "metrics.jsonl"
+        kept = read_start(self.path, length)
+        self.file = open(self.path, "ab")
+        self.file.truncate(length)
+        self.sha256 = hashlib.sha256(kept)
+        self.board = SummaryWriter(str(folder))
+        self.tracker: Any = None  # the seed's W&B run
+        table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
+        self.board.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{table}")
+        for line in kept.splitlines():
+            self.show(json.loads(line))
+
+    def write(self, steps: int, metrics: Mapping[str, float]) -> None:
+        """One row, after `steps` environment steps; raises ValueError for what is not finite."""
+        row = {"global_step": steps, **{name: float(value) for name, value in metrics.items()}}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self.file.write(line)
+        self.file.flush()
+        self.sha256.update(line)
+        self.show(row)
+        if self.tracker:
+            self.tracker.log(row)
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """Sends a row to TensorBoard."""
+        for name, value in row.items():
+            if name != "global_step":
+                self.board.add_scalar(name, value, row["global_step"])
+
+    def sync(self) -> dict[str, Any]:
+        """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
+        os.fsync(self.file.fileno())
+        return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
+
+    def close(self, exit_code: int) -> None:
+        self.file.close()
+        self.board.close()
+        if self.tracker:
+            self.tracker.finish(exit_code=exit_code)
+            self.tracker = None
+
+
+def read_start(path: Path, length: int) -> bytes:
+    """The first `length` bytes of a file; fewer where it is shorter."""
+    if not length:
+        return b""
+    with open(path, "rb") as file:
+        return file.read(length)
+
+
+def unchanged(path: Path, synced: Mapping[str, Any]) -> bool:
+    """True where a record still starts with what `Record.sync` told of it."""
+    return path.exists() and hashlib.sha256(read_start(path, synced["bytes"])).hexdigest() == synced["sha256"]
+
+
+def start_trackers(args: RunArgs, records: Iterable[Record], group: Path, config: dict[str, Any]) -> None:
+    """A W&B run for each seed's record, in one group."""
+    import wandb
+
+    for seed, record in zip(args.seeds, records, strict=True):
+        record.tracker = wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            group=group.name,
+            name=f"{group.name}-seed-{seed}",
+            config={**config, **config["args"], "seed": seed},
+            mode=args.wandb_mode,
+            dir=str(group),
+            reinit="create_new",
+        )
+        record.tracker.define_metric("*", step_metric="global_step")
+
+
+def check_wandb(args: RunArgs) -> None:
+    """Raises UsageError where `--track` cannot work: no package, or no key."""
+    try:
+        import wandb
+    except ImportError as problem:
+        raise UsageError("--track needs wandb: pip install wandb") from problem
+    if args.wandb_mode == "online" and not wandb.login(prompt=False):
+        raise UsageError("wandb has no API key: run `wandb login`, or add --wandb-mode offline")

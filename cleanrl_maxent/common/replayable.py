@@ -1,0 +1,109 @@
+"""Environments that can be put exactly where another one is, by doing again what that one did."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from cleanrl_maxent.common.arguments import UsageError
+
+
+def generator(state: dict[str, Any]) -> np.random.Generator:
+    """The random generator in a given state of PCG64, the one of every Gymnasium environment."""
+    bits = np.random.PCG64()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+class Replayable(gym.Wrapper):
+    """Remembers the random state before the last reset, and the actions since.
+
+    To be the outermost wrapper. With `fresh`, every reset builds the environment anew, which restores
+    those too that carry state over a reset.
+    """
+
+    def __init__(self, build: Callable[[], gym.Env], fresh: bool = False):
+        super().__init__(build())
+        self.build, self.fresh = build, fresh
+        self.seed: int | None = None
+        self.before: dict[str, Any] | None = None  # random state before the last reset; None: it was seeded
+        self.actions: list[np.ndarray] = []
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.seed, self.before = seed, None
+        else:
+            self.before = self.random_state()
+        if self.fresh and self.actions:
+            self.rebuild()
+        self.actions = []
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        return self.env.step(action)
+
+    def random_state(self) -> dict[str, Any]:
+        return self.unwrapped.np_random.bit_generator.state
+
+    def rebuild(self) -> None:
+        """A new environment in the random state before the last reset."""
+        self.env.close()
+        self.env = self.build()
+        if self.before:
+            self.unwrapped.np_random = generator(self.before)
+
+    def snapshot(self) -> tuple[dict[str, Any], np.ndarray]:
+        """What JSON can hold, and the actions since the last reset, `(step, action_dim)`."""
+        actions = np.array(self.actions, self.action_space.dtype).reshape(-1, *self.action_space.shape)
+        return {"seed": self.seed, "before": self.before, "now": self.random_state()}, actions
+
+    def restore(self, snapshot: dict[str, Any], actions: np.ndarray) -> np.ndarray | None:
+        """Builds the environment anew and plays it to the snapshot.
+
+        Returns the observation there, None where the random state is another one.
+        """
+        self.seed, self.before, self.actions = snapshot["seed"], snapshot["before"], []
+        self.rebuild()
+        if self.before is None or not self.fresh:
+            obs, _ = self.env.reset(seed=self.seed)
+        if self.before is not None:
+            self.unwrapped.np_random = generator(self.before)
+            obs, _ = self.env.reset()
+        for action in actions:
+            obs, *_ = self.step(action)
+        return obs if self.random_state() == snapshot["now"] else None
+
+
+def check_replayable(env_id: str, build: Callable[[], gym.Env], fresh: bool) -> None:
+    """Takes an environment over resets, restores another to it, and plays both on.
+
+    Raises UsageError where they part, with the ways out.
+    """
+    env, other = Replayable(build, fresh), Replayable(build, fresh)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for length in (37, 21, 12, 5):
+        env.reset()
+        for _ in range(length):
+            *_, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+    same = other.restore(*env.snapshot()) is not None
+    for _ in range(50):
+        action = env.action_space.sample()
+        (obs, reward, terminated, truncated, _), there = env.step(action), other.step(action)
+        same &= np.array_equal(obs, there[0], equal_nan=True)
+        same &= np.array_equal([reward, terminated, truncated], there[1:4], equal_nan=True)
+        if terminated or truncated:
+            env.reset()
+            other.reset()
+    env.close()
+    other.close()
+    if not same:
+        ways = "--env-reset restart" if fresh else "--env-reset fresh, or --env-reset restart"
+        raise UsageError(
+            f"{env_id} cannot be restored exactly: the same actions from its last reset lead elsewhere; "
+            f"add {ways} (a resumed run then begins a new episode)"
+        )

@@ -1,0 +1,34 @@
+"""Signals that ask a run to stop: it commits at the next step boundary and exits with STOPPED."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+STOPPED = 75  # exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+received: list[signal.Signals] = []
+
+
+class Stopped(Exception):
+    """The run was asked to stop."""
+
+
+def listen() -> None:
+    """From now on SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are noted; a second SIGINT ends the process."""
+    for number in SIGNALS:
+        signal.signal(number, note)
+
+
+def note(number: int, frame: FrameType | None) -> None:
+    received.append(signal.Signals(number))
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C again stops at once\n")
+
+
+def stop_if_asked() -> None:
+    """Raises Stopped after a signal."""
+    if received:
+        raise Stopped(f"stopped by {received[0].name}")
