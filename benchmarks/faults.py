@@ -1,6 +1,7 @@
-"""Kills runs with SIGKILL, resumes them, and compares what they end with to a run that nobody touched.
+"""Kills runs and compares what they end with to a run that nobody touched; and what commits cost.
 
-    python benchmarks/faults.py --env-ids Hopper-v4 Ant-v4 Humanoid-v4 Pendulum-v1 --kills 25
+    python benchmarks/faults.py kill --env-ids Hopper-v4 Ant-v4 Humanoid-v4 Pendulum-v1 --kills 25
+    python benchmarks/faults.py cost
 
 Every life of a run is killed after a random time, be it importing, compiling, learning, evaluating,
 committing or resuming, and the same command is given again until the run ends. Then the SHA-256 of every
@@ -8,12 +9,15 @@ leaf of its state, of the replay, of the record and of the policies must be thos
 Exit status 1 where one differs.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,10 +26,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import tyro
 
+from cleanrl_maxent import sac
 from cleanrl_maxent.common.checkpoint import Checkpoints
+from cleanrl_maxent.common.devices import set_up_device
+from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.replay import Replay
+from cleanrl_maxent.common.runs import Run
+
+KINDS = ("segment", "state")  # a commit's large files
 
 # runs an algorithm, and kills this very process at the n-th call of module:function
 DRIVER = """
@@ -88,8 +100,8 @@ def differences(reference: dict[str, str], other: dict[str, str]) -> list[str]:
 
 
 @dataclass
-class Args:
-    """What to kill, and how often."""
+class Kill:
+    """Kills runs with SIGKILL at random moments, resumes them, and compares the ends."""
 
     algorithms: tuple[str, ...] = ("sac",)  # files of cleanrl_maxent
     env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each with each
@@ -103,7 +115,7 @@ class Args:
     seed: int = 0  # of the moments of the kills
 
 
-def torture(algorithm: str, env_id: str, args: Args, folder: Path) -> tuple[int, int, list[str]]:
+def torture(algorithm: str, env_id: str, args: Kill, folder: Path) -> tuple[int, int, list[str]]:
     """Kills that landed, runs completed, and what differed from the reference."""
     flags = ["--env-id", env_id, "--total-timesteps", str(args.total_timesteps), *args.flags.split()]
     reference = folder / "reference"
@@ -133,8 +145,8 @@ def torture(algorithm: str, env_id: str, args: Args, folder: Path) -> tuple[int,
         run = folder / f"run-{runs}"
 
 
-def main(args: Args) -> int:
-    """Prints a Markdown table; the number of differences."""
+def kill(args: Kill) -> int:
+    """Prints a Markdown table; returns the number of differences."""
     cells = [(algorithm, env_id) for algorithm in args.algorithms for env_id in args.env_ids]
     print("| algorithm | environment | SIGKILLs | runs completed | differences |\n|---|---|---|---|---|")
     total = 0
@@ -151,5 +163,50 @@ def main(args: Args) -> int:
     return total
 
 
+@dataclass
+class Cost:
+    """Times the commits of SAC and the resumption, with a replay of a million transitions."""
+
+    env_id: str = "Hopper-v4"
+    num_seeds: tuple[int, ...] = (1, 10)  # a row for each
+    every: int = 10_000  # steps between two commits
+    commits: int = 100
+
+
+def cost(args: Cost) -> None:
+    """Prints a Markdown table: medians over the commits."""
+    print("| seeds | s a commit | MB of replay | MB of state | s to resume |\n|---|---|---|---|---|")
+    for num_seeds in args.num_seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            flags = dict(env_id=args.env_id, num_seeds=num_seeds, eval_episodes=0, run_dir=folder)
+            given = sac.Args(**flags, checkpoint_frequency=0)
+            set_up_device("auto")
+            envs = SeedEnvs(given.env_id, given.seeds)
+            keys = jax.vmap(jax.random.key)(np.array(given.seeds))
+            dims = envs.obs_dim, envs.action_dim
+            state = jax.jit(jax.vmap(lambda key, dims=dims: sac.init(key, *dims, given)))(keys)
+            create = lambda _, dims=dims: Replay.create(given.buffer_size, *dims)  # noqa: E731
+            envs.step(np.zeros((num_seeds, envs.action_dim), np.float32))
+            seconds = []
+            with contextlib.redirect_stdout(io.StringIO()):
+                with Run(given, "sac") as run:
+                    run.resume(envs, state, jax.vmap(create)(keys))
+                    for steps in range(args.every, (args.commits + 1) * args.every, args.every):
+                        run.boundary = steps, envs, state
+                        run.transitions = [envs.transition] * args.every
+                        began = time.perf_counter()
+                        run.commit()
+                        seconds.append(time.perf_counter() - began)
+                replay = jax.block_until_ready(jax.vmap(create)(keys))
+                began = time.perf_counter()
+                with Run(given, "sac") as run:
+                    jax.block_until_ready(run.resume(envs, state, replay))
+                    resumed = time.perf_counter() - began
+            sizes = [next(Path(folder, "checkpoint").glob(f"{n}-*")).stat().st_size for n in KINDS]
+            cells = [statistics.median(seconds), *(size / 1e6 for size in sizes), resumed]
+            print(f"| {num_seeds} |", " | ".join(f"{cell:.3g}" for cell in cells), "|", flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(bool(main(tyro.cli(Args))))
+    command = tyro.cli(Kill | Cost)
+    sys.exit(bool(kill(command)) if isinstance(command, Kill) else cost(command))

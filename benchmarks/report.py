@@ -45,6 +45,7 @@ def collect(run_dirs: list[Path]) -> None:
         if not (folder / "result.json").exists():
             raise SystemExit(f"error: {folder} is not a finished run: it has no result.json")
         config = json.loads((folder / "config.json").read_text())
+        del config["args"]["run_dir"]  # a path of this machine
         result = json.loads((folder / "result.json").read_text())
         algorithm, env_id = config["algorithm"], config["args"]["env_id"]
         for seed in result["evaluations"]:
@@ -61,7 +62,6 @@ def collect(run_dirs: list[Path]) -> None:
                             "return_stochastic": f"{metrics['eval_stochastic/return_mean']:.1f}",
                         }
                     )
-            del config["args"]["run_dir"]
             manifest[f"{algorithm} {env_id} {seed}"] = config | {"seconds": result["seconds"]}
     rows.sort(key=lambda row: (row["algorithm"], row["env_id"], int(row["seed"]), int(row["step"])))
     RESULTS.mkdir(exist_ok=True)
@@ -93,8 +93,8 @@ def draw() -> None:
         plt.close(figure)
         ends = [statistics.mean(value for _, value in points[-2:]) for points in seeds.values()]
         last = max(step for points in seeds.values() for step, _ in points)
-        figures = (statistics.mean(ends), statistics.median(ends), min(ends), max(ends))
-        cells = " | ".join(f"{value:,.0f}" for value in figures)
+        summary = (statistics.mean(ends), statistics.median(ends), min(ends), max(ends))
+        cells = " | ".join(f"{value:,.0f}" for value in summary)
         print(f"| {algorithm} | {env_id} | {len(ends)} | {last:,} | {cells} |")
 
 

@@ -2,7 +2,7 @@
 
 Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://arxiv.org/abs/1812.05905.
 Equation numbers refer to it. Deliberate deviations, with their reasons in docs/sac.md:
-  - inside the agent actions lie in [-1, 1], and entropies are densities in these units (nats);
+  - inside the agent actions lie in [-1, 1]; log-densities and entropies (nats) refer to these units;
   - weights and biases start as U(±1/√fan_in) instead of Glorot, as in most published curves;
   - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
 
@@ -34,7 +34,7 @@ class Args(RunArgs):
 
     exp_name: str = "sac"  # part of the run folder's name
     learning_starts: Integer = 10_000  # environment steps of uniform actions
-    buffer_size: Integer = 1_000_000  # transitions kept
+    buffer_size: Integer = 1_000_000  # transitions kept of each seed
     batch_size: Integer = 256  # transitions of an update
     gamma: float = 0.99  # discount per step
     tau: float = 0.005  # weight of new parameters in targets
@@ -151,13 +151,16 @@ def critic_loss(params, state, batch, key, args):
     target = batch.reward + args.gamma * (1 - batch.terminated) * next_value
     q = state.critics.apply_fn(params, batch.obs, batch.action)  # (2, batch)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
-    metrics = {f"losses/qf{i + 1}_loss": losses[i] for i in range(2)}
-    metrics |= {f"losses/qf{i + 1}_values": q[i].mean() for i in range(2)}
-    return losses.sum(), metrics
+    return losses.sum(), {
+        "losses/qf1_loss": losses[0],
+        "losses/qf2_loss": losses[1],
+        "losses/qf1_values": q[0].mean(),
+        "losses/qf2_values": q[1].mean(),
+    }
 
 
 def actor_loss(params, state, batch, key):
-    """KL of the policy from exp(Q/α)/Z, up to a constant (eq. 9), with the smaller critic as Q."""
+    """α times the KL of the policy from exp(Q/α)/Z, up to a term without φ (eq. 9); Q: smaller critic."""
     action, log_prob = sample_action(params, batch.obs, key)
     q = state.critics.apply_fn(state.critics.params, batch.obs, action).min(axis=0)
     loss = jnp.mean(temperature(state) * log_prob - q)
@@ -166,33 +169,35 @@ def actor_loss(params, state, batch, key):
 
 def alpha_loss(params, entropy, target_entropy):
     """Dual of the entropy constraint (eq. 18): α falls while the entropy exceeds its target."""
-    loss = jnp.exp(params["log_alpha"]) * (entropy - target_entropy)
-    return loss, {"losses/alpha_loss": loss, "losses/alpha": jnp.exp(params["log_alpha"])}
+    alpha = jnp.exp(params["log_alpha"])
+    loss = alpha * (entropy - target_entropy)
+    return loss, {"losses/alpha_loss": loss, "losses/alpha": alpha}
 
 
 def improve_policy(state, batch, key, target_entropy, args):
     """A step of the actor, then of the temperature at the entropy that the actor had."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(
-        state.alpha.params, metrics["losses/entropy"], target_entropy
-    )
+    params, entropy = state.alpha.params, metrics["losses/entropy"]
+    grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(params, entropy, target_entropy)
     if args.autotune:
         state = state.replace(alpha=state.alpha.apply_gradients(grads=grads))
     return state, metrics | alpha_metrics
 
 
 def keep_policy(state, batch, key, target_entropy, args):
-    """No step: the losses alone, for the record."""
+    """No step; the losses all the same, since both branches of `lax.cond` return the same metrics."""
     _, metrics = actor_loss(state.actor.params, state, batch, key)
     _, alpha_metrics = alpha_loss(state.alpha.params, metrics["losses/entropy"], target_entropy)
     return state, metrics | alpha_metrics
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed."""
+    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+
+    Returns the new state, and metrics from before each step, scalars.
+    """
     next_action_key, action_key = jax.random.split(key)
-    # critics
     params = state.critics.params
     grads, metrics = jax.grad(critic_loss, has_aux=True)(params, state, batch, next_action_key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
@@ -204,7 +209,6 @@ def update(state, batch, key, index, args):
         lambda state: keep_policy(state, batch, action_key, target_entropy, args),
         state,
     )
-    # targets
     tau = jnp.where(index % args.target_network_frequency == 0, args.tau, 0.0)
     target_critics = optax.incremental_update(state.critics.params, state.target_critics, tau)
     return state.replace(target_critics=target_critics), metrics | policy_metrics
@@ -213,7 +217,9 @@ def update(state, batch, key, index, args):
 def train(args):
     """Trains the seeds side by side and returns what `result.json` holds.
 
-    Raises UsageError for bad input, before anything is written, and NonFiniteError.
+    Goes on with the run in `run_dir` where there is one. Raises UsageError for bad input, before anything
+    is written; NonFiniteError; OSError where the disk fails; Stopped after a signal; and Finished where
+    `run_dir` holds all that is asked for.
     """
     validate(args)
     set_up_device(args.device, args.run_dir)
@@ -237,9 +243,9 @@ def train(args):
     # every seed: its own keys, state, replay; from here on all arrays lead with the axis (seed,)
     sharding = seed_sharding(args.num_seeds)
     seeds = jax.device_put(np.array(args.seeds), sharding)
-    keys = jax.jit(jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4))))(seeds)
-    init_key, act_key, update_key, eval_key = keys
-    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_key)
+    streams = jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))
+    init_keys, act_keys, update_keys, eval_keys = jax.jit(streams)(seeds)
+    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_keys)
     create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
     replay = jax.jit(create, out_shardings=sharding)(seeds)
     explore = jax.jit(jax.vmap(explore, (0, None)))
@@ -251,20 +257,21 @@ def train(args):
         start, state, replay = run.resume(envs, state, replay)
         losses = {}
         for step in range(start, args.total_timesteps + 1):
+            # first of all, so that a run resumed here makes up for an evaluation cut short
             if evaluate.due(step):
-                metrics = evaluate(step, state.actor.params, eval_key, temperature(state))
+                metrics = evaluate(step, state.actor.params, eval_keys, temperature(state))
                 run.record_evaluation(step, metrics)
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(act_key, step)
+                action = explore(act_keys, step)
             else:
-                action = behave(state.actor.params, envs.obs, act_key, step)
+                action = behave(state.actor.params, envs.obs, act_keys, step)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
-                state, losses = learn(state, replay, update_key, step)
-            # waits for the action alone: the update just dispatched runs while the environment steps
+                state, losses = learn(state, replay, update_keys, step)
+            # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
             run.record_episodes(step + 1, episodes)
             run.record_losses(step + 1, losses)

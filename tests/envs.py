@@ -25,7 +25,7 @@ class Counting(gym.Env):
 
 
 class ConstantReward(gym.Env):
-    """Reward 1 at every step, observation drawn anew, never terminates: a time limit truncates it."""
+    """Reward 1 at every step, observes the share of the time limit, 50 steps, that has passed."""
 
     observation_space = Box(-1, 1, (1,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
@@ -41,7 +41,7 @@ class ConstantReward(gym.Env):
 
 
 class Broken(gym.Env):
-    """A NaN in the reward or the observation after `at` steps, or spaces that no algorithm here takes."""
+    """A NaN in the reward or the observation at step number `at`, or spaces that no algorithm here takes."""
 
     def __init__(self, at=3, tensor="reward", observation_space=None, action_space=None, shape=(2,)):
         self.at, self.tensor, self.shape = at, tensor, shape
@@ -58,6 +58,12 @@ class Broken(gym.Env):
         bad = np.nan if self.count == self.at else 0.0
         reward, noise = (bad, 0.0) if self.tensor == "reward" else (0.0, bad)
         return np.full(self.shape, noise, np.float32), reward, False, False, {}
+
+
+def transition_after(envs, action):
+    """The transition of one step of `SeedEnvs`."""
+    envs.step(action)
+    return envs.transition
 
 
 def register(name, **options):

@@ -1,6 +1,6 @@
 """The door to the environments: true transitions, scaled actions, streams, and what is refused."""
 
-import envs as probes  # noqa: F401  (registers the probe environments)
+import envs as probes
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_counting_environment_leaves_no_false_transition():
 
 def test_truncation_is_not_termination():
     envs = SeedEnvs("ConstantReward-v0", [1])
-    rows = [(envs.step(np.zeros((1, 1), np.float32)), envs.transition)[1] for _ in range(120)]
+    rows = [probes.transition_after(envs, np.zeros((1, 1), np.float32)) for _ in range(120)]
     assert sum(row.terminated[0] for row in rows) == 0
     assert rows[49].next_obs[0, 0] == 1.0 and rows[50].obs[0, 0] == 0.0
 

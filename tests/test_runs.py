@@ -148,9 +148,12 @@ def test_seed_alone_equals_that_seed_beside_another(run, tmp_path):
 
 def test_seeds_explore_differently(tmp_path, monkeypatch):
     actions, step = [], SeedEnvs.step
-    monkeypatch.setattr(
-        SeedEnvs, "step", lambda self, action: (actions.append(action), step(self, action))[1]
-    )
+
+    def noted_step(self, action):
+        actions.append(action)
+        return step(self, action)
+
+    monkeypatch.setattr(SeedEnvs, "step", noted_step)
     sac.train(sac.Args(**SMALL | dict(eval_episodes=0), num_seeds=2, run_dir=str(tmp_path / "x")))
     actions = np.stack(actions)[..., 0]  # (step, seed)
     assert abs(np.corrcoef(actions[:300].T)[0, 1]) < 0.2 and np.abs(actions).max() <= 1

@@ -1,4 +1,4 @@
-"""Environments: one per seed, checked at the door, actions scaled there and nowhere else."""
+"""Environments: one per seed, checked when made; actions are scaled here and nowhere else."""
 
 import difflib
 import re

@@ -25,10 +25,11 @@ class Evaluation:
     """
 
     def __init__(self, args: RunArgs, act: Callable, sample_action: Callable | None = None):
-        """`act(params, obs, key, deterministic)` gives the action of one seed in [-1, 1].
+        """`act(params, obs, key, deterministic)` gives the actions of one seed, in [-1, 1].
 
-        `sample_action(params, obs, key)`, where the policy has a density, gives a sampled action and
-        its log-density in nats; the stochastic policy is `act` without it.
+        `sample_action(params, obs, key)`, where the policy has a density, gives sampled actions and
+        their log-densities in nats; the stochastic policy is `act` without it. `obs`:
+        `(episode, obs_dim)`, actions `(episode, action_dim)`, log-densities `(episode,)`.
         """
         self.args, self.has_density = args, sample_action is not None
         episodes = args.eval_episodes
@@ -68,24 +69,24 @@ class Evaluation:
         ]
         obs = np.stack([env.reset(seed=s)[0] for env, s in zip(self.envs, resets, strict=True)])
         running = np.ones(len(self.envs), bool)
-        returns, lengths, entropies = (np.zeros(len(self.envs)) for _ in range(3))
+        returns, lengths, neg_log_probs = (np.zeros(len(self.envs)) for _ in range(3))
         while running.any():
             stop_if_asked()
             step = int(lengths.max())
             mean, sample, log_prob = self.actions(params, obs.reshape(*shape, -1), keys, step)
             action = np.stack([mean, sample], axis=1).reshape(len(self.envs), -1)
             check_finite(steps, seeds, evaluation_action=action)
-            surprise = np.stack([np.zeros_like(log_prob), -np.asarray(log_prob)], axis=1).ravel()
+            neg_log_prob = np.stack([np.zeros_like(log_prob), -np.asarray(log_prob)], axis=1).ravel()
             for i in np.flatnonzero(running):
                 env = self.envs[i]
                 scaled = scale_action(action[i], env.action_space)
                 obs[i], reward, terminated, truncated, _ = env.step(scaled)
                 returns[i] += reward
-                entropies[i] += surprise[i]
+                neg_log_probs[i] += neg_log_prob[i]
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
         check_finite(steps, seeds, evaluation_return=returns)
-        soft = returns.reshape(shape) + np.reshape(alpha, (-1, 1, 1)) * entropies.reshape(shape)
+        soft = returns.reshape(shape) + np.reshape(alpha, (-1, 1, 1)) * neg_log_probs.reshape(shape)
         return [
             self.metrics(returns.reshape(shape)[k], lengths.reshape(shape)[k], soft[k])
             for k in range(len(seeds))

@@ -97,7 +97,7 @@ class Run:
         if replay:
             replay = refill(replay, commit)
         self.terminal.steps = commit.steps
-        self.terminal.say(f"resumed at step {commit.steps:,}")
+        self.terminal.print_line(f"resumed at step {commit.steps:,}")
         return commit.steps, state, replay
 
     def checkpoint(self, steps: int, envs: SeedEnvs, state) -> None:
@@ -141,7 +141,8 @@ class Run:
             self.records[index].write(steps, row)
 
     def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
-        """Every LOSSES_EVERY steps, a row for each seed with the losses of the last update.
+        """Every LOSSES_EVERY steps, a row for each seed with the losses of the last update; every tenth
+        time the speed too.
 
         `losses`: arrays `(seed,)` on the device; empty before the first update. Raises
         NonFiniteError.
@@ -164,7 +165,7 @@ class Run:
         seconds = round(now - self.started, 3)
         self.write_timing({"global_step": steps, "seconds": seconds, "charts/SPS": round(speed, 1)})
         self.terminal.speed = speed
-        self.terminal.tell(now)
+        self.terminal.print_progress(now)
 
     def write_timing(self, row: dict[str, float]) -> None:
         self.timing.write(json.dumps(row) + "\n")

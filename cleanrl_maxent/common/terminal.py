@@ -42,17 +42,16 @@ class Terminal:
         means = [row.get("eval/return_mean", row["eval_stochastic/return_mean"]) for row in metrics]
         self.evaluation = "  return " + " ".join(f"{mean:.1f}" for mean in means)
         if not self.console.is_terminal:
-            self.tell(float("inf"))
+            self.print_line(self.line())
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
+    def print_line(self, text: str) -> None:
         self.console.print(text, markup=False)
+        self.last_line = time.perf_counter()
 
-    def tell(self, now: float) -> None:
+    def print_progress(self, now: float) -> None:
         """A plain line, at most every PLAIN_LINE_EVERY seconds; `now` in seconds."""
         if not self.console.is_terminal and now - self.last_line > PLAIN_LINE_EVERY:
-            self.console.print(self.line(), markup=False)
-            self.last_line = time.perf_counter()
+            self.print_line(self.line())
 
     def finish(self, seconds: float) -> None:
         """The last line of a run that ended well."""
