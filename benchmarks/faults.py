@@ -37,8 +37,6 @@ from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Replay
 from cleanrl_maxent.common.runs import Run
 
-KINDS = ("segment", "state")  # a commit's large files
-
 # runs an algorithm, and kills this very process at the n-th call of module:function
 DRIVER = """
 import importlib, os, signal, sys
@@ -177,34 +175,37 @@ def cost(args: Cost) -> None:
     """Prints a Markdown table: medians over the commits."""
     print("| seeds | s a commit | MB of replay | MB of state | s to resume |\n|---|---|---|---|---|")
     for num_seeds in args.num_seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            flags = dict(env_id=args.env_id, num_seeds=num_seeds, eval_episodes=0, run_dir=folder)
-            given = sac.Args(**flags, checkpoint_frequency=0)
-            set_up_device("auto")
-            envs = SeedEnvs(given.env_id, given.seeds)
-            keys = jax.vmap(jax.random.key)(np.array(given.seeds))
-            dims = envs.obs_dim, envs.action_dim
-            state = jax.jit(jax.vmap(lambda key, dims=dims: sac.init(key, *dims, given)))(keys)
-            create = lambda _, dims=dims: Replay.create(given.buffer_size, *dims)  # noqa: E731
-            envs.step(np.zeros((num_seeds, envs.action_dim), np.float32))
-            seconds = []
-            with contextlib.redirect_stdout(io.StringIO()):
-                with Run(given, "sac") as run:
-                    run.resume(envs, state, jax.vmap(create)(keys))
-                    for steps in range(args.every, (args.commits + 1) * args.every, args.every):
-                        run.boundary = steps, envs, state
-                        run.transitions = [envs.transition] * args.every
-                        began = time.perf_counter()
-                        run.commit()
-                        seconds.append(time.perf_counter() - began)
-                replay = jax.block_until_ready(jax.vmap(create)(keys))
-                began = time.perf_counter()
-                with Run(given, "sac") as run:
-                    jax.block_until_ready(run.resume(envs, state, replay))
-                    resumed = time.perf_counter() - began
-            sizes = [next(Path(folder, "checkpoint").glob(f"{n}-*")).stat().st_size for n in KINDS]
-            cells = [statistics.median(seconds), *(size / 1e6 for size in sizes), resumed]
-            print(f"| {num_seeds} |", " | ".join(f"{cell:.3g}" for cell in cells), "|", flush=True)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            cells = time_commits(args, num_seeds, folder)
+        print(f"| {num_seeds} |", " | ".join(f"{cell:.3g}" for cell in cells), "|", flush=True)
+
+
+def time_commits(args: Cost, num_seeds: int, folder: str) -> list[float]:
+    """Seconds of a commit, megabytes of its transitions and of its state, seconds to resume."""
+    set_up_device("auto")
+    given = sac.Args(env_id=args.env_id, num_seeds=num_seeds, eval_episodes=0, run_dir=folder)
+    envs = SeedEnvs(given.env_id, given.seeds)
+    dims = envs.obs_dim, envs.action_dim
+    keys = jax.vmap(jax.random.key)(np.array(given.seeds))
+    state = jax.jit(jax.vmap(lambda key: sac.init(key, *dims, given)))(keys)
+    create = jax.jit(jax.vmap(lambda key: Replay.create(given.buffer_size, *dims)))
+    envs.step(np.zeros((num_seeds, envs.action_dim), np.float32))
+    seconds = []
+    with Run(given, "sac") as run:
+        run.resume(envs, state, create(keys))
+        for number in range(args.commits):
+            run.boundary = (number + 1) * args.every, envs, state
+            run.transitions = [envs.transition] * args.every
+            began = time.perf_counter()
+            run.commit()
+            seconds.append(time.perf_counter() - began)
+    replay = jax.block_until_ready(create(keys))
+    began = time.perf_counter()
+    with Run(given, "sac") as run:
+        jax.block_until_ready(run.resume(envs, state, replay)[2])
+        resumed = time.perf_counter() - began
+    files = [next(Path(folder, "checkpoint").glob(f"{kind}-*")) for kind in ("segment", "state")]
+    return [statistics.median(seconds), *(file.stat().st_size / 1e6 for file in files), resumed]
 
 
 if __name__ == "__main__":
