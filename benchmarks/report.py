@@ -33,7 +33,7 @@ class Draw:
 def read_rows() -> list[dict]:
     """Rows of evaluations.csv, every value a string."""
     path = RESULTS / "evaluations.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
 def collect(run_dirs: list[Path]) -> None:

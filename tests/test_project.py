@@ -1,5 +1,6 @@
-"""The tree itself: names, sizes, style, and that every command of the README exists."""
+"""The tree itself: names, sizes, style, and that the README speaks of what exists."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "cleanrl_maxent"
 DEPENDENCIES = {
     "jax",
@@ -47,6 +49,29 @@ def test_algorithms_do_not_import_one_another():
         text = (PACKAGE / f"{name}.py").read_text()
         assert not any(f"cleanrl_maxent.{other} " in text for other in algorithms), name
         assert "from cleanrl_maxent import" not in text, name
+
+
+def test_commands_of_the_readme_parse():
+    """Every `sac.py` line of the README is made of flags that exist."""
+    import tyro
+
+    from cleanrl_maxent import sac
+
+    lines = re.findall(r"^python cleanrl_maxent/sac\.py(.*?)(?:#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        tyro.cli(sac.Args, args=line.split())
+
+
+def test_readme_names_every_file():
+    missing = {
+        str(path.relative_to(ROOT))
+        for folder in ("cleanrl_maxent", "benchmarks", "tests", "docs")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md") and path.stem not in ("__init__", "conftest")
+        if f"`{path.relative_to(ROOT)}`" not in README
+    }
+    assert not missing
 
 
 def test_import_builds_no_array():

@@ -76,10 +76,6 @@ class RunArgs:
         return list(range(self.seed, self.seed + self.num_seeds))
 
 
-def positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
 def integer(value: Any, low: int) -> bool:
     """True for an int from `low` to what fits 32 bits, as the counts that reach the device must."""
     return isinstance(value, int) and low <= value < 2**31
@@ -87,10 +83,10 @@ def integer(value: Any, low: int) -> bool:
 
 AT_LEAST_1 = (lambda value: integer(value, 1), "an integer in [1, 2147483647]")
 AT_LEAST_0 = (lambda value: integer(value, 0), "an integer in [0, 2147483647]")
-RATE = (positive, "a finite number > 0")
+RATE = (lambda value: 0 < value < math.inf, "a finite number > 0")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "total_timesteps": AT_LEAST_1,
-    "seed": (lambda value: integer(value, 0), "an integer in [0, 2147483647]"),
+    "seed": AT_LEAST_0,
     "num_seeds": AT_LEAST_1,
     "eval_frequency": AT_LEAST_1,
     "eval_episodes": AT_LEAST_0,

@@ -6,13 +6,7 @@ import jax
 import numpy as np
 
 from cleanrl_maxent.common.arguments import RunArgs
-from cleanrl_maxent.common.envs import (
-    EVALUATION,
-    check_finite,
-    environment_seed,
-    make_env,
-    scale_action,
-)
+from cleanrl_maxent.common.envs import EVALUATION, check_finite, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.replayable import Replayable
 from cleanrl_maxent.common.signals import stop_if_asked
 
