@@ -21,9 +21,9 @@ from test_runs import rows, scalars
 from cleanrl_maxent import sac
 from cleanrl_maxent.common import checkpoint, folder, machine, runs, signals
 from cleanrl_maxent.common.arguments import Finished, NonFiniteError, UsageError
-from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged
+from cleanrl_maxent.common.checkpoint import Checkpoints, Damaged
 from cleanrl_maxent.common.envs import SeedEnvs
-from cleanrl_maxent.common.replay import Transition
+from cleanrl_maxent.common.replay import Replay, Transition, refill
 
 # the ring wraps twice; commits, evaluations, losses and episodes (200 steps) fall on different steps
 PENDULUM = dict(
@@ -576,7 +576,6 @@ def test_mutants_are_caught(mutant, stopped_once, tmp_path, monkeypatch):
 
 def test_refilled_ring_is_the_ring():
     """Three segments of unequal length into rings larger and smaller than what was kept."""
-    from cleanrl_maxent.common.replay import Replay
 
     def transitions(start, stop):
         count = np.arange(start, stop, dtype=np.float32)
@@ -588,7 +587,7 @@ def test_refilled_ring_is_the_ring():
     segments = [transitions(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
     for capacity in (5, 20, 27, 40, 64):
         make = jax.vmap(lambda _, capacity=capacity: Replay.create(capacity, 2, 2))
-        replay = runs.refill(make(np.arange(2)), Commit(41, {}, {}, segments))
+        replay = refill(make(np.arange(2)), segments, 41)
         expected, whole = make(np.arange(2)), transitions(0, 40)
         for i in range(40):
             one = jax.tree.map(lambda leaf, i=i: leaf[:, i], whole)

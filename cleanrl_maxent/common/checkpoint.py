@@ -2,7 +2,7 @@
 
     checkpoint/commit-{steps}.json    what belongs together after so many environment steps, and its SHA-256s
     checkpoint/state-{steps}.npz      arrays: all that is learned, and the environments' actions
-    checkpoint/segment-{steps}.npz    the transitions since the commit before; never rewritten
+    checkpoint/segment-{steps}.npz    the transitions since the segment before; never rewritten
 
 A commit's file comes last, by a rename: a process killed at any moment leaves the commits before it as
 they were. Two are kept.
@@ -112,32 +112,27 @@ class Checkpoints:
         self.folder = folder
         self.last: Path | None = None
         self.steps = 0
-        self.segments: dict[str, dict] = {}  # of the last commit: file name -> its transitions, its SHA-256
+        self.segments: dict[str, dict] = {}  # for the next commit: file name -> its transitions, its SHA-256
+
+    def add(self, steps: int, transitions: list[Transition]) -> None:
+        """Writes a segment, the transitions up to step `steps`, for the next commit; raises OSError."""
+        self.folder.mkdir(exist_ok=True)
+        rows = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *transitions)
+        name, content = f"segment-{steps:010}.npz", pack(named_arrays(rows))
+        write_file(self.folder / name, content)
+        start = steps - len(transitions)
+        self.segments[name] = {"start": start, "stop": steps, "sha256": digest(content)}
 
     def commit(
-        self,
-        steps: int,
-        meta: Mapping[str, Any],
-        arrays: Mapping[str, np.ndarray],
-        transitions: list[Transition],
-        capacity: int,
+        self, steps: int, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], capacity: int
     ) -> None:
-        """Writes the state after `steps` environment steps; `transitions` are those since the last commit.
+        """Writes the state after `steps` environment steps, with the segments added so far.
 
-        Segments without any of the last `capacity` transitions are forgotten. Raises OSError; the
-        commits before stay as they were.
+        Those without any of the last `capacity` transitions are forgotten. Raises OSError; the commits
+        before stay as they were.
         """
         self.folder.mkdir(exist_ok=True)
         segments = {name: s for name, s in self.segments.items() if s["stop"] > steps - capacity}
-        if transitions:
-            rows = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *transitions)
-            name, content = f"segment-{steps:010}.npz", pack(named_arrays(rows))
-            write_file(self.folder / name, content)
-            segments[name] = {
-                "start": steps - len(transitions),
-                "stop": steps,
-                "sha256": digest(content),
-            }
         name, content = f"state-{steps:010}.npz", pack(arrays)
         write_file(self.folder / name, content)
         body = {

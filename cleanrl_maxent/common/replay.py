@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -52,6 +53,28 @@ class Replay:
         """
         rows = jax.random.randint(key, (batch_size,), 0, jnp.minimum(count, self.capacity))
         return jax.tree.map(lambda row: row[rows], self.rows)
+
+
+def refill(replay: Replay, segments: list[Transition], steps: int) -> Replay:
+    """The rings after `steps` steps: all that they kept but the last transition, which is in flight.
+
+    `segments`: the transitions up to step `steps`, oldest first, leading axes `(seed, transition)`.
+    The arrays of `replay`, leading axis `(seed,)`, are consumed.
+    """
+    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
+    stored = steps - 1
+    stop = steps - sum(segment.reward.shape[1] for segment in segments)
+    for segment in segments:
+        start, stop = stop, stop + segment.reward.shape[1]
+        index = np.arange(max(start, stored - replay.capacity), min(stop, stored))
+        if index.size:
+            replay = store(replay, take(segment, index - start), index)
+    return replay
+
+
+def take(segment: Transition, rows: np.ndarray) -> Transition:
+    """Some transitions of a segment, `(seed, transition)`."""
+    return jax.tree.map(lambda leaf: leaf[:, rows], segment)
 
 
 def replay_bytes(num_seeds: int, capacity: int, obs_dim: int, action_dim: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ import jax
 import numpy as np
 
 from cleanrl_maxent.common.arguments import RunArgs
-from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, like, named_arrays, pack, write_file
+from cleanrl_maxent.common.checkpoint import Checkpoints, like, named_arrays, pack, write_file
 from cleanrl_maxent.common.envs import Episode, SeedEnvs, check_finite
 from cleanrl_maxent.common.folder import default_run_dir, find_commit, lock
 from cleanrl_maxent.common.machine import describe_machine
 from cleanrl_maxent.common.record import Record, check_wandb, start_trackers
-from cleanrl_maxent.common.replay import Replay, Transition
+from cleanrl_maxent.common.replay import Replay, Transition, refill
 from cleanrl_maxent.common.signals import Stopped, stop_if_asked
 from cleanrl_maxent.common.terminal import Terminal
 
 LOSSES_EVERY = 100  # environment steps between two rows of losses
+SEGMENT = 10_000  # transitions of the replay that wait in memory at most
 
 
 class Run:
@@ -69,7 +71,7 @@ class Run:
         self.open_timing()
         self.terminal = Terminal(args, self.folder)
         self.boundary: tuple[int, SeedEnvs, Any] | None = None  # the end of the last step, until committed
-        self.transitions: list[Transition] = []  # since the last commit
+        self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the one in flight
 
     def open_timing(self) -> None:
@@ -95,7 +97,7 @@ class Run:
         envs.restore(commit.steps, commit.meta["envs"], below("envs/", commit.arrays))
         state = like(state, below("state/", commit.arrays))
         if replay:
-            replay = refill(replay, commit)
+            replay = refill(replay, commit.segments, commit.steps)
         self.terminal.steps = commit.steps
         self.terminal.print_line(f"resumed at step {commit.steps:,}")
         return commit.steps, state, replay
@@ -110,10 +112,18 @@ class Run:
         self.boundary = steps, envs, state
         if self.capacity:
             self.transitions.append(envs.transition)
+        if len(self.transitions) == SEGMENT:
+            self.write_segment(steps)
         frequency = self.args.checkpoint_frequency
         if steps == self.args.total_timesteps or (frequency and steps % frequency == 0):
             self.commit()
         stop_if_asked()
+
+    def write_segment(self, steps: int) -> None:
+        """Moves the transitions gathered so far to the disk."""
+        if self.transitions:
+            self.checkpoints.add(steps, self.transitions)
+            self.transitions = []
 
     def commit(self) -> None:
         """Writes the state at the last boundary."""
@@ -131,8 +141,8 @@ class Run:
         }
         arrays = {f"envs/{name}": array for name, array in arrays.items()}
         arrays |= {f"state/{name}": array for name, array in learned.items()}
-        self.checkpoints.commit(steps, meta, arrays, self.transitions, self.capacity)
-        self.transitions = []
+        self.write_segment(steps)
+        self.checkpoints.commit(steps, meta, arrays, self.capacity)
 
     def record_episodes(self, steps: int, episodes: list[Episode]) -> None:
         """A row for each episode that ended at this step."""
@@ -213,14 +223,11 @@ class Run:
         return self
 
     def __exit__(self, kind, problem, traceback) -> None:
-        try:
+        with self.lock, closing(self):
             if isinstance(problem, Stopped):
                 self.commit()
                 where = f"at step {self.checkpoints.steps:,}; go on with --resume {self.folder}"
                 problem.args = (f"{problem} {where}",)
-        finally:
-            self.close()
-            self.lock.close()
 
     def write_json(self, name: str, content: dict) -> None:
         write_file(self.folder / name, json.dumps(content, indent=2).encode() + b"\n")
@@ -229,21 +236,3 @@ class Run:
 def below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays whose names start with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def refill(replay: Replay, commit: Commit) -> Replay:
-    """The replay as it was at the commit: all transitions that it kept, but the one in flight."""
-    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
-    stored = commit.steps - 1
-    stop = commit.steps - sum(segment.reward.shape[1] for segment in commit.segments)
-    for segment in commit.segments:
-        start, stop = stop, stop + segment.reward.shape[1]
-        index = np.arange(max(start, stored - replay.capacity), min(stop, stored))
-        if index.size:
-            replay = store(replay, take(segment, index - start), index)
-    return replay
-
-
-def take(segment: Transition, rows: np.ndarray) -> Transition:
-    """Some of the transitions of a segment, `(seed, transition)`."""
-    return jax.tree.map(lambda leaf: leaf[:, rows], segment)
