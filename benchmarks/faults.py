@@ -78,8 +78,9 @@ def digests(folder: Path) -> dict[str, str]:
     commit = checkpoints.read(checkpoints.commits()[0])
     found = {name: sha256(array.tobytes()) for name, array in commit.arrays.items()}
     config = json.loads((folder / "config.json").read_text())
-    for name in commit.segments[0].__annotations__ if commit.segments else ():
-        rows = np.concatenate([getattr(segment, name) for segment in commit.segments], axis=1)
+    segments = [vars(segment.load()) for segment in commit.segments]
+    for name in segments[0]:
+        rows = np.concatenate([segment[name] for segment in segments], axis=1)
         kept = rows[:, -config["args"]["buffer_size"] - 1 :]
         found[f"replay/{name}"] = sha256(kept.tobytes())
     found["environments"] = sha256(json.dumps(commit.meta["envs"]).encode())

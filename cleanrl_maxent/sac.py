@@ -129,7 +129,7 @@ def init(key, obs_dim, action_dim, args):
     critic_params = jax.vmap(critic.init, (0, None, None))(jax.random.split(critic_key), obs, action)
     both_critics = jax.vmap(critic.apply, (0, None, None))
     policy_adam, q_adam = optax.adam(args.policy_lr), optax.adam(args.q_lr)
-    log_alpha = jnp.log(jnp.float32(args.alpha))
+    log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also where alpha is 0
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
         critics=TrainState.create(apply_fn=both_critics, params=critic_params, tx=q_adam),

@@ -122,7 +122,9 @@ def validate(args: RunArgs) -> None:
         raise UsageError(f"seed + num_seeds goes beyond 2147483647: {args.seed} + {args.num_seeds}")
     if not args.exp_name or "/" in args.exp_name or ".." in args.exp_name:
         raise UsageError(f"exp_name must be a name without '/' or '..'; got {args.exp_name!r}")
-    if args.resume:
+    if args.run_dir == "":
+        raise UsageError("run_dir is empty; name a folder, or leave --run-dir out")
+    if args.resume is not None:
         raise UsageError("resume is for the command line; in Python, give run_dir and the same arguments")
     if given.get("autotune") and args.alpha == 0:
         raise UsageError("alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
@@ -152,12 +154,14 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
     Exit status 0: trained, or finished before. 2: bad input, non-finite values or a disk that fails, with
     one line on stderr. 75: stopped by a signal; `--resume` goes on.
     """
+    listen()
     args = tyro.cli(args_class)
     try:
-        if args.resume:
+        if args.resume is not None:
+            if args.run_dir is not None:
+                raise UsageError("give --resume or --run-dir, not both")
             args = tyro.cli(args_class, default=recorded(args_class, args.resume))
             args = replace(args, run_dir=args.resume, resume=None)
-        listen()
         train(args)
     except Finished as done:
         print(done)
@@ -174,10 +178,10 @@ def recorded(args_class: type[RunArgs], folder: str) -> RunArgs:
     path = Path(folder) / "config.json"
     try:
         given = json.loads(path.read_text())["args"]
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
     unknown = given.keys() ^ {field.name for field in fields(args_class)}
     if unknown:
         raise UsageError(f"{folder} is a run of another program: {min(unknown)} differs")
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return args_class(**{**given, **lists})
+    return args_class(**{**given, **lists, "allow_version_change": False})

@@ -12,7 +12,10 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ import jax
 import numpy as np
 
 from cleanrl_maxent.common.arguments import UsageError
-from cleanrl_maxent.common.replay import Transition
+from cleanrl_maxent.common.replay import Segment, Transition
 
 FORMAT = 1
 KEPT = 2  # commits on disk
@@ -36,7 +39,7 @@ class Commit(NamedTuple):
     steps: int
     meta: dict[str, Any]  # what JSON can hold: arguments, environments, length of the record
     arrays: dict[str, np.ndarray]
-    segments: list[Transition]  # leading axes (seed, transition), oldest first, without a gap
+    segments: list[Segment]  # oldest first, without a gap
 
 
 def named_arrays(tree) -> dict[str, np.ndarray]:
@@ -145,17 +148,18 @@ class Checkpoints:
         text = json.dumps(body, indent=1, allow_nan=False).encode()
         commit = self.folder / f"commit-{steps:010}.json"
         write_file(commit, f"{digest(text)}\n".encode() + text)
-        self.remove_others({self.last, commit} - {None})
-        self.last, self.steps, self.segments = commit, steps, segments
+        before, self.last, self.steps, self.segments = self.last, commit, steps, segments
+        self.remove_others({before, commit} - {None})
 
     def remove_others(self, commits: set[Path]) -> None:
-        """Removes every file that none of the `commits` names."""
-        named = {path.name for path in commits}
+        """Removes every file that none of the `commits` names, and what names nothing any more."""
+        named = set()
         for path in commits:
-            body = self.read_commit(path)
-            named |= {body["state"]["name"], *body["segments"]}
+            with suppress(Damaged, OSError):
+                body = self.read_commit(path)
+                named |= {path.name, body["state"]["name"], *body["segments"]}
         for path in self.folder.iterdir():
-            if path.name not in named:
+            if path.name not in named and path.is_file():
                 path.unlink()
 
     def commits(self) -> list[Path]:
@@ -180,13 +184,26 @@ class Checkpoints:
         content = path.read_bytes()
         if digest(content) != sha256:
             raise Damaged(f"{path} fails its checksum")
-        return unpack(content)
+        try:
+            return unpack(content)
+        except (ValueError, zipfile.BadZipFile) as problem:
+            raise Damaged(f"{path} is refused: {problem}") from problem
+
+    def read_segment(self, name: str, sha256: str) -> Transition:
+        """The transitions of a segment; raises Damaged."""
+        arrays = self.read_arrays(name, sha256)
+        if arrays.keys() != Transition.__annotations__.keys():
+            raise Damaged(f"{self.folder / name} was written by other code")
+        return Transition(**arrays)
 
     def read(self, path: Path) -> Commit:
-        """A commit with everything it names; raises Damaged."""
+        """A commit, everything it names checked; segments are loaded later. Raises Damaged."""
         body = self.read_commit(path)
         arrays = self.read_arrays(**body["state"])
-        named = body["segments"].items()
-        segments = [Transition(**self.read_arrays(name, segment["sha256"])) for name, segment in named]
+        segments = []
+        for name, segment in body["segments"].items():
+            load = partial(self.read_segment, name, segment["sha256"])
+            load()
+            segments.append(Segment(segment["start"], segment["stop"], load))
         self.last, self.steps, self.segments = path, body["steps"], body["segments"]
         return Commit(body["steps"], body["meta"], arrays, segments)

@@ -32,9 +32,11 @@ def set_up_device(device: str, run_dir: str | None = None) -> None:
 
     XLA's CPU threads are `NPROC` (default: those of the run to be resumed in `run_dir`, else the cores of
     this process), matmuls are float32 (no TF32), compiled programs are kept in the user's cache folder.
-    Raises UsageError where `device` does not exist.
+    Raises UsageError where `device` does not exist, or NPROC is no number.
     """
-    os.environ.setdefault("NPROC", str(recorded_threads(run_dir) or cpu_count()))
+    threads = os.environ.setdefault("NPROC", str(recorded_threads(run_dir) or cpu_count()))
+    if not threads.isdigit() or int(threads) < 1:
+        raise UsageError(f"NPROC must be a number of threads >= 1; got {threads!r}")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "cleanrl_maxent"))

@@ -58,6 +58,8 @@ def find_commit(
     it holds all that `args` ask for.
     """
     if not (folder / "config.json").exists():
+        if checkpoints.commits():
+            raise UsageError(f"{folder}/config.json is missing; put it back, or name another --run-dir")
         return None
     recorded = read_json(folder / "config.json")
     if recorded["algorithm"] != config["algorithm"]:
@@ -67,8 +69,6 @@ def find_commit(
         done = read_json(folder / "result.json")["total_timesteps"]
         if done >= args.total_timesteps:
             raise Finished(f"{folder} is finished ({done} steps); nothing to do")
-    if not args.allow_version_change:
-        check_same_machine(recorded, config)
     for path in checkpoints.commits():
         try:
             commit = checkpoints.read(path)
@@ -80,6 +80,8 @@ def find_commit(
             print(f"warning: {problem}; trying the commit before")
             continue
         check_same_args(folder, commit.meta["args"], config["args"])
+        if not args.allow_version_change:
+            check_same_machine(commit.meta["machine"], config)
         if commit.steps > args.total_timesteps:
             raise UsageError(f"{folder} has {commit.steps} steps already, more than {args.total_timesteps}")
         return commit
@@ -99,8 +101,11 @@ def check_same_args(folder: Path, recorded: dict[str, Any], given: dict[str, Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UsageError where the file is not JSON."""
+    """The content of a run's `config.json` or `result.json`; raises UsageError where it is none."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as problem:
         raise UsageError(f"{path} is damaged: {problem}") from problem
+    if not isinstance(content, dict) or not {"algorithm", "total_timesteps"} & content.keys():
+        raise UsageError(f"{path} is not a run's; name another --run-dir")
+    return content

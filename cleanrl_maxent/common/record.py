@@ -3,13 +3,42 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar, text
 
 from cleanrl_maxent.common.arguments import RunArgs, UsageError
+
+
+class Board:
+    """TensorBoard's file: a mirror, which a full disk silences and which stops nothing.
+
+    `tensorboardX.SummaryWriter` writes from a thread; where that dies of a full disk the program hangs.
+    """
+
+    def __init__(self, folder: Path):
+        self.file: EventsWriter | None = EventsWriter(str(folder / "events"))
+
+    def add(self, steps: int, summary) -> None:
+        """Shows what `tensorboardX.summary` made, at `steps` environment steps."""
+        if self.file:
+            try:
+                self.file.write_event(Event(wall_time=time.time(), step=steps, summary=summary))
+                self.file.flush()
+            except OSError:
+                self.close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            if self.file:
+                self.file.close()
+        self.file = None
 
 
 class Record:
@@ -27,11 +56,12 @@ class Record:
         kept = read_start(self.path, length)
         self.file = open(self.path, "ab")
         self.file.truncate(length)
+        self.file.seek(length)  # until the first write, tell() is the old end otherwise
         self.sha256 = hashlib.sha256(kept)
-        self.board = SummaryWriter(str(folder))
+        self.board = Board(folder)
         self.tracker: Any = None  # the seed's W&B run
         table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
-        self.board.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{table}")
+        self.board.add(0, text("hyperparameters", f"|flag|value|\n|-|-|\n{table}"))
         for line in kept.splitlines():
             self.show(json.loads(line))
 
@@ -50,7 +80,7 @@ class Record:
         """Sends a row to TensorBoard."""
         for name, value in row.items():
             if name != "global_step":
-                self.board.add_scalar(name, value, row["global_step"])
+                self.board.add(row["global_step"], scalar(name, value))
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
@@ -58,11 +88,11 @@ class Record:
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
 
     def close(self, exit_code: int) -> None:
-        self.file.close()
         self.board.close()
         if self.tracker:
             self.tracker.finish(exit_code=exit_code)
             self.tracker = None
+        self.file.close()
 
 
 def read_start(path: Path, length: int) -> bytes:
@@ -75,7 +105,8 @@ def read_start(path: Path, length: int) -> bytes:
 
 def unchanged(path: Path, synced: Mapping[str, Any]) -> bool:
     """True where a record still starts with what `Record.sync` told of it."""
-    return path.exists() and hashlib.sha256(read_start(path, synced["bytes"])).hexdigest() == synced["sha256"]
+    start = read_start(path, synced["bytes"]) if path.exists() else b""
+    return len(start) == synced["bytes"] and hashlib.sha256(start).hexdigest() == synced["sha256"]
 
 
 def start_trackers(args: RunArgs, records: Iterable[Record], group: Path, config: dict[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """Transitions, and a ring of them that lives on the device."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,26 +58,27 @@ class Replay:
         return jax.tree.map(lambda row: row[rows], self.rows)
 
 
-def refill(replay: Replay, segments: list[Transition], steps: int) -> Replay:
+class Segment(NamedTuple):
+    """Transitions `start` … `stop` - 1 of a run, on disk; `load` gives them, axes `(seed, transition)`."""
+
+    start: int
+    stop: int
+    load: Callable[[], Transition]
+
+
+def refill(replay: Replay, segments: list[Segment], steps: int) -> Replay:
     """The rings after `steps` steps: all that they kept but the last transition, which is in flight.
 
-    `segments`: the transitions up to step `steps`, oldest first, leading axes `(seed, transition)`.
     The arrays of `replay`, leading axis `(seed,)`, are consumed.
     """
     store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
     stored = steps - 1
-    stop = steps - sum(segment.reward.shape[1] for segment in segments)
-    for segment in segments:
-        start, stop = stop, stop + segment.reward.shape[1]
+    for start, stop, load in segments:
         index = np.arange(max(start, stored - replay.capacity), min(stop, stored))
         if index.size:
-            replay = store(replay, take(segment, index - start), index)
+            transitions = jax.tree.map(lambda leaf, rows=index - start: leaf[:, rows], load())
+            replay = store(replay, transitions, index)
     return replay
-
-
-def take(segment: Transition, rows: np.ndarray) -> Transition:
-    """Some transitions of a segment, `(seed, transition)`."""
-    return jax.tree.map(lambda leaf: leaf[:, rows], segment)
 
 
 def replay_bytes(num_seeds: int, capacity: int, obs_dim: int, action_dim: int) -> int:

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX.summary import scalar
 
 from cleanrl_maxent.common.arguments import RunArgs
 from cleanrl_maxent.common.checkpoint import Checkpoints, like, named_arrays, pack, write_file
@@ -52,11 +53,12 @@ class Run:
     def open(self, algorithm: str) -> None:
         """Finds the commit to go on from, and opens the files, cut to what they were then."""
         args = self.args
-        config = {"algorithm": algorithm, "args": asdict(args), **describe_machine()}
+        self.machine = describe_machine()
+        self.config = config = {"algorithm": algorithm, "args": asdict(args), **self.machine}
         self.checkpoints = Checkpoints(self.folder / "checkpoint")
         self.found = find_commit(self.folder, self.checkpoints, args, config)
-        self.write_json("config.json", config)
-        (self.folder / "result.json").unlink(missing_ok=True)
+        if not self.found:
+            self.write_json("config.json", config)
         meta = self.found.meta if self.found else {}
         lengths = [record["bytes"] for record in meta.get("records", [{"bytes": 0}] * args.num_seeds)]
         self.records = [
@@ -79,9 +81,10 @@ class Run:
         path = self.folder / "timing.jsonl"
         rows = path.read_text().splitlines() if self.found and path.exists() else []
         self.timing = open(path, "w")
-        for row in (json.loads(row) for row in rows if row.endswith("}")):
-            if row["global_step"] <= self.last_steps:
-                self.write_timing(row)
+        for row in rows:
+            with suppress(ValueError):  # the last row may be cut short
+                if json.loads(row)["global_step"] <= self.last_steps:
+                    self.write_timing(json.loads(row))
 
     def resume(self, envs: SeedEnvs, state, replay: Replay | None = None) -> tuple[int, Any, Replay | None]:
         """The steps taken so far, and the state and replay at that point; `envs` are put there too.
@@ -98,6 +101,8 @@ class Run:
         state = like(state, below("state/", commit.arrays))
         if replay:
             replay = refill(replay, commit.segments, commit.steps)
+        self.write_json("config.json", self.config)
+        (self.folder / "result.json").unlink(missing_ok=True)
         self.terminal.steps = commit.steps
         self.terminal.print_line(f"resumed at step {commit.steps:,}")
         return commit.steps, state, replay
@@ -135,6 +140,7 @@ class Run:
         environments, arrays = envs.snapshot()
         meta = {
             "args": asdict(self.args),
+            "machine": self.machine,
             "envs": environments,
             "records": [record.sync() for record in self.records],
             "seconds": time.perf_counter() - self.started,
@@ -181,7 +187,7 @@ class Run:
         self.timing.write(json.dumps(row) + "\n")
         self.timing.flush()
         for record in self.records:
-            record.board.add_scalar("charts/SPS", row["charts/SPS"], row["global_step"])
+            record.board.add(row["global_step"], scalar("charts/SPS", row["charts/SPS"]))
 
     def record_evaluation(self, steps: int, metrics: list[dict[str, float]]) -> None:
         """The rows of an evaluation, one for each seed."""
