@@ -123,15 +123,20 @@ def test_sigkill_at_every_point(args, tmp_path):
 
 
 def test_sigkill_at_random(tmp_path):
-    reference, rng = references(PENDULUM, tmp_path / "reference"), random.Random(0)
+    """Four times, each a random moment after a new commit."""
+    args = PENDULUM | dict(total_timesteps=1700, eval_frequency=600)
+    reference, rng, kills = references(args, tmp_path / "reference"), random.Random(0), 0
     run = tmp_path / "run"
+    checkpoints = Checkpoints(run / "checkpoint")
     for _ in range(4):
-        process = start("sac", flags(PENDULUM), run)
-        time.sleep(rng.uniform(3, 9))
+        before, process = checkpoints.commits()[:1], start("sac", flags(args), run)
+        while checkpoints.commits()[:1] == before and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("sac", flags(PENDULUM), run).wait() == 0
-    assert "resumed at" in run.with_suffix(".log").read_text()
+        kills += process.wait() == -signal.SIGKILL
+    assert start("sac", flags(args), run).wait() == 0
+    assert kills >= 3 and run.with_suffix(".log").read_text().count("resumed at") >= 2
     assert differences(reference, digests(run)) == []
 
 
