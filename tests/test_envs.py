@@ -16,7 +16,6 @@ from cleanrl_maxent.common.envs import (
 )
 
 
-@pytest.mark.filterwarnings("ignore:.*share an object")
 def test_counting_environment_leaves_no_false_transition():
     """0→1→2→3 | 0→1→2→3, although the environment overwrites its one observation array."""
     envs = SeedEnvs("Counting-v0", [1, 2])
