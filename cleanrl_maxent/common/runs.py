@@ -72,6 +72,10 @@ class Run:
         self.last_time, self.last_steps = time.perf_counter(), self.found.steps if self.found else 0
         self.open_timing()
         self.terminal = Terminal(args, self.folder)
+        if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
+            self.terminal.print_line(
+                "faster on a CPU: one process per core and seed, NPROC=1 (docs/speed.md)"
+            )
         self.boundary: tuple[int, SeedEnvs, Any] | None = None  # the end of the last step, until committed
         self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the one in flight

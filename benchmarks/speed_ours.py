@@ -1,0 +1,172 @@
+"""One measurement of ours for `benchmarks/speed.py`, printed as a line of JSON.
+
+python benchmarks/speed_ours.py run --num-seeds 4      # a run, as a user would start it
+python benchmarks/speed_ours.py parts --num-seeds 4    # what a step is made of, each part alone
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from cleanrl_maxent.common.devices import set_up_device
+from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.machine import describe_machine
+from cleanrl_maxent.common.replay import Transition
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+
+@dataclass
+class Run:
+    """Trains and reads the rate off `timing.jsonl`: logging, TensorBoard and commits as they are."""
+
+    algorithm: str = "sac"  # a file of cleanrl_maxent
+    env_id: str = "Hopper-v4"
+    num_seeds: int = 1  # vmapped
+    warm: int = 2_000  # steps before the clock starts, 1,000 of them random; a multiple of 1,000
+    steps: int = 20_000  # timed environment steps of each seed; a multiple of 1,000
+    eval_episodes: int = 0  # episodes of each evaluation, every 5,000 steps
+
+
+@dataclass
+class Parts:
+    """Times the update, the action, the environments and matrix products, each alone."""
+
+    algorithm: str = "sac"  # a file of cleanrl_maxent
+    env_id: str = "Hopper-v4"
+    num_seeds: int = 1  # vmapped
+    updates: int = 1_000  # timed updates of all seeds at once
+
+
+def run(given: Run) -> dict[str, float]:
+    """Environment steps per second of all seeds together, seconds to the first 1,000 steps, memory."""
+    algorithm = import_module(f"cleanrl_maxent.{given.algorithm}")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        algorithm.train(
+            algorithm.Args(
+                env_id=given.env_id,
+                num_seeds=given.num_seeds,
+                total_timesteps=given.warm + given.steps,
+                learning_starts=1_000,
+                eval_episodes=given.eval_episodes,
+                run_dir=f"{folder}/run",
+            )
+        )
+        rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
+    seconds = {row["global_step"]: row["seconds"] for row in rows}
+    elapsed = seconds[given.warm + given.steps] - seconds[given.warm]
+    return {
+        "steps_per_second": given.num_seeds * given.steps / elapsed,
+        "peak_megabytes": peak_megabytes(),
+    }
+
+
+def peak_megabytes() -> float | None:
+    """Most memory that this process held: of the accelerator where there is one, else of the host."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 if resource else None
+
+
+def parts(given: Parts) -> dict[str, float]:
+    """Rates of all seeds together, latencies in microseconds, floating-point operations of one update."""
+    set_up_device("auto")
+    jax.config.update("jax_enable_compilation_cache", False)
+    algorithm = import_module(f"cleanrl_maxent.{given.algorithm}")
+    envs = SeedEnvs(given.env_id, list(range(given.num_seeds)))
+    figures = time_update(algorithm, given, envs)
+    floor = figures["gigaflop"] / matmul_rate(256, 200)
+    return figures | {
+        "matmul_256_gigaflops": figures["gigaflop"] / floor,
+        "matmul_2048_gigaflops": matmul_rate(2048, 4),
+        "floor_updates_per_second": given.num_seeds / floor,
+        "environment_steps_per_second": time_environments(envs, 3_000),
+        **describe_machine()["versions"],
+    }
+
+
+def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str, float]:
+    """The update of `algorithm` on batches that stay on the device, and its action."""
+    args, rng, num_seeds = algorithm.Args(), np.random.default_rng(0), given.num_seeds
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=(num_seeds, args.batch_size, *shape)), jnp.float32)
+
+    batch = Transition(
+        obs=normal(envs.obs_dim),
+        action=jnp.tanh(normal(envs.action_dim)),
+        reward=normal(),
+        next_obs=normal(envs.obs_dim),
+        terminated=jnp.zeros((num_seeds, args.batch_size)),
+    )
+    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
+    init = jax.vmap(lambda key: algorithm.init(key, envs.obs_dim, envs.action_dim, args))
+    state = jax.jit(init)(keys)
+    update = jax.jit(
+        jax.vmap(lambda *given: algorithm.update(*given, args), (0, 0, 0, None)), donate_argnums=0
+    )
+    began = time.perf_counter()
+    update = update.lower(state, batch, keys, jnp.int32(0)).compile()
+    compile_seconds = time.perf_counter() - began
+    for index in range(given.updates // 5 + given.updates):
+        if index == given.updates // 5:
+            jax.block_until_ready(state)
+            began = time.perf_counter()
+        state, metrics = update(state, batch, keys, jnp.int32(index))
+    jax.block_until_ready((state, metrics))
+    elapsed = time.perf_counter() - began
+    act = jax.jit(jax.vmap(lambda params, obs, key: algorithm.act(params, obs, key, False)))
+    return {
+        "compile_seconds": compile_seconds,
+        "updates_per_second": num_seeds * given.updates / elapsed,
+        "gigaflop": update.cost_analysis()["flops"] / 1e9,
+        "action_microseconds": 1e6 * median_seconds(lambda: act(state.actor.params, envs.obs, keys), 1_000),
+    }
+
+
+def median_seconds(call: Callable[[], jax.Array], times: int) -> float:
+    """Median time until the result of `call` is on the host; the first tenth is not counted."""
+    seconds = []
+    for _ in range(times + times // 10):
+        began = time.perf_counter()
+        np.asarray(call())
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[times // 10 :])
+
+
+def matmul_rate(size: int, products: int) -> float:
+    """GFLOP/s of a chain of float32 products of two square matrices: the median of nine chains."""
+    matrix = jnp.full((size, size), 1 / size)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, products, lambda _, x: x @ matrix, x)[0])
+    return products * 2 * size**3 / median_seconds(lambda: chain(matrix), 10) / 1e9
+
+
+def time_environments(envs: SeedEnvs, steps: int) -> float:
+    """Steps per second of all environments together, stepped in turn with uniform actions."""
+    rng = np.random.default_rng(0)
+    began = time.perf_counter()
+    for _ in range(steps):
+        envs.step(rng.uniform(-1, 1, (len(envs.seeds), envs.action_dim)).astype(np.float32))
+    return len(envs.seeds) * steps / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Run | Parts)
+    print(json.dumps(run(chosen) if isinstance(chosen, Run) else parts(chosen)))
