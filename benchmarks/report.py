@@ -15,12 +15,17 @@ from typing import Annotated
 import tyro
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("algorithm", "env_id", "seed", "step", "return_deterministic", "return_stochastic")
+RETURNS = {
+    "return_deterministic": "eval/return_mean",
+    "return_stochastic": "eval_stochastic/return_mean",
+}
+COLUMNS = ("algorithm", "env_id", "seed", "step", *RETURNS)
 
 
 @dataclass
 class Collect:
-    """Adds the evaluations of finished runs to the results; a run that is there already is replaced."""
+    """Adds the evaluations of finished runs to the results; a run that is there already is replaced.
+    A policy that an algorithm does not have leaves its column empty."""
 
     run_dirs: Annotated[list[Path], tyro.conf.Positional]  # folders that hold a result.json
 
@@ -53,20 +58,16 @@ def collect(run_dirs: list[Path]) -> None:
             rows = [row for row in rows if any(row[name] != cell[name] for name in cell)]
             for line in (folder / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
                 metrics = json.loads(line)
-                if "eval_stochastic/return_mean" in metrics:
-                    rows.append(
-                        cell
-                        | {
-                            "step": str(metrics["global_step"]),
-                            "return_deterministic": f"{metrics.get('eval/return_mean', float('nan')):.1f}",
-                            "return_stochastic": f"{metrics['eval_stochastic/return_mean']:.1f}",
-                        }
-                    )
+                returns = {
+                    column: f"{metrics[name]:.1f}" for column, name in RETURNS.items() if name in metrics
+                }
+                if returns:
+                    rows.append(cell | {"step": str(metrics["global_step"])} | returns)
             manifest[f"{algorithm} {env_id} {seed}"] = config | {"seconds": result["seconds"]}
     rows.sort(key=lambda row: (row["algorithm"], row["env_id"], int(row["seed"]), int(row["step"])))
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "evaluations.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     manifest_path.write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")

@@ -7,14 +7,17 @@ python benchmarks/speed_ours.py parts --num-seeds 4    # what a step is made of,
 import contextlib
 import io
 import json
+import re
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +55,11 @@ class Parts:
     env_id: str = "Hopper-v4"
     num_seeds: int = 1  # vmapped
     updates: int = 1_000  # timed updates of all seeds at once
+
+
+@dataclass
+class Profile(Parts):
+    """Share of the threads' busy time that each kind of operation takes in an update (CPU)."""
 
 
 def run(given: Run) -> dict[str, float]:
@@ -102,8 +110,8 @@ def parts(given: Parts) -> dict[str, float]:
     }
 
 
-def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str, float]:
-    """The update of `algorithm` on batches that stay on the device, and its action."""
+def prepare_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> tuple[Callable, Any, tuple]:
+    """The jitted update of `algorithm`, not compiled yet; the state; batches on the device, and keys."""
     args, rng, num_seeds = algorithm.Args(), np.random.default_rng(0), given.num_seeds
 
     def normal(*shape):
@@ -118,10 +126,13 @@ def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
     init = jax.vmap(lambda key: algorithm.init(key, envs.obs_dim, envs.action_dim, args))
-    state = jax.jit(init)(keys)
-    update = jax.jit(
-        jax.vmap(lambda *given: algorithm.update(*given, args), (0, 0, 0, None)), donate_argnums=0
-    )
+    update = jax.vmap(lambda *given: algorithm.update(*given, args), (0, 0, 0, None))
+    return jax.jit(update, donate_argnums=0), jax.jit(init)(keys), (batch, keys)
+
+
+def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str, float]:
+    """The update of `algorithm` on batches that stay on the device, and its action."""
+    update, state, (batch, keys) = prepare_update(algorithm, given, envs)
     began = time.perf_counter()
     update = update.lower(state, batch, keys, jnp.int32(0)).compile()
     compile_seconds = time.perf_counter() - began
@@ -135,10 +146,36 @@ def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str
     act = jax.jit(jax.vmap(lambda params, obs, key: algorithm.act(params, obs, key, False)))
     return {
         "compile_seconds": compile_seconds,
-        "updates_per_second": num_seeds * given.updates / elapsed,
+        "updates_per_second": given.num_seeds * given.updates / elapsed,
         "gigaflop": update.cost_analysis()["flops"] / 1e9,
         "action_microseconds": 1e6 * median_seconds(lambda: act(state.actor.params, envs.obs, keys), 1_000),
     }
+
+
+def profile(given: Profile) -> dict[str, float]:
+    """Kind of operation, as XLA names it → share of the busy time of its threads; from 1%, largest first."""
+    set_up_device("cpu")
+    algorithm = import_module(f"cleanrl_maxent.{given.algorithm}")
+    envs = SeedEnvs(given.env_id, list(range(given.num_seeds)))
+    update, state, (batch, keys) = prepare_update(algorithm, given, envs)
+    for _ in range(50):
+        state, metrics = update(state, batch, keys, jnp.int32(0))
+    jax.block_until_ready((state, metrics))
+    busy = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(given.updates):
+                state, metrics = update(state, batch, keys, jnp.int32(0))
+            jax.block_until_ready((state, metrics))
+        trace = next(Path(folder).rglob("*.xplane.pb"))
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+            for line in plane.lines:
+                if line.name.startswith("tf_XLA"):
+                    for event in line.events:
+                        busy[event.name.partition(".")[0]] += event.duration_ns
+    kinds = {kind: time for kind, time in busy.most_common() if re.fullmatch("[a-z_-]+", kind)}
+    shares = {kind: round(time / sum(kinds.values()), 3) for kind, time in kinds.items()}
+    return {kind: share for kind, share in shares.items() if share >= 0.01}
 
 
 def median_seconds(call: Callable[[], jax.Array], times: int) -> float:
@@ -168,5 +205,6 @@ def time_environments(envs: SeedEnvs, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Run | Parts)
-    print(json.dumps(run(chosen) if isinstance(chosen, Run) else parts(chosen)))
+    chosen = tyro.cli(Run | Parts | Profile)
+    kinds = {Run: run, Parts: parts, Profile: profile}
+    print(json.dumps(kinds[type(chosen)](chosen)))

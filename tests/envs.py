@@ -1,5 +1,7 @@
 """Probe environments with known answers, registered under the namespace of this file (`-v0`)."""
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
@@ -40,6 +42,22 @@ class ConstantReward(gym.Env):
         return np.array([self.count / 50], np.float32), 1.0, False, False, {}
 
 
+class Echo(gym.Env):
+    """Keeps the actions that all its copies are given; bounds are neither 1 nor symmetric."""
+
+    observation_space = Box(-1, 1, (1,), np.float32)
+    action_space = Box(np.array([-0.4, -1], np.float32), np.array([0.4, 3], np.float32))
+    actions: ClassVar[list] = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        Echo.actions.append(action)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
 class Broken(gym.Env):
     """A NaN in the reward or the observation at step number `at`, or spaces that no algorithm here takes."""
 
@@ -74,6 +92,7 @@ def register(name, **options):
 
 register("Counting-v0", entry_point=Counting, disable_env_checker=True)  # it would warn of the reused array
 register("ConstantReward-v0", entry_point=ConstantReward, max_episode_steps=50)
+register("Echo-v0", entry_point=Echo, max_episode_steps=20)
 register("NanReward-v0", entry_point=Broken, max_episode_steps=5)
 register("NanObs-v0", entry_point=Broken, kwargs={"tensor": "obs"})
 register("WrongShape-v0", entry_point=Broken, kwargs={"shape": (3,)}, disable_env_checker=True)

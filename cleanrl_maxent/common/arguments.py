@@ -84,6 +84,7 @@ def integer(value: Any, low: int) -> bool:
 AT_LEAST_1 = (lambda value: integer(value, 1), "an integer in [1, 2147483647]")
 AT_LEAST_0 = (lambda value: integer(value, 0), "an integer in [0, 2147483647]")
 RATE = (lambda value: 0 < value < math.inf, "a finite number > 0")
+NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "a finite number >= 0")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "total_timesteps": AT_LEAST_1,
     "seed": AT_LEAST_0,
@@ -98,7 +99,14 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_network_frequency": AT_LEAST_1,
     "gamma": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "tau": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "alpha": (lambda value: 0 <= value < math.inf, "a finite number >= 0"),
+    "alpha": NOT_NEGATIVE,
+    "exploration_noise": NOT_NEGATIVE,
+    "ou_theta": NOT_NEGATIVE,
+    "ou_sigma": NOT_NEGATIVE,
+    "ou_dt": RATE,
+    "policy_noise": NOT_NEGATIVE,
+    "noise_clip": NOT_NEGATIVE,
+    "learning_rate": RATE,
     "target_entropy_scale": (math.isfinite, "a finite number"),
     "policy_lr": RATE,
     "q_lr": RATE,
@@ -128,6 +136,8 @@ def validate(args: RunArgs) -> None:
         raise UsageError("resume is for the command line; in Python, give run_dir and the same arguments")
     if given.get("autotune") and args.alpha == 0:
         raise UsageError("alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
+    if given.get("ou_theta", 0) * given.get("ou_dt", 0) >= 2:
+        raise UsageError(f"noise diverges: ou_theta {args.ou_theta} * ou_dt {args.ou_dt} must be < 2")
     if "learning_starts" in given:
         check_replay_sizes(args)
 

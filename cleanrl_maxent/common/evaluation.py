@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cleanrl_maxent.common.arguments import RunArgs
 from cleanrl_maxent.common.envs import EVALUATION, check_finite, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.replayable import Replayable
 from cleanrl_maxent.common.signals import stop_if_asked
+
+POLICIES = ("eval", "eval_stochastic")
 
 
 class Evaluation:
@@ -18,28 +21,41 @@ class Evaluation:
     earlier evaluation. Every episode is played to its end and counts once.
     """
 
-    def __init__(self, args: RunArgs, act: Callable, sample_action: Callable | None = None):
+    def __init__(
+        self,
+        args: RunArgs,
+        act: Callable,
+        sample_action: Callable | None = None,
+        policies: tuple[str, ...] = POLICIES,
+    ):
         """`act(params, obs, key, deterministic)` gives the actions of one seed, in [-1, 1].
 
         `sample_action(params, obs, key)`, where the policy has a density, gives sampled actions and
         their log-densities in nats; the stochastic policy is `act` without it. `obs`:
-        `(episode, obs_dim)`, actions `(episode, action_dim)`, log-densities `(episode,)`.
+        `(episode, obs_dim)`, actions `(episode, action_dim)`, log-densities `(episode,)`. `policies`: those
+        that there are, the deterministic "eval", the "eval_stochastic", or both.
         """
-        self.args, self.has_density = args, sample_action is not None
+        self.args, self.policies = args, policies
+        self.has_density = sample_action is not None
         episodes = args.eval_episodes
         fresh = args.env_reset == "fresh"
         self.envs = [
-            Replayable(lambda: make_env(args.env_id), fresh) for _ in range(args.num_seeds * 2 * episodes)
+            Replayable(lambda: make_env(args.env_id), fresh)
+            for _ in range(args.num_seeds * len(policies) * episodes)
         ]
 
-        def both(params, obs, key, step):  # obs: (2, episode, obs_dim)
-            key = jax.random.fold_in(key, step)
-            mean = act(params, obs[0], key, True)
-            if sample_action is None:
-                return mean, act(params, obs[1], key, False), np.zeros(episodes, np.float32)
-            return mean, *sample_action(params, obs[1], key)
+        def of_policy(policy, params, obs, key):
+            if policy == "eval_stochastic" and sample_action:
+                return sample_action(params, obs, key)
+            return act(params, obs, key, policy == "eval"), jnp.zeros(episodes)
 
-        self.actions = jax.jit(jax.vmap(both, in_axes=(0, 0, 0, None)))
+        def of_seed(params, obs, key, step):  # obs: (policy, episode, obs_dim)
+            key = jax.random.fold_in(key, step)
+            pairs = [of_policy(name, params, rows, key) for name, rows in zip(policies, obs, strict=True)]
+            actions, log_probs = zip(*pairs, strict=True)
+            return jnp.stack(actions), jnp.stack(log_probs)
+
+        self.actions = jax.jit(jax.vmap(of_seed, in_axes=(0, 0, 0, None)))
 
     def due(self, steps: int) -> bool:
         """True at multiples of `--eval-frequency` and at the last step."""
@@ -53,12 +69,12 @@ class Evaluation:
         `eval/soft_return`, the mean of Σ r − α log π over the stochastic episodes. Raises Stopped.
         """
         seeds, episodes = self.args.seeds, self.args.eval_episodes
-        shape = (len(seeds), 2, episodes)
+        shape = (len(seeds), len(self.policies), episodes)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, steps)
         resets = [
             environment_seed(seed, EVALUATION, steps, policy, episode)
             for seed in seeds
-            for policy in range(2)
+            for policy in map(POLICIES.index, self.policies)
             for episode in range(episodes)
         ]
         obs = np.stack([env.reset(seed=s)[0] for env, s in zip(self.envs, resets, strict=True)])
@@ -67,16 +83,15 @@ class Evaluation:
         while running.any():
             stop_if_asked()
             step = int(lengths.max())
-            mean, sample, log_prob = self.actions(params, obs.reshape(*shape, -1), keys, step)
-            action = np.stack([mean, sample], axis=1).reshape(len(self.envs), -1)
+            action, log_prob = map(np.asarray, self.actions(params, obs.reshape(*shape, -1), keys, step))
+            action, log_prob = action.reshape(len(self.envs), -1), log_prob.ravel()
             check_finite(steps, seeds, evaluation_action=action)
-            neg_log_prob = np.stack([np.zeros_like(log_prob), -np.asarray(log_prob)], axis=1).ravel()
             for i in np.flatnonzero(running):
                 env = self.envs[i]
                 scaled = scale_action(action[i], env.action_space)
                 obs[i], reward, terminated, truncated, _ = env.step(scaled)
                 returns[i] += reward
-                neg_log_probs[i] += neg_log_prob[i]
+                neg_log_probs[i] -= log_prob[i]
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
         check_finite(steps, seeds, evaluation_return=returns)
@@ -87,12 +102,12 @@ class Evaluation:
         ]
 
     def metrics(self, returns: np.ndarray, lengths: np.ndarray, soft: np.ndarray) -> dict[str, float]:
-        """Means and standard deviations over episodes; every array is `(2, episode)`."""
+        """Means and standard deviations over episodes; every array is `(policy, episode)`."""
         row = {}
-        for policy, name in enumerate(("eval", "eval_stochastic")):
+        for policy, name in enumerate(self.policies):
             row[f"{name}/return_mean"] = float(returns[policy].mean())
             row[f"{name}/return_std"] = float(returns[policy].std())
             row[f"{name}/length"] = float(lengths[policy].mean())
         if self.has_density:
-            row["eval/soft_return"] = float(soft[1].mean())
+            row["eval/soft_return"] = float(soft[-1].mean())
         return row

@@ -39,7 +39,8 @@ class Terminal:
 
     def show_evaluation(self, metrics: list[dict[str, float]]) -> None:
         """Prints and keeps each seed's mean return, deterministic where the policy has a mean."""
-        means = [row.get("eval/return_mean", row["eval_stochastic/return_mean"]) for row in metrics]
+        name = "eval/return_mean" if "eval/return_mean" in metrics[0] else "eval_stochastic/return_mean"
+        means = [row[name] for row in metrics]
         self.evaluation = "  return " + " ".join(f"{mean:.1f}" for mean in means)
         if not self.console.is_terminal:
             self.print_line(self.line())
