@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from cleanrl_maxent import sac
+from cleanrl_maxent import ddpg, sac, td3
 from cleanrl_maxent.common import devices
-from cleanrl_maxent.common.arguments import UsageError, parse_integer, validate
+from cleanrl_maxent.common.arguments import RANGES, UsageError, parse_integer, validate
 
 SCRIPT = Path(sac.__file__)
+ALGORITHMS = pytest.mark.parametrize("algorithm", [ddpg, td3, sac], ids=["ddpg", "td3", "sac"])
 
 BAD = [
     (dict(gamma=5.0), "gamma must be in [0, 1); got 5.0"),
@@ -39,18 +41,32 @@ BAD = [
     (dict(total_timesteps=1e6), "total_timesteps must be an integer"),
     (dict(seed=2**31 - 1, num_seeds=10**9), "beyond 2147483647"),
     (dict(exp_name="../x"), "exp_name must be a name"),
+    (dict(learning_rate=0.0), "learning_rate must be a finite number > 0; got 0.0"),
+    (dict(exploration_noise=-0.1), "exploration_noise must be a finite number >= 0; got -0.1"),
+    (dict(policy_noise=float("inf")), "policy_noise must be a finite number >= 0; got inf"),
+    (dict(noise_clip=-0.5), "noise_clip must be a finite number >= 0; got -0.5"),
+    (dict(ou_sigma=-1.0), "ou_sigma must be a finite number >= 0; got -1.0"),
+    (dict(ou_dt=0.0), "ou_dt must be a finite number > 0; got 0.0"),
+    (dict(ou_theta=3.0), "noise diverges: ou_theta 3.0 * ou_dt 1.0 must be < 2"),
 ]
 
 
+@ALGORITHMS
 @pytest.mark.parametrize(("given", "words"), BAD, ids=[str(given) for given, _ in BAD])
-def test_validate(given, words):
+def test_validate(algorithm, given, words):
+    flags = {field.name for field in fields(algorithm.Args)}
+    if not given.keys() <= flags:
+        pytest.skip("no such flag")
     with pytest.raises(UsageError) as caught:
-        validate(sac.Args(**given))
+        validate(algorithm.Args(**given))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_defaults_are_valid():
-    validate(sac.Args())
+@ALGORITHMS
+def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
+    validate(algorithm.Args())
+    kinds = {field.name: type(field.default) for field in fields(algorithm.Args)}
+    assert {name for name, kind in kinds.items() if kind in (int, float)} <= RANGES.keys()
 
 
 @pytest.mark.parametrize(
@@ -64,11 +80,12 @@ def test_defaults_are_valid():
         (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
     ],
 )
-def test_train_refuses_and_leaves_nothing(given, words, tmp_path, monkeypatch):
+@ALGORITHMS
+def test_train_refuses_and_leaves_nothing(algorithm, given, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "available_memory", lambda: 20e9)
     with pytest.raises(UsageError) as caught:
-        sac.train(sac.Args(**given))
+        algorithm.train(algorithm.Args(**given))
     assert words in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
@@ -94,7 +111,10 @@ def test_integers():
             parse_integer(text)
 
 
-def test_help_fits_a_screen_and_has_units(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "environment steps" in done.stdout and "nats" in done.stdout
+@ALGORITHMS
+def test_help_fits_a_screen_and_has_units(algorithm, tmp_path):
+    script = [sys.executable, algorithm.__file__, "--help"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "environment steps" in done.stdout and "discount per step" in done.stdout
+    assert algorithm is not sac or "nats" in done.stdout
     assert len(done.stdout.splitlines()) <= 60

@@ -1,11 +1,14 @@
 """The tree itself: names, sizes, style, and that the README speaks of what exists."""
 
+import difflib
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -51,16 +54,34 @@ def test_algorithms_do_not_import_one_another():
         assert "from cleanrl_maxent import" not in text, name
 
 
-def test_commands_of_the_readme_parse():
-    """Every `sac.py` line of the README is made of flags that exist."""
-    import tyro
+def test_commands_of_the_documents_parse():
+    """Every command that runs an algorithm, in the README and in docs/, is made of flags that exist."""
+    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    commands = re.findall(r"^python cleanrl_maxent/(\w+)\.py(.*?)(?:#.*)?$", text, re.MULTILINE)
+    assert {name for name, _ in commands} == {"ddpg", "td3", "sac"} and len(commands) >= 9
+    for name, flags in commands:
+        tyro.cli(importlib.import_module(f"cleanrl_maxent.{name}").Args, args=flags.split())
 
-    from cleanrl_maxent import sac
 
-    lines = re.findall(r"^python cleanrl_maxent/sac\.py(.*?)(?:#.*)?$", README, re.MULTILINE)
-    assert len(lines) >= 5
-    for line in lines:
-        tyro.cli(sac.Args, args=line.split())
+def test_the_diff_of_the_siblings_is_the_paper():
+    files = (PACKAGE / "ddpg.py", PACKAGE / "td3.py")
+    lines = list(difflib.unified_diff(*(path.read_text().splitlines() for path in files), n=0))[2:]
+    assert sum(line.startswith("-") for line in lines) <= 25
+    assert sum(line.startswith("+") for line in lines) <= 70
+
+
+def test_siblings_have_the_same_functions_in_the_same_order():
+    """What SAC needs besides: its density, its temperature, and that temperature's loss."""
+
+    def names(name):
+        return re.findall(r"^(?:def|class) (\w+)", (PACKAGE / f"{name}.py").read_text(), re.MULTILINE)
+
+    added = {"keep_policy", "gaussian", "sample_action", "temperature", "alpha_loss"}
+    ddpg, td3, sac = (
+        [name for name in names(file) if name not in added | {"next_noise"}]
+        for file in ("ddpg", "td3", "sac")
+    )
+    assert ddpg == td3 == sac
 
 
 def test_readme_names_every_file():
