@@ -2,10 +2,11 @@
 
     python benchmarks/speed.py --peer-python ../peers/bin/python --out speed.json
 
-A round runs every program once; ratios are taken within a round, where the machine was the same. Every
-program warms up (compilation is over then) and is timed over the environment steps that follow, all of
-them learning. `--steps` is the total: of k seeds each takes a k-th. Figures go to `--out` after each
-round; to a file that exists rounds are added until there are `--rounds`.
+A round runs every program once, ours and its peers next to each other, every second round backwards.
+Ratios are taken within a round. Every program warms up (compilation is over then) and is timed over the
+environment steps that follow, all of them learning. `--steps` is the total: of k seeds each takes a
+k-th. Figures go to `--out` after each round; to a file that exists rounds are added until there are
+`--rounds`.
 """
 
 import json
@@ -13,11 +14,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
@@ -26,6 +28,11 @@ from cleanrl_maxent.common.machine import processor
 
 HERE = Path(__file__).parent
 PEERS = {"SBX": "sbx", "SB3": "stable_baselines3"}
+THREADS = ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS")  # would favour one side
+DIFFERENCES = (
+    "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full; peers log "
+    "nothing. Peers' replay is in NumPy, whose memory counts only once it is written to; ours counts whole."
+)
 Figures = dict[str, float]
 
 
@@ -33,16 +40,16 @@ Figures = dict[str, float]
 class Args:
     """What to time, against what, and how long."""
 
-    algorithms: tuple[str, ...] = ("sac",)  # files of cleanrl_maxent; peers by the same name
+    algorithms: tuple[str, ...] = ("ddpg", "td3", "sac")  # files of cleanrl_maxent; peers by the same name
     env_id: str = "Hopper-v4"
-    num_seeds: tuple[int, ...] = (1, 4, 10)
+    num_seeds: tuple[int, ...] = (1, 4, 10)  # vmapped in one process
+    evaluated: tuple[int, ...] = (1, 4, 10)  # numbers of seeds to time with evaluation too
     peer_python: Path | None = None  # python with sbx-rl, stable-baselines3 and gymnasium[mujoco]
-    peer_script: tuple[Path, ...] = ()  # scripts of a checkout of CleanRL or LeanRL; --peer-python runs them
+    peer_script: tuple[Path, ...] = ()  # scripts of CleanRL or LeanRL, {algorithm}_….py, for --peer-python
     warm: int = 2_000  # environment steps before the clock starts, 1,000 of them random
     steps: int = 20_000  # timed environment steps of a program, in thousands for each seed
     rounds: int = 5
-    evaluation: bool = True  # our run with evaluation too
-    packed: bool = True  # one process per core, one thread and one seed each
+    packed: bool = True  # on a CPU: one process per core, one thread and one seed each
     out: Path | None = None  # JSON of all figures
 
 
@@ -52,13 +59,13 @@ def fail(message: str) -> NoReturn:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    quiet = {"PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "ignore", "WANDB_MODE": "disabled"}
-    return {**os.environ, **quiet, **changes}
+    kept = {name: value for name, value in os.environ.items() if name not in THREADS}
+    return kept | {"PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "ignore"} | changes
 
 
-def measure(command: list[str], **changes: str) -> Figures:
+def measure(command: list[str]) -> dict[str, Any]:
     """The JSON that a program prints last; ends with its errors where it fails."""
-    done = subprocess.run(command, env=environment(**changes), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         fail(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -70,12 +77,20 @@ def ours(kind: str, *flags: object) -> list[str]:
 
 def measure_packed(command: list[str], copies: int) -> Figures:
     """Rates and memory of `copies` processes at once, one XLA thread each, added up."""
-    start = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(NPROC="1"))
-    running = [subprocess.Popen(command, **start) for _ in range(copies)]
-    outputs = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        fail(f"{' '.join(command)} failed")
-    figures = [json.loads(output.splitlines()[-1]) for output in outputs]
+    running = []
+    for _ in range(copies):
+        errors = tempfile.TemporaryFile("w+")
+        process = subprocess.Popen(
+            command, env=environment(NPROC="1"), stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        running.append((process, errors))
+    figures = []
+    for process, errors in running:
+        output = process.communicate()[0]
+        if process.returncode:
+            errors.seek(0)
+            fail(f"{' '.join(command)}: {errors.read()[-2000:]}")
+        figures.append(json.loads(output.splitlines()[-1]))
     return {name: sum(figure[name] for figure in figures) for name in figures[0]}
 
 
@@ -84,45 +99,66 @@ def measure_script(python: Path, script: Path, args: Args) -> Figures:
     seconds = []
     for steps in (args.warm, args.warm + args.steps):
         flags = {"env-id": args.env_id, "total-timesteps": steps, "learning-starts": 1000}
-        command = [str(python), str(script.resolve()), *(f"--{k}={v}" for k, v in flags.items())]
-        began = time.perf_counter()
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - began)
+        command = [str(python.absolute()), str(script.resolve()), *(f"--{k}={v}" for k, v in flags.items())]
+        if script.stem.endswith("_torchcompile"):
+            command.append("--compile")
+        changes = environment(PYTHONPATH=str(script.resolve().parent.parent), WANDB_MODE="disabled")
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            done = subprocess.run(
+                command, env=changes, cwd=folder, capture_output=True, text=True, check=False
+            )
+            seconds.append(time.perf_counter() - began)
         if done.returncode:
             fail(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return {"steps_per_second": args.steps / (seconds[1] - seconds[0])}
 
 
-def programs(args: Args, algorithm: str) -> dict[str, Callable[[], Figures]]:
-    """Name → measurement, in the order of a round."""
-    cores = cpu_count()
+def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name → measurement, in the order of a round; the first is what all are compared with."""
     common = ["--algorithm", algorithm, "--env-id", args.env_id]
-    chosen: dict[str, Callable[[], Figures]] = {}
-    for k in args.num_seeds:
+    chosen: dict[str, Callable[[], dict[str, Any]]] = {}
+
+    def add(name: str, command: list[str]) -> None:
+        chosen[name] = lambda: measure(command)
+
+    def add_run(k: int) -> None:
         steps = max(args.steps // k // 1000 * 1000, 1000)
-        flags = [*common, "--num-seeds", k, "--warm", args.warm, "--steps", steps]
-        chosen[f"run, {k} seeds"] = lambda flags=flags: measure(ours("run", *flags))
-        if args.evaluation and steps >= 5000:  # as many as between two evaluations
-            evaluated = [*flags, "--eval-episodes", 10]
-            chosen[f"run, {k} seeds, evaluated"] = lambda flags=evaluated: measure(ours("run", *flags))
-        flags = [*common, "--num-seeds", k, "--updates", max(1000 // k, 100)]
-        chosen[f"parts, {k} seeds"] = lambda flags=flags: measure(ours("parts", *flags))
-    if args.packed:
-        command = ours("run", *common, "--warm", args.warm, "--steps", args.steps)
-        chosen[f"run, packed on {cores}"] = lambda: measure_packed(command, cores)
+        sizes = ["--num-seeds", k, "--warm", args.warm, "--steps", steps]
+        add(f"{k} seed{'s' * (k > 1)}", ours("run", *common, *sizes))
+
+    add_run(args.num_seeds[0])
     if args.peer_python:
-        sizes = [args.env_id, str(args.warm), str(args.steps)]
         for name, package in PEERS.items():
+            sizes = [args.env_id, str(args.warm), str(args.steps)]
             peer = [str(args.peer_python), str(HERE / "speed_peer.py"), package, algorithm.upper(), *sizes]
-            chosen[name] = lambda peer=peer: measure(peer)
+            add(name, peer)
         for script in args.peer_script:
-            chosen[script.name] = lambda script=script: measure_script(args.peer_python, script, args)
+            if script.name.startswith(algorithm):
+                name = "/".join(script.resolve().parts[-2:])
+                chosen[name] = lambda script=script: measure_script(args.peer_python, script, args)
+    if args.packed and on_cpu:
+        steps = max(args.steps // cpu_count() // 1000 * 1000, 1000)
+        command = ours("run", *common, "--warm", args.warm, "--steps", steps)
+        chosen[f"packed, {cpu_count()} processes"] = lambda: measure_packed(command, cpu_count())
+    for k in args.num_seeds:
+        if k != args.num_seeds[0]:
+            add_run(k)
+        add(f"parts, {k}", ours("parts", *common, "--num-seeds", k, "--updates", max(1000 // k, 100)))
+        if k in args.evaluated:  # whole evaluations, the first of them before the clock starts
+            steps = max(args.steps // k // 5000 * 5000, 5000)
+            sizes = ["--num-seeds", k, "--warm", 6000, "--steps", steps, "--eval-episodes", 10]
+            add(f"{k} seed{'s' * (k > 1)}, evaluated", ours("run", *common, *sizes))
     return chosen
 
 
 def spread(values: list[float], digits: int = 0) -> str:
     """Median (lowest–highest)."""
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
+def ratios(upper: list[float], lower: list[float]) -> list[float]:
+    return [a / b for a, b in zip(upper, lower, strict=True)]
 
 
 def table(rounds: list[dict[str, Figures]]) -> str:
@@ -132,65 +168,71 @@ def table(rounds: list[dict[str, Figures]]) -> str:
         return [figures[program][figure] for figures in rounds]
 
     names = list(rounds[0])
-    first = next(name for name in names if name.startswith("run"))
-    lines = ["| program | steps per second, all seeds | ours is | peak MB |", "|---|---|---|---|"]
-    for name in (name for name in names if not name.startswith("parts")):
+    first, parts = names[0], [name for name in names if name.startswith("parts")]
+    lines = [f"| program | steps per second, all seeds | {first} ÷ this | host MB |", "|---|---|---|---|"]
+    for name in (name for name in names if name not in parts):
         rates = column(name, "steps_per_second")
-        ratio = statistics.median(
-            a / b for a, b in zip(column(first, "steps_per_second"), rates, strict=True)
-        )
-        memory = rounds[0][name].get("peak_megabytes")
-        lines.append(f"| {name} | {spread(rates)} | {ratio:.2f} × | {f'{memory:,.0f}' if memory else ''} |")
-    for name in (name for name in names if name.startswith("parts")):
-        whole = name.replace("parts", "run")
-        bare, floor = column(name, "updates_per_second"), column(name, "floor_updates_per_second")
-        shares = {"bare update / its floor": [a / b for a, b in zip(bare, floor, strict=True)]}
-        if whole in names:
-            rates = column(whole, "steps_per_second")
-            shares["run / bare update"] = [a / b for a, b in zip(rates, bare, strict=True)]
+        times = spread(ratios(column(first, "steps_per_second"), rates), 2)
+        memory = rounds[0][name].get("host_megabytes")
+        lines.append(f"| {name} | {spread(rates)} | {times} | {f'{memory:,.0f}' if memory else ''} |")
+    for name in parts:
+        bare = column(name, "updates_per_second")
+        shares = {"bare update ÷ its floor": ratios(bare, column(name, "floor_updates_per_second"))}
+        whole = next(run for run in names if run.startswith(name.removeprefix("parts, ") + " seed"))
+        shares["whole run ÷ bare update"] = ratios(column(whole, "steps_per_second"), bare)
         lines += ["", f"| {name} | median (lowest–highest) |", "|---|---|"]
-        for figure, value in rounds[0][name].items():
-            if isinstance(value, float):
-                values = column(name, figure)
-                lines.append(
-                    f"| {figure.replace('_', ' ')} | {spread(values, 2 if max(values) < 10 else 0)} |"
-                )
+        for figure in rounds[0][name]:
+            values = column(name, figure)
+            digits = 3 if max(values) < 10 else 0
+            lines.append(f"| {figure.replace('_', ' ')} | {spread(values, digits)} |")
         lines += [f"| {share} | {spread(values, 2)} |" for share, values in shares.items()]
     return "\n".join(lines)
 
 
-def describe(args: Args) -> dict:
-    """The machine and the settings: figures of others are not to be mixed with these."""
-    settings = {name: value for name, value in asdict(args).items() if "peer" not in name and name != "out"}
-    return {"processor": processor(), "cores": cpu_count(), **settings}
+def describe(args: Args) -> dict[str, Any]:
+    """Machine, versions and settings: figures of others are not to be mixed with these."""
+    settings = {k: v for k, v in asdict(args).items() if k in ("env_id", "warm", "steps")}
+    peers = {}
+    if args.peer_python:
+        for name, package in PEERS.items():
+            peers[name] = measure([str(args.peer_python), str(HERE / "speed_peer.py"), package])
+    here = {"processor": processor(), "cores": cpu_count(), "ours": measure(ours("about")), "peers": peers}
+    return json.loads(json.dumps(here | settings))
 
 
-def rounds_of(args: Args, machine: dict) -> dict[str, list[dict[str, Figures]]]:
+def rounds_of(args: Args, machine: dict, on_cpu: bool) -> dict[str, list[dict[str, Figures]]]:
     """Algorithm → the rounds that `--out` holds already; fails where they are not comparable."""
     if not args.out or not args.out.exists():
         return {}
     before = json.loads(args.out.read_text())
-    if before["machine"] | {"rounds": 0} != machine | {"rounds": 0}:
-        fail(f"{args.out} holds other settings or another machine's figures; name another file")
+    changed = [name for name in machine if before["machine"].get(name) != machine[name]]
+    if changed:
+        fail(f"{args.out} holds figures of another {' and '.join(changed)}; name another file")
     for algorithm in before["rounds"].keys() & set(args.algorithms):
-        if any(done.keys() != programs(args, algorithm).keys() for done in before["rounds"][algorithm]):
-            fail(f"{args.out} compares with other peers; name another file")
+        wanted = programs(args, algorithm, on_cpu).keys()
+        if any(done.keys() != wanted for done in before["rounds"][algorithm]):
+            fail(f"{args.out} holds rounds of other programs; name another file")
     return before["rounds"]
 
 
 def main(args: Args) -> None:
     """Runs the rounds; prints a table for each algorithm."""
-    for number in ("warm", "steps"):
-        if getattr(args, number) % 1000 or getattr(args, number) <= 0:
-            fail(f"{number} must be a multiple of 1,000; got {getattr(args, number)}")
-    machine = json.loads(json.dumps(describe(args)))
-    kept = rounds_of(args, machine)
+    if args.warm % 1000 or args.warm < 2000:
+        fail(f"warm must be a multiple of 1,000 from 2,000 on; got {args.warm}")
+    if args.steps % 1000 or args.steps <= 0:
+        fail(f"steps must be a multiple of 1,000; got {args.steps}")
+    if args.peer_script and not args.peer_python:
+        fail("peer_script needs --peer-python")
+    machine = describe(args)
+    on_cpu = machine["ours"]["device"]["platform"] == "cpu"
+    kept = rounds_of(args, machine, on_cpu)
+    print(json.dumps(machine), DIFFERENCES, sep="\n\n")
     for algorithm in args.algorithms:
-        rounds = kept.setdefault(algorithm, [])
+        rounds, turns = kept.setdefault(algorithm, []), programs(args, algorithm, on_cpu)
         while len(rounds) < args.rounds:
-            done = {}
-            for name, program in programs(args, algorithm).items():
-                done[name] = program()
+            done = dict.fromkeys(turns)
+            for name in list(turns)[:: -1 if len(rounds) % 2 else 1]:
+                done[name] = turns[name]()
                 print(algorithm, name, done[name], file=sys.stderr, flush=True)
             rounds.append(done)
             if args.out:

@@ -1,7 +1,11 @@
-"""One measurement of ours for `benchmarks/speed.py`, printed as a line of JSON.
+"""One measurement of ours for `benchmarks/speed.py`.
 
-python benchmarks/speed_ours.py run --num-seeds 4      # a run, as a user would start it
-python benchmarks/speed_ours.py parts --num-seeds 4    # what a step is made of, each part alone
+    python benchmarks/speed_ours.py run --num-seeds 4      # a run, as a user would start it
+    python benchmarks/speed_ours.py parts --num-seeds 4    # what a step is made of, each part alone
+    python benchmarks/speed_ours.py profile                # what an update is made of
+    python benchmarks/speed_ours.py about                  # machine and versions
+
+The last line that it prints is JSON.
 """
 
 import contextlib
@@ -58,12 +62,17 @@ class Parts:
 
 
 @dataclass
+class About:
+    """Tells versions, device and commit."""
+
+
+@dataclass
 class Profile(Parts):
     """Share of the threads' busy time that each kind of operation takes in an update (CPU)."""
 
 
 def run(given: Run) -> dict[str, float]:
-    """Environment steps per second of all seeds together, seconds to the first 1,000 steps, memory."""
+    """Environment steps per second of all seeds together, and the most memory that the process held."""
     algorithm = import_module(f"cleanrl_maxent.{given.algorithm}")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         algorithm.train(
@@ -79,34 +88,32 @@ def run(given: Run) -> dict[str, float]:
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
     seconds = {row["global_step"]: row["seconds"] for row in rows}
     elapsed = seconds[given.warm + given.steps] - seconds[given.warm]
-    return {
-        "steps_per_second": given.num_seeds * given.steps / elapsed,
-        "peak_megabytes": peak_megabytes(),
-    }
-
-
-def peak_megabytes() -> float | None:
-    """Most memory that this process held: of the accelerator where there is one, else of the host."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 if resource else None
+    figures = {"steps_per_second": given.num_seeds * given.steps / elapsed}
+    if resource:
+        figures["host_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        figures["device_megabytes"] = sum(of_device["peak_bytes_in_use"] for of_device in stats) / 1e6
+    return figures
 
 
 def parts(given: Parts) -> dict[str, float]:
-    """Rates of all seeds together, latencies in microseconds, floating-point operations of one update."""
+    """Rates of all seeds together, latencies in microseconds, floating-point operations of one update.
+
+    The floor is the update's operations at the highest rate of a 256 × 256 product measured here.
+    """
     set_up_device("auto")
     jax.config.update("jax_enable_compilation_cache", False)
     algorithm = import_module(f"cleanrl_maxent.{given.algorithm}")
     envs = SeedEnvs(given.env_id, list(range(given.num_seeds)))
+    small = matmul_rate(256, 200)
     figures = time_update(algorithm, given, envs)
-    floor = figures["gigaflop"] / matmul_rate(256, 200)
+    small = max(small, matmul_rate(256, 200))
     return figures | {
-        "matmul_256_gigaflops": figures["gigaflop"] / floor,
+        "matmul_256_gigaflops": small,
         "matmul_2048_gigaflops": matmul_rate(2048, 4),
-        "floor_updates_per_second": given.num_seeds / floor,
+        "floor_updates_per_second": given.num_seeds * small / figures["gigaflop"],
         "environment_steps_per_second": time_environments(envs, 3_000),
-        **describe_machine()["versions"],
     }
 
 
@@ -126,7 +133,7 @@ def prepare_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> tuple
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
     init = jax.vmap(lambda key: algorithm.init(key, envs.obs_dim, envs.action_dim, args))
-    update = jax.vmap(lambda *given: algorithm.update(*given, args), (0, 0, 0, None))
+    update = jax.vmap(lambda *inputs: algorithm.update(*inputs, args), (0, 0, 0, None))
     return jax.jit(update, donate_argnums=0), jax.jit(init)(keys), (batch, keys)
 
 
@@ -144,12 +151,22 @@ def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str
     jax.block_until_ready((state, metrics))
     elapsed = time.perf_counter() - began
     act = jax.jit(jax.vmap(lambda params, obs, key: algorithm.act(params, obs, key, False)))
+    actions = seconds_until_here(lambda: act(state.actor.params, envs.obs, keys), 1_000)
     return {
         "compile_seconds": compile_seconds,
         "updates_per_second": given.num_seeds * given.updates / elapsed,
-        "gigaflop": update.cost_analysis()["flops"] / 1e9,
-        "action_microseconds": 1e6 * median_seconds(lambda: act(state.actor.params, envs.obs, keys), 1_000),
+        "gigaflop": gigaflop(algorithm, given, envs),
+        "action_microseconds": 1e6 * statistics.median(actions),
     }
+
+
+def gigaflop(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> float:
+    """Floating-point operations of an update as XLA counts them, the mean over the turns of a delay."""
+    turns = range(getattr(algorithm.Args(), "policy_frequency", 1))
+    with jax.default_device(jax.devices("cpu")[0]):  # elsewhere products in libraries are not counted
+        update, state, (batch, keys) = prepare_update(algorithm, given, envs)
+        compiled = [jax.jit(lambda *inputs, i=i: update(*inputs, i)).lower(state, batch, keys) for i in turns]
+    return statistics.mean(one.compile().cost_analysis()["flops"] for one in compiled) / 1e9
 
 
 def profile(given: Profile) -> dict[str, float]:
@@ -178,21 +195,21 @@ def profile(given: Profile) -> dict[str, float]:
     return {kind: share for kind, share in shares.items() if share >= 0.01}
 
 
-def median_seconds(call: Callable[[], jax.Array], times: int) -> float:
-    """Median time until the result of `call` is on the host; the first tenth is not counted."""
+def seconds_until_here(call: Callable[[], jax.Array], times: int) -> list[float]:
+    """Seconds until the result of `call` is on the host, each of `times` times, after a few not counted."""
     seconds = []
     for _ in range(times + times // 10):
         began = time.perf_counter()
         np.asarray(call())
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[times // 10 :])
+    return seconds[times // 10 :]
 
 
 def matmul_rate(size: int, products: int) -> float:
-    """GFLOP/s of a chain of float32 products of two square matrices: the median of nine chains."""
+    """GFLOP/s of a chain of float32 products of two square matrices: the fastest of 20 chains."""
     matrix = jnp.full((size, size), 1 / size)
     chain = jax.jit(lambda x: jax.lax.fori_loop(0, products, lambda _, x: x @ matrix, x)[0])
-    return products * 2 * size**3 / median_seconds(lambda: chain(matrix), 10) / 1e9
+    return products * 2 * size**3 / min(seconds_until_here(lambda: chain(matrix), 20)) / 1e9
 
 
 def time_environments(envs: SeedEnvs, steps: int) -> float:
@@ -205,6 +222,6 @@ def time_environments(envs: SeedEnvs, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Run | Parts | Profile)
-    kinds = {Run: run, Parts: parts, Profile: profile}
+    chosen = tyro.cli(Run | Parts | Profile | About)
+    kinds = {Run: run, Parts: parts, Profile: profile, About: lambda _: describe_machine()}
     print(json.dumps(kinds[type(chosen)](chosen)))
