@@ -3,7 +3,7 @@
 Lillicrap et al., "Continuous control with deep reinforcement learning", 2016, https://arxiv.org/abs/1509.02971.
 Numbers in this file refer to it. Deliberate deviations, with their reasons on the page in docs/:
   - inside the agent actions lie in [-1, 1]; noises are in these units;
-  - networks, learning rates, batch and warm-up are those of the code that Fujimoto et al. keep;
+  - networks, learning rates, batch, warm-up and noise are those of the code that Fujimoto et al. keep;
   - weights and biases start as U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/ddpg.py --env-id Hopper-v4
@@ -41,9 +41,9 @@ class Args(RunArgs):
     tau: float = 0.005  # weight of new parameters in targets
     learning_rate: float = 3e-4  # Adam, every network
     noise: Literal["gaussian", "ou"] = "gaussian"  # exploration; ou: Ornstein-Uhlenbeck
-    exploration_noise: float = 0.1  # gaussian: standard deviation
+    exploration_noise: float = 0.1  # gaussian: deviation, half-ranges
     ou_theta: float = 0.15  # ou: pull towards 0, per unit of time
-    ou_sigma: float = 0.2  # ou: standard deviation that a unit of time adds
+    ou_sigma: float = 0.2  # ou: deviation added in a unit of time, half-ranges
     ou_dt: float = 1.0  # ou: time that a step takes
     hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
 
@@ -104,12 +104,13 @@ def next_noise(noise, key, args):
 
 @struct.dataclass
 class State:
-    """Everything learned, for one seed."""
+    """Everything learned, for one seed, and where its exploration noise is."""
 
     actor: TrainState
     target_actor: dict
     critic: TrainState
     target_critic: dict
+    noise: jax.Array  # (action_dim,)
 
 
 def init(key, obs_dim, action_dim, args):
@@ -125,11 +126,12 @@ def init(key, obs_dim, action_dim, args):
         target_actor=jax.tree.map(jnp.copy, actor_params),
         critic=TrainState.create(apply_fn=critic.apply, params=critic_params, tx=adam),
         target_critic=jax.tree.map(jnp.copy, critic_params),
+        noise=jnp.zeros(action_dim),
     )
 
 
 def critic_loss(params, state, batch, args):
-    """Mean squared Bellman residual (eq. 4) against the targets' value of the next state (eq. 5)."""
+    """Mean squared Bellman residual (eq. 4); y of eq. 5, with the target networks of Algorithm 1."""
     next_action = state.actor.apply_fn(state.target_actor, batch.next_obs)
     next_q = state.critic.apply_fn(state.target_critic, batch.next_obs, next_action)  # (batch,)
     target = batch.reward + args.gamma * (1 - batch.terminated) * next_q
@@ -156,13 +158,12 @@ def improve_policy(state, batch, args):
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed: number `index` (from 0), with a `key` of its own.
 
     Returns the new state, and metrics from before each step, scalars.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch, args)
     state = state.replace(critic=state.critic.apply_gradients(grads=grads))
-    # now actor and targets
     state, policy_metrics = improve_policy(state, batch, args)
     return state, metrics | policy_metrics
 
@@ -202,14 +203,15 @@ def train(args):
     state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_keys)
     create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
     replay = jax.jit(create, out_shardings=sharding)(seeds)
-    noise = jax.device_put(jnp.zeros((args.num_seeds, action_dim)), sharding)
     explore = jax.jit(jax.vmap(explore, (0, None)))
     behave = jax.jit(jax.vmap(behave, (0, 0, 0, 0, None)))
     store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
     learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
 
     with Run(args, "ddpg") as run:
-        start, (state, noise), replay = run.resume(envs, (state, noise), replay)
+        start, state, replay = run.resume(envs, state, replay)
+        if args.env_reset == "restart":  # a resumed run begins new episodes
+            state = state.replace(noise=0 * state.noise)
         losses = {}
         for step in range(start, args.total_timesteps + 1):
             # first of all, so that a run resumed here makes up for an evaluation cut short
@@ -220,7 +222,8 @@ def train(args):
             if step < args.learning_starts:
                 action = explore(act_keys, step)
             else:
-                action, noise = behave(state.actor.params, envs.obs, noise, act_keys, step)
+                action, noise = behave(state.actor.params, envs.obs, state.noise, act_keys, step)
+                state = state.replace(noise=noise)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
@@ -228,10 +231,10 @@ def train(args):
             # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
             for episode in episodes:
-                noise = noise.at[episode.index].set(0)
+                state = state.replace(noise=state.noise.at[episode.index].set(0))
             run.record_episodes(step + 1, episodes)
             run.record_losses(step + 1, losses)
-            run.checkpoint(step + 1, envs, (state, noise))
+            run.checkpoint(step + 1, envs, state)
         run.save_policy(state.actor.params)
         return run.finish()
 

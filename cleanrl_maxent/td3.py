@@ -4,7 +4,7 @@ Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Method
 https://arxiv.org/abs/1802.09477.
 Numbers in this file refer to it. Deliberate deviations, with their reasons on the page in docs/:
   - inside the agent actions lie in [-1, 1]; noises are in these units;
-  - networks, learning rates, batch and warm-up are those of the code that Fujimoto et al. keep;
+  - networks, learning rates, batch, warm-up and noise are those of the code that Fujimoto et al. keep;
   - weights and biases start as U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/td3.py --env-id Hopper-v4
@@ -42,12 +42,12 @@ class Args(RunArgs):
     tau: float = 0.005  # weight of new parameters in targets
     learning_rate: float = 3e-4  # Adam, every network
     noise: Literal["gaussian", "ou"] = "gaussian"  # exploration; ou: Ornstein-Uhlenbeck
-    exploration_noise: float = 0.1  # gaussian: standard deviation
+    exploration_noise: float = 0.1  # gaussian: deviation, half-ranges
     ou_theta: float = 0.15  # ou: pull towards 0, per unit of time
-    ou_sigma: float = 0.2  # ou: standard deviation that a unit of time adds
+    ou_sigma: float = 0.2  # ou: deviation added in a unit of time, half-ranges
     ou_dt: float = 1.0  # ou: time that a step takes
-    policy_noise: float = 0.2  # standard deviation of the noise on target actions
-    noise_clip: float = 0.5  # largest noise on target actions
+    policy_noise: float = 0.2  # on target actions: deviation, half-ranges
+    noise_clip: float = 0.5  # on target actions: largest, half-ranges
     policy_frequency: Integer = 2  # critic updates per update of actor and targets
     hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
 
@@ -108,12 +108,13 @@ def next_noise(noise, key, args):
 
 @struct.dataclass
 class State:
-    """Everything learned, for one seed."""
+    """Everything learned, for one seed, and where its exploration noise is."""
 
     actor: TrainState
     target_actor: dict
     critics: TrainState  # two, stacked on axis 0
     target_critics: dict
+    noise: jax.Array  # (action_dim,)
 
 
 def init(key, obs_dim, action_dim, args):
@@ -129,6 +130,7 @@ def init(key, obs_dim, action_dim, args):
         target_actor=jax.tree.map(jnp.copy, actor_params),
         critics=TrainState.create(apply_fn=critic.apply, params=critic_params, tx=adam),
         target_critics=jax.tree.map(jnp.copy, critic_params),
+        noise=jnp.zeros(action_dim),
     )
 
 
@@ -175,13 +177,12 @@ def keep_policy(state, batch, args):
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed: number `index` (from 0), with a `key` of its own.
 
     Returns the new state, and metrics from before each step, scalars.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
-    # now actor and targets
     state, policy_metrics = jax.lax.cond(
         index % args.policy_frequency == 0,
         lambda state: improve_policy(state, batch, args),
@@ -226,14 +227,15 @@ def train(args):
     state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_keys)
     create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
     replay = jax.jit(create, out_shardings=sharding)(seeds)
-    noise = jax.device_put(jnp.zeros((args.num_seeds, action_dim)), sharding)
     explore = jax.jit(jax.vmap(explore, (0, None)))
     behave = jax.jit(jax.vmap(behave, (0, 0, 0, 0, None)))
     store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
     learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
 
     with Run(args, "td3") as run:
-        start, (state, noise), replay = run.resume(envs, (state, noise), replay)
+        start, state, replay = run.resume(envs, state, replay)
+        if args.env_reset == "restart":  # a resumed run begins new episodes
+            state = state.replace(noise=0 * state.noise)
         losses = {}
         for step in range(start, args.total_timesteps + 1):
             # first of all, so that a run resumed here makes up for an evaluation cut short
@@ -244,7 +246,8 @@ def train(args):
             if step < args.learning_starts:
                 action = explore(act_keys, step)
             else:
-                action, noise = behave(state.actor.params, envs.obs, noise, act_keys, step)
+                action, noise = behave(state.actor.params, envs.obs, state.noise, act_keys, step)
+                state = state.replace(noise=noise)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
@@ -252,10 +255,10 @@ def train(args):
             # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
             for episode in episodes:
-                noise = noise.at[episode.index].set(0)
+                state = state.replace(noise=state.noise.at[episode.index].set(0))
             run.record_episodes(step + 1, episodes)
             run.record_losses(step + 1, losses)
-            run.checkpoint(step + 1, envs, (state, noise))
+            run.checkpoint(step + 1, envs, state)
         run.save_policy(state.actor.params)
         return run.finish()
 

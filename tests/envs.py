@@ -1,5 +1,7 @@
 """Probe environments with known answers, registered under the namespace of this file (`-v0`)."""
 
+import itertools
+from collections.abc import Iterator
 from typing import ClassVar
 
 import gymnasium as gym
@@ -43,19 +45,28 @@ class ConstantReward(gym.Env):
 
 
 class Echo(gym.Env):
-    """Keeps the actions that all its copies are given; bounds are neither 1 nor symmetric."""
+    """Keeps the actions that all its copies are given; bounds are neither 1 nor symmetric.
+
+    A copy's episodes are as long as the next of `lengths` says.
+    """
 
     observation_space = Box(-1, 1, (1,), np.float32)
     action_space = Box(np.array([-0.4, -1], np.float32), np.array([0.4, 3], np.float32))
     actions: ClassVar[list] = []
+    lengths: ClassVar[Iterator] = itertools.repeat(20)
+
+    def __init__(self):
+        self.length = next(Echo.lengths)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self.count = 0
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
         Echo.actions.append(action)
-        return np.zeros(1, np.float32), 0.0, False, False, {}
+        self.count += 1
+        return np.zeros(1, np.float32), 0.0, False, self.count == self.length, {}
 
 
 class Broken(gym.Env):
@@ -92,7 +103,7 @@ def register(name, **options):
 
 register("Counting-v0", entry_point=Counting, disable_env_checker=True)  # it would warn of the reused array
 register("ConstantReward-v0", entry_point=ConstantReward, max_episode_steps=50)
-register("Echo-v0", entry_point=Echo, max_episode_steps=20)
+register("Echo-v0", entry_point=Echo)
 register("NanReward-v0", entry_point=Broken, max_episode_steps=5)
 register("NanObs-v0", entry_point=Broken, kwargs={"tensor": "obs"})
 register("WrongShape-v0", entry_point=Broken, kwargs={"shape": (3,)}, disable_env_checker=True)

@@ -47,7 +47,8 @@ BAD = [
     (dict(noise_clip=-0.5), "noise_clip must be a finite number >= 0; got -0.5"),
     (dict(ou_sigma=-1.0), "ou_sigma must be a finite number >= 0; got -1.0"),
     (dict(ou_dt=0.0), "ou_dt must be a finite number > 0; got 0.0"),
-    (dict(ou_theta=3.0), "noise diverges: ou_theta 3.0 * ou_dt 1.0 must be < 2"),
+    (dict(noise="ou", ou_theta=3.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 3.0 * 1.0"),
+    (dict(noise="ou", ou_theta=0.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 0.0 * 1.0"),
 ]
 
 

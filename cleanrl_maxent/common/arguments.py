@@ -136,8 +136,10 @@ def validate(args: RunArgs) -> None:
         raise UsageError("resume is for the command line; in Python, give run_dir and the same arguments")
     if given.get("autotune") and args.alpha == 0:
         raise UsageError("alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
-    if given.get("ou_theta", 0) * given.get("ou_dt", 0) >= 2:
-        raise UsageError(f"noise diverges: ou_theta {args.ou_theta} * ou_dt {args.ou_dt} must be < 2")
+    if given.get("noise") == "ou" and not 0 < args.ou_theta * args.ou_dt < 2:
+        raise UsageError(
+            f"noise diverges unless 0 < ou_theta * ou_dt < 2; got {args.ou_theta} * {args.ou_dt}"
+        )
     if "learning_starts" in given:
         check_replay_sizes(args)
 

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes on environments of their own, deterministic and stochastic."""
+"""Evaluation: whole episodes on environments of their own, of one policy or of both."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ class Evaluation:
         that there are, the deterministic "eval", the "eval_stochastic", or both.
         """
         self.args, self.policies = args, policies
-        self.has_density = sample_action is not None
+        self.has_density = sample_action is not None and "eval_stochastic" in policies
         episodes = args.eval_episodes
         fresh = args.env_reset == "fresh"
         self.envs = [
@@ -109,5 +109,5 @@ class Evaluation:
             row[f"{name}/return_std"] = float(returns[policy].std())
             row[f"{name}/length"] = float(lengths[policy].mean())
         if self.has_density:
-            row["eval/soft_return"] = float(soft[-1].mean())
+            row["eval/soft_return"] = float(soft[self.policies.index("eval_stochastic")].mean())
         return row
