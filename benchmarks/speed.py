@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 import tyro
 
 from cleanrl_maxent.common.devices import cpu_count
-from cleanrl_maxent.common.machine import processor
 
 HERE = Path(__file__).parent
 PEERS = {"SBX": "sbx", "SB3": "stable_baselines3"}
@@ -63,12 +62,17 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "ignore"} | changes
 
 
-def measure(command: list[str]) -> dict[str, Any]:
-    """The JSON that a program prints last; ends with its errors where it fails."""
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+def finish(command: list[str], **options: Any) -> str:
+    """What a program prints; ends with its errors where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode:
         fail(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def measure(command: list[str]) -> dict[str, Any]:
+    """The JSON that a program prints last."""
+    return json.loads(finish(command, env=environment()).splitlines()[-1])
 
 
 def ours(kind: str, *flags: object) -> list[str]:
@@ -105,13 +109,13 @@ def measure_script(python: Path, script: Path, args: Args) -> Figures:
         changes = environment(PYTHONPATH=str(script.resolve().parent.parent), WANDB_MODE="disabled")
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            done = subprocess.run(
-                command, env=changes, cwd=folder, capture_output=True, text=True, check=False
-            )
+            finish(command, env=changes, cwd=folder)
             seconds.append(time.perf_counter() - began)
-        if done.returncode:
-            fail(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return {"steps_per_second": args.steps / (seconds[1] - seconds[0])}
+
+
+def seeds(k: int) -> str:
+    return "1 seed" if k == 1 else f"{k} seeds"
 
 
 def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -122,10 +126,13 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
     def add(name: str, command: list[str]) -> None:
         chosen[name] = lambda: measure(command)
 
+    def run(share: int, multiple: int, warm: int, *flags: object) -> list[str]:
+        """A run that takes a `share`-th of the steps, a multiple of `multiple`."""
+        steps = max(args.steps // share // multiple, 1) * multiple
+        return ours("run", *common, "--warm", warm, "--steps", steps, *flags)
+
     def add_run(k: int) -> None:
-        steps = max(args.steps // k // 1000 * 1000, 1000)
-        sizes = ["--num-seeds", k, "--warm", args.warm, "--steps", steps]
-        add(f"{k} seed{'s' * (k > 1)}", ours("run", *common, *sizes))
+        add(seeds(k), run(k, 1000, args.warm, "--num-seeds", k))
 
     add_run(args.num_seeds[0])
     if args.peer_python:
@@ -138,17 +145,14 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
                 name = "/".join(script.resolve().parts[-2:])
                 chosen[name] = lambda script=script: measure_script(args.peer_python, script, args)
     if args.packed and on_cpu:
-        steps = max(args.steps // cpu_count() // 1000 * 1000, 1000)
-        command = ours("run", *common, "--warm", args.warm, "--steps", steps)
+        command = run(cpu_count(), 1000, args.warm)
         chosen[f"packed, {cpu_count()} processes"] = lambda: measure_packed(command, cpu_count())
     for k in args.num_seeds:
         if k != args.num_seeds[0]:
             add_run(k)
         add(f"parts, {k}", ours("parts", *common, "--num-seeds", k, "--updates", max(1000 // k, 100)))
         if k in args.evaluated:  # whole evaluations, the first of them before the clock starts
-            steps = max(args.steps // k // 5000 * 5000, 5000)
-            sizes = ["--num-seeds", k, "--warm", 6000, "--steps", steps, "--eval-episodes", 10]
-            add(f"{k} seed{'s' * (k > 1)}, evaluated", ours("run", *common, *sizes))
+            add(f"{seeds(k)}, evaluated", run(k, 5000, 6000, "--num-seeds", k, "--eval-episodes", 10))
     return chosen
 
 
@@ -178,7 +182,7 @@ def table(rounds: list[dict[str, Figures]]) -> str:
     for name in parts:
         bare = column(name, "updates_per_second")
         shares = {"bare update ÷ its floor": ratios(bare, column(name, "floor_updates_per_second"))}
-        whole = next(run for run in names if run.startswith(name.removeprefix("parts, ") + " seed"))
+        whole = seeds(int(name.removeprefix("parts, ")))
         shares["whole run ÷ bare update"] = ratios(column(whole, "steps_per_second"), bare)
         lines += ["", f"| {name} | median (lowest–highest) |", "|---|---|"]
         for figure in rounds[0][name]:
@@ -196,8 +200,7 @@ def describe(args: Args) -> dict[str, Any]:
     if args.peer_python:
         for name, package in PEERS.items():
             peers[name] = measure([str(args.peer_python), str(HERE / "speed_peer.py"), package])
-    here = {"processor": processor(), "cores": cpu_count(), "ours": measure(ours("about")), "peers": peers}
-    return json.loads(json.dumps(here | settings))
+    return {"cores": cpu_count(), "ours": measure(ours("about")), "peers": peers, **settings}
 
 
 def rounds_of(args: Args, machine: dict, on_cpu: bool) -> dict[str, list[dict[str, Figures]]]:
@@ -221,6 +224,8 @@ def main(args: Args) -> None:
         fail(f"warm must be a multiple of 1,000 from 2,000 on; got {args.warm}")
     if args.steps % 1000 or args.steps <= 0:
         fail(f"steps must be a multiple of 1,000; got {args.steps}")
+    if args.rounds < 1:
+        fail(f"rounds must be at least 1; got {args.rounds}")
     if args.peer_script and not args.peer_python:
         fail("peer_script needs --peer-python")
     machine = describe(args)

@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import gymnasium as gym
+import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
+
+from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.replay import Replay
 
 
 class Counting(gym.Env):
@@ -93,6 +98,20 @@ def transition_after(envs, action):
     """The transition of one step of `SeedEnvs`."""
     envs.step(action)
     return envs.transition
+
+
+def trained_on(algorithm, args, env_id):
+    """The state after 3,000 updates on 600 transitions of uniform actions, and these, `(600,)`."""
+    envs, rng = SeedEnvs(env_id, [1]), np.random.default_rng(0)
+    rows = [transition_after(envs, rng.uniform(-1, 1, (1, 1)).astype(np.float32)) for _ in range(600)]
+    replay = Replay(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
+
+    def step(state, index):
+        sample_key, key = jax.random.split(jax.random.fold_in(jax.random.key(0), index))
+        return algorithm.update(state, replay.sample(sample_key, 128, 600), key, index, args)[0], None
+
+    state = algorithm.init(jax.random.key(0), 1, 1, args)
+    return jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000))[0])(state), replay.rows
 
 
 def register(name, **options):

@@ -421,21 +421,10 @@ def test_noise_that_diverges_is_refused():
 def test_values_of_a_probe(algorithm, env_id, value):
     """Reward 1 for ever: Q is 1/(1 - γ) = 10. Reward 1 for three steps: 1 + γ + γ², 1 + γ, 1."""
     args = algorithm.Args(hidden_dims=(64,), gamma=0.9, learning_rate=3e-3, tau=0.05)
-    envs, rng = SeedEnvs(env_id, [1]), np.random.default_rng(0)
-    rows = [probes.transition_after(envs, rng.uniform(-1, 1, (1, 1)).astype(np.float32)) for _ in range(600)]
-    replay = Replay(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
-
-    def step(state, index):
-        sample_key, key = jax.random.split(jax.random.fold_in(jax.random.key(0), index))
-        return algorithm.update(state, replay.sample(sample_key, 128, 600), key, index, args)[0], None
-
-    state = algorithm.init(jax.random.key(0), 1, 1, args)
-    state = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000))[0])(state)
-    obs = np.asarray(replay.rows.obs)
-    params = critics(state).params
-    q = critics(state).apply_fn(
-        jax.tree.map(lambda leaf: leaf[0], params) if algorithm is td3 else params, obs, replay.rows.action
-    )
+    state, rows = probes.trained_on(algorithm, args, env_id)
+    params, obs = critics(state).params, np.asarray(rows.obs)
+    first = jax.tree.map(lambda leaf: leaf[0], params) if algorithm is td3 else params
+    q = critics(state).apply_fn(first, obs, rows.action)
     assert np.allclose(q, value(obs[:, 0].astype(int)), atol=0.5 if env_id == "ConstantReward-v0" else 0.1)
 
 

@@ -12,7 +12,6 @@ import pytest
 from flax.training.train_state import TrainState
 
 from cleanrl_maxent import sac
-from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Replay, Transition
 
 ARGS = sac.Args(hidden_dims=(16, 16), batch_size=8, alpha=0.3)
@@ -391,15 +390,6 @@ def test_termination_cuts_the_bootstrap():
 def values_of(env_id, gamma):
     """Both critics where 600 uniform actions led, `(2, 600)`, trained on that with α = 0; and the states."""
     args = sac.Args(hidden_dims=(64,), autotune=False, alpha=0.0, gamma=gamma, q_lr=3e-3, tau=0.05)
-    envs, rng = SeedEnvs(env_id, [1]), np.random.default_rng(0)
-    rows = [probes.transition_after(envs, rng.uniform(-1, 1, (1, 1)).astype(np.float32)) for _ in range(600)]
-    replay = Replay(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
-
-    def step(state, index):
-        sample_key, key = jax.random.split(jax.random.fold_in(jax.random.key(0), index))
-        return sac.update(state, replay.sample(sample_key, 128, 600), key, index, args)[0], None
-
-    state = sac.init(jax.random.key(0), 1, 1, args)
-    state = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000))[0])(state)
-    q = state.critics.apply_fn(state.critics.params, replay.rows.obs, replay.rows.action)
-    return np.asarray(q), np.asarray(replay.rows.obs)
+    state, rows = probes.trained_on(sac, args, env_id)
+    q = state.critics.apply_fn(state.critics.params, rows.obs, rows.action)
+    return np.asarray(q), np.asarray(rows.obs)

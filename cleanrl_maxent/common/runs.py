@@ -83,12 +83,13 @@ class Run:
     def open_timing(self) -> None:
         """Opens `timing.jsonl`, keeping the rows up to the resumed step."""
         path = self.folder / "timing.jsonl"
-        rows = path.read_text().splitlines() if self.found and path.exists() else []
+        lines = path.read_text().splitlines() if self.found and path.exists() else []
         self.timing = open(path, "w")
-        for row in rows:
+        for line in lines:
             with suppress(ValueError):  # the last row may be cut short
-                if json.loads(row)["global_step"] <= self.last_steps:
-                    self.write_timing(json.loads(row))
+                row = json.loads(line)
+                if row["global_step"] <= self.last_steps:
+                    self.write_timing(row)
 
     def resume(self, envs: SeedEnvs, state, replay: Replay | None = None) -> tuple[int, Any, Replay | None]:
         """The steps taken so far, and the state and replay at that point; `envs` are put there too.
