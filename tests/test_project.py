@@ -57,7 +57,7 @@ def test_commands_of_the_documents_parse():
     """Every command that runs an algorithm, in the README and in docs/, is made of flags that exist."""
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     commands = re.findall(r"^python cleanrl_maxent/(\w+)\.py(.*?)(?:#.*)?$", text, re.MULTILINE)
-    assert {name for name, _ in commands} == {"ddpg", "td3", "sac"} and len(commands) >= 9
+    assert {name for name, _ in commands} == {"ddpg", "td3", "sac", "tabular"} and len(commands) >= 9
     for name, flags in commands:
         tyro.cli(importlib.import_module(f"cleanrl_maxent.{name}").Args, args=flags.split())
 

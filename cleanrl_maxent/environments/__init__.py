@@ -1,0 +1,13 @@
+"""Environments of the project's own, registered with Gymnasium as soon as `cleanrl_maxent` is imported.
+
+They are named `cleanrl_maxent/TwoRooms-v0` and so on; `gym.make` takes the keyword arguments of the
+functions in `finite.py` that build their MDPs.
+"""
+
+import gymnasium as gym
+
+FINITE = "cleanrl_maxent.environments.finite"
+
+gym.register("cleanrl_maxent/TwoRooms-v0", f"{FINITE}:TwoRooms")
+gym.register("cleanrl_maxent/Corridor-v0", f"{FINITE}:Corridor")
+gym.register("cleanrl_maxent/RandomMDP-v0", f"{FINITE}:RandomMDP", max_episode_steps=100)
