@@ -1,14 +1,15 @@
-"""Maximum-entropy reinforcement learning on finite MDPs, exactly: the oracle of the other files.
+"""Maximum-entropy reinforcement learning on finite MDPs, computed exactly.
 
 Soft values: Haarnoja et al. 2017, https://arxiv.org/abs/1702.08165, and 2018, https://arxiv.org/abs/1801.01290;
 convergence: Mei et al. 2020, https://arxiv.org/abs/2005.06392; control as inference: Levine 2018,
 https://arxiv.org/abs/1805.00909; robust rewards: Eysenbach & Levine 2022, https://arxiv.org/abs/2103.06257;
 trust regions: Schulman et al. 2015, https://arxiv.org/abs/1502.05477.
-NumPy and float64, because what is computed here is what the others are measured against.
+NumPy and float64, so that other programs can be measured against it.
 
 Everywhere `P` is `(S, A, S)`, probabilities of the next state, and what a row lacks to 1 ends the episode;
-`R` is `(S, A)`, rewards; `pi` is `(S, A)`, probabilities of actions; `start` is `(S,)`; `alpha` = 0 is the
-limit without entropy. Entropies are in nats.
+`R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
+actions; `start` is `(S,)`, probabilities of the first state; `alpha` = 0 is the limit without entropy.
+Arrays are float64, entropies and divergences in nats.
 
     python cleanrl_maxent/tabular.py
 """
@@ -24,6 +25,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.environments.finite import corridor, random_mdp
 
 
@@ -31,28 +33,30 @@ from cleanrl_maxent.environments.finite import corridor, random_mdp
 class Args:
     """Prints what the lectures claim beside what is computed here, and draws the figures."""
 
-    figure: Literal["all", "none", "corridor", "rates", "temperature", "robust-reward"] = "all"
+    figure: Literal["all", "none", "corridor", "rates", "temperature", "robust-reward"] = (
+        "all"  # one by itself; none: only the claims
+    )
     out_dir: Path = Path("figures")  # folder that the figures are written to
 
 
 # soft values: docs/tabular.md 1
 
 
-def soft_max(Q, alpha):
-    """α log Σ_a exp(Q(s, a)/α), `(S,)`: the soft value of the best policy for Q."""
+def soft_value(Q, alpha):
+    """V(s) = α log Σ_a exp(Q(s, a)/α), `(...)`, for Q `(..., A)` (Haarnoja et al. 2017)."""
     return alpha * np.logaddexp.reduce(Q / alpha, axis=-1) if alpha else Q.max(axis=-1)
 
 
 def boltzmann(Q, alpha):
-    """π(a|s) = exp((Q(s, a) - V(s))/α), `(S, A)`; without entropy, uniform over the best actions."""
+    """π(a|s) = exp((Q(s, a) - V(s))/α), `(..., A)`; without entropy, uniform over the best actions."""
     if alpha:
-        return np.exp((Q - soft_max(Q, alpha)[..., None]) / alpha)
+        return np.exp((Q - soft_value(Q, alpha)[..., None]) / alpha)
     best = Q == Q.max(axis=-1, keepdims=True)
     return best / best.sum(axis=-1, keepdims=True)
 
 
 def log_prob(pi):
-    """log π(a|s), `(S, A)`; 0 where π is 0, as π log π is there."""
+    """log π(a|s), `(S, A)`; 0 instead of -∞ where π is 0: for products with π, whose limit is 0."""
     return np.log(np.where(pi > 0, pi, 1))
 
 
@@ -62,27 +66,28 @@ def entropy(pi):
 
 
 def soft_value_iteration(P, R, gamma, alpha, epsilon=1e-10):
-    """Q*, `(S, A)`, to `epsilon` in every entry: Q ← R + γ P V, V = α log Σ exp(Q/α).
+    """Q*, `(S, A)`, to `epsilon` or to rounding: Q ← R + γ P V, V = α log Σ exp(Q/α).
 
-    `gamma` is below 1. Without entropy this is value iteration.
+    Without entropy this is value iteration.
     """
     Q = np.zeros_like(R)
     while True:
-        next_Q = R + gamma * P @ soft_max(Q, alpha)
-        change, rounding = np.abs(next_Q - Q).max(), 4 * np.spacing(np.abs(next_Q).max())
+        next_Q = R + gamma * P @ soft_value(Q, alpha)
+        change = np.abs(next_Q - Q).max()
+        rounding = 4 * np.spacing(np.abs(next_Q).max())  # iterates may differ by as much for ever
         if gamma * change <= max((1 - gamma) * epsilon, rounding):
             return next_Q
         Q = next_Q
 
 
-def follow(P, pi):
+def state_transitions(P, pi):
     """Probability of the next state under a policy, `(S, S)`."""
     return np.einsum("sa,sat->st", pi, P)
 
 
 def evaluate(P, R, gamma, pi):
     """Q^π `(S, A)` and V^π `(S,)` without entropy: V = (I - γ P_π)⁻¹ R_π, Q = R + γ P V."""
-    V = np.linalg.solve(np.eye(len(R)) - gamma * follow(P, pi), np.sum(pi * R, axis=-1))
+    V = np.linalg.solve(np.eye(len(R)) - gamma * state_transitions(P, pi), np.sum(pi * R, axis=-1))
     return R + gamma * P @ V, V
 
 
@@ -105,7 +110,7 @@ def soft_policy_iteration(P, R, gamma, alpha) -> Iterator[tuple]:
 
 
 def soft_optimum(P, R, gamma, alpha):
-    """π*, Q*, V*, exact to rounding: soft policy iteration until no value grows."""
+    """π*, Q*, V*, exact to rounding: soft policy iteration until the values grow no more."""
     total = -np.inf
     for pi, Q, V in soft_policy_iteration(P, R, gamma, alpha):
         if V.sum() <= total:
@@ -113,7 +118,7 @@ def soft_optimum(P, R, gamma, alpha):
         total = V.sum()
 
 
-def placements(P, R, gamma, alpha, pi):
+def entropy_placements(P, R, gamma, alpha, pi):
     """Three action values with one V^π, by where the entropy of π is counted; each `(S, A)`.
 
     At s': Q, whose effective reward is R + γ α E H(π(·|s')). At s: Q + α H(π(·|s)). At (s, a):
@@ -134,7 +139,7 @@ def fitted_q_iteration(features, batch, gamma, alpha, iterations):
     regress = np.linalg.pinv(features[state, action])
     weights = np.zeros(features.shape[-1])
     for _ in range(iterations):
-        V = soft_max(features @ weights, alpha)
+        V = soft_value(features @ weights, alpha)
         target = reward + gamma * (1 - terminated) * V[next_state]
         weights = regress @ target
     return features @ weights
@@ -145,7 +150,7 @@ def fitted_q_iteration(features, batch, gamma, alpha, iterations):
 
 def visits(P, gamma, start, pi):
     """d(s) = Σ_t γ^t Pr(s_t = s), `(S,)`."""
-    return np.linalg.solve(np.eye(len(start)) - gamma * follow(P, pi).T, start)
+    return np.linalg.solve(np.eye(len(start)) - gamma * state_transitions(P, pi).T, start)
 
 
 def maxent_gradient(P, R, gamma, alpha, start, pi):
@@ -163,7 +168,8 @@ def bonus_gradient(P, R, gamma, alpha, start, pi):
 
 
 def natural_gradient(P, R, gamma, alpha, pi):
-    """Inverse Fisher matrix times `maxent_gradient`: the soft advantage over 1 - γ."""
+    """The soft advantage over 1 - γ: it solves F x = `maxent_gradient` with the Fisher matrix F of a positive
+    policy, states weighted by (1 - γ) d (Agarwal et al. 2021, https://arxiv.org/abs/1908.00261)."""
     Q, V = soft_evaluate(P, R, gamma, alpha, pi)
     return (Q - alpha * log_prob(pi) - V[:, None]) / (1 - gamma)
 
@@ -182,7 +188,7 @@ def mei_step_size(gamma, alpha, num_actions):
 
 
 def bonus_policy(P, R, gamma, alpha):
-    """Where `bonus_gradient` vanishes: π = softmax(Q^π/α) with the plain Q of π itself.
+    """The policy at which `bonus_gradient` vanishes: π = softmax(Q^π/α) with the plain Q of π itself.
 
     Raises ValueError where repeating this does not settle.
     """
@@ -196,21 +202,23 @@ def bonus_policy(P, R, gamma, alpha):
 
 
 def expected_return(P, R, gamma, start, pi):
-    """η(π): discounted return from the start."""
+    """E_π Σ γ^t r from the start."""
     return start @ evaluate(P, R, gamma, pi)[1]
 
 
 def kl(pi, other):
-    """KL(π(·|s) ‖ other(·|s)), `(S,)`."""
-    return np.sum(pi * (log_prob(pi) - log_prob(other)), axis=-1)
+    """KL(π(·|s) ‖ other(·|s)), `(S,)`; infinite where `other` excludes an action that π takes."""
+    with np.errstate(divide="ignore"):
+        log_other = np.log(np.where(pi > 0, other, 1))
+    return np.sum(pi * (log_prob(pi) - log_other), axis=-1)
 
 
-def trpo_bound(P, R, gamma, start, pi, new):
-    """L_π(new) - C max_s KL(π ‖ new), at most η(new), with C = 2 ε γ/(1 - γ)² and ε = max |A_π|."""
+def trpo_bound(P, R, gamma, start, pi, new_pi):
+    """L_π(π') - C max_s KL(π ‖ π'), at most the return of π' = `new_pi`, with C = 2 max |A_π| γ/(1 - γ)²."""
     Q, V = evaluate(P, R, gamma, pi)
     advantage = Q - V[:, None]
-    surrogate = start @ V + visits(P, gamma, start, pi) @ np.sum(new * advantage, axis=-1)
-    return surrogate - 2 * np.abs(advantage).max() * gamma / (1 - gamma) ** 2 * kl(pi, new).max()
+    surrogate = start @ V + visits(P, gamma, start, pi) @ np.sum(new_pi * advantage, axis=-1)
+    return surrogate - 2 * np.abs(advantage).max() * gamma / (1 - gamma) ** 2 * kl(pi, new_pi).max()
 
 
 def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
@@ -221,7 +229,7 @@ def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
         yield pi
         Q, _ = evaluate(P, R, gamma, pi)
         candidates = [pi] + [boltzmann(log_prob(pi) + 2.0**-k * Q, 1) for k in range(41)]
-        pi = max(candidates, key=lambda new: trpo_bound(P, R, gamma, start, pi, new))
+        pi = max(candidates, key=lambda new_pi: trpo_bound(P, R, gamma, start, pi, new_pi))
 
 
 # control as inference, and the robust reward: docs/tabular.md 3
@@ -238,7 +246,7 @@ def messages(P, R, horizon):
         highest = log_beta_state[0].max()
         future = highest + np.log(P @ np.exp(log_beta_state[0] - highest))
         log_beta.insert(0, R + future)
-        log_beta_state.insert(0, soft_max(log_beta[0], 1) - math.log(R.shape[1]))
+        log_beta_state.insert(0, soft_value(log_beta[0], 1) - math.log(R.shape[1]))
     return np.array(log_beta), np.array(log_beta_state[:-1])
 
 
@@ -247,121 +255,128 @@ def soft_values_to_go(P, R, horizon):
     Q, V = [], [np.zeros(len(R))]
     for _ in range(horizon):
         Q.insert(0, R + P @ V[0])
-        V.insert(0, soft_max(Q[0], 1))
+        V.insert(0, soft_value(Q[0], 1))
     return np.array(Q), np.array(V[:-1])
 
 
 def worst_reward(P, R, gamma, alpha, start, pi, epsilon):
     """r̃ = R - α log π - c, `(S, A)`: of all rewards within `epsilon` the one that pays `pi` least (Theorem
-    4.1 of Eysenbach & Levine); c is `epsilon` over the discounted number of steps."""
+    4.1 of Eysenbach & Levine); `pi` is positive, c is `epsilon` over the discounted number of steps."""
     return R - alpha * log_prob(pi) - epsilon / visits(P, gamma, start, pi).sum()
 
 
-def reward_distance(P, R, gamma, alpha, start, pi, other_reward):
-    """E_π Σ γ^t α log Σ_a exp((R - r̃)/α): r̃ belongs to the robust set where this is at most ε."""
-    return visits(P, gamma, start, pi) @ soft_max(R - other_reward, alpha)
+def reward_distance(P, R, gamma, alpha, start, pi, chosen):
+    """E_π Σ γ^t α log Σ_a exp((R - r̃)/α) of r̃ = `chosen`, which is in the robust set where this is ≤ ε."""
+    return visits(P, gamma, start, pi) @ soft_value(R - chosen, alpha)
 
 
 # what the lectures claim
 
 
-def claims() -> Iterator[tuple[str, str, str]]:
-    """Lecture, what it says, and what is computed, a row each; MDPs of 6 states and 4 actions, γ = 0.9."""
-    gamma, alpha, rng = 0.9, 0.5, np.random.default_rng(0)
+def error(left, right):
+    """Largest difference, as text."""
+    return f"{np.abs(left - right).max():.1e}"
+
+
+def claims() -> Iterator[tuple[str, str, str, str]]:
+    """Lecture, what it says, whether it is right, and what is computed: a row each. The MDP has 6 states
+    and 4 actions, the policy is random."""
     P, R, start = random_mdp(seed=0, num_states=6, num_actions=4)
-    pi, some = rng.dirichlet(np.ones(4), size=6), rng.normal(size=(6, 4))
+    pi = np.random.default_rng(0).dirichlet(np.ones(4), size=6)
+    yield from claims_of_values(P, R, 0.9, 0.5, pi)
+    yield from claims_of_gradients(P, R, 0.9, start, pi)
+    yield from claims_of_inference(P, R, 0.9, 0.5, start, pi)
+
+
+def claims_of_values(P, R, gamma, alpha, pi):
+    """Soft values, and where the entropy is counted."""
     best_pi, best_Q, best_V = soft_optimum(P, R, gamma, alpha)
+    ratio = np.abs(R + gamma * P @ soft_value(R, alpha) - best_Q).max() / np.abs(R - best_Q).max()
+    yield "CMU, NJU", "soft Bellman backups contract", "right", f"to {ratio:.2f} of the distance; γ = {gamma}"
+    stated = np.exp((best_Q - best_V[:, None]) / alpha)
+    yield "Diwan, NJU", "π* = exp((Q* - V*)/α)", "right", f"error {error(best_pi, stated)}"
     Q, V = soft_evaluate(P, R, gamma, alpha, pi)
+    next_pi = boltzmann(Q, alpha)
+    gain = (soft_evaluate(P, R, gamma, alpha, next_pi)[0] - Q).min()
+    yield "CMU, NJU", "soft improvement never lowers Q", "right", f"smallest gain {gain:.2f}"
 
-    def error(left, right):
-        return f"{np.abs(left - right).max():.1e}"
-
-    backup = [R + gamma * P @ soft_max(values, alpha) for values in (some, some + 1, best_Q)]
-    ratio = np.abs(backup[0] - backup[2]).max() / np.abs(some - best_Q).max()
-    yield "CMU, NJU", "the soft Bellman backup contracts", f"by {ratio:.2f}; by γ = 0.9 at worst"
-    exact = np.exp((best_Q - best_V[:, None]) / alpha)
-    yield "Diwan, NJU", "π* = exp((Q* - V*)/α), V* = α log Σ exp(Q*/α)", f"error {error(best_pi, exact)}"
-    improved, _ = soft_evaluate(P, R, gamma, alpha, boltzmann(Q, alpha))
-    yield "CMU, NJU", "improvement never lowers a soft Q", f"smallest gain {(improved - Q).min():.1e}"
-    without_gamma, _ = evaluate(P, R + alpha * P @ entropy(pi), gamma, pi)
-    at_next_state, at_state, at_action = placements(P, R, gamma, alpha, pi)
-    yield (
-        "CMU",
-        "effective reward r - α E log π(a'|s')",
-        f"off by {error(without_gamma, Q)}; with γ in front of α: {error(at_next_state, Q)}",
-    )
-    yield (
-        "CMU",
-        "entropy can go to s or to s'",
-        f"one V: {error(np.sum(pi * at_state, axis=-1), V)}, {error(np.sum(pi * at_action, axis=-1), V)}",
-    )
-    old = boltzmann((at_action + alpha * log_prob(pi)) / alpha, 1)
-    yield (
-        "CMU",
-        "… then π' = softmax of that Q",
-        f"off by {error(boltzmann(at_action, alpha), old)} for Q - α log π: π' ∝ π exp(Q/α) is right",
-    )
-    no_entropy = np.sum(pi * (R + gamma * P @ V), axis=-1)
-    with_entropy = no_entropy + alpha * entropy(pi)
-    yield (
-        "Diwan",
-        "V = Σ π Σ P (R + γ V(s'))",
-        f"off by {error(no_entropy, V)}; with + α H(π(·|s)): {error(with_entropy, V)}",
-    )
-    scaled = alpha * soft_optimum(P, R / alpha, gamma, 1)[1]
-    dropped = soft_optimum(P, R, gamma, 1)[1]
-    yield (
-        "Diwan",
-        "drop α without loss of generality",
-        f"off by {error(dropped, best_Q)}; with R/α and α Q: {error(scaled, best_Q)}",
-    )
-    depth = corridor(depth=10)
-    right = [
-        boltzmann(soft_optimum(depth.P, depth.R, 0.99, 0.1)[1], 0.1)[0, 4:].sum(),
-        bonus_policy(depth.P, depth.R, 0.99, 0.1)[0, 4:].sum(),
-    ]
-    yield "CMU", "more ways to succeed when entropy is backed up", f"{right[0]:.3f}; otherwise {right[1]:.0e}"
-    yield from claims_of_rates()
-    minimum = start @ evaluate(P, worst_reward(P, R, gamma, alpha, start, pi, 0.5), gamma, pi)[1]
-    yield (
-        "CMU",
-        "some ε > 0: the worst reward's return is J_MaxEnt",
-        f"J - {start @ V - minimum:.3f} for ε = 0.5: equal up to ε, so only at ε = 0",
-    )
-    log_beta, log_beta_state = messages(P, R - R.max(), 5)
-    _, soft_V = soft_values_to_go(P, R - R.max(), 5)
-    gap = log_beta_state[0] + 5 * math.log(4) - soft_V[0]
-    yield "PGM", "messages are soft values", f"optimistic by {gap.min():.3f} to {gap.max():.3f}: P is random"
-    certain = np.eye(6)[P.argmax(axis=-1)]
-    gap = messages(certain, R, 5)[1][0] + 5 * math.log(4) - soft_values_to_go(certain, R, 5)[1][0]
-    yield "PGM", "… for deterministic dynamics", f"error {np.abs(gap).max():.1e}"
-    near = [boltzmann(log_prob(pi) + step * some, 1) for step in np.logspace(-5, 0, 50)]
-    slack = [
-        expected_return(P, R, gamma, start, new) - trpo_bound(P, R, gamma, start, pi, new) for new in near
-    ]
-    yield "Boulder", "η ≥ L - 2εγ/(1 - γ)² max KL", f"smallest slack of 50 steps {min(slack):.1e}"
+    at_next_state, at_state, at_action = entropy_placements(P, R, gamma, alpha, pi)
+    stated, _ = evaluate(P, R + alpha * P @ entropy(pi), gamma, pi)
+    computed = f"off by {error(stated, Q)}; r - γ α E log π(a'|s'): {error(at_next_state, Q)}"
+    yield "CMU", "effective reward r - α E log π(a'|s')", "wrong", computed
+    values = [np.sum(pi * values, axis=-1) for values in (at_state, at_action)]
+    computed = f"E_π of the Q at s is V to {error(values[0], V)}, at the action to {error(values[1], V)}"
+    yield "CMU", "entropy can go to s or to s'", "right", computed
+    stated, corrected = boltzmann(at_action, alpha), boltzmann(log_prob(pi) + at_action / alpha, 1)
+    computed = f"at the action off by {error(stated, next_pi)}; π exp(Q/α)/Z: {error(corrected, next_pi)}"
+    yield "CMU", "… and π' = softmax(Q/α) for either", "wrong", computed
+    stated = np.sum(pi * (R + gamma * P @ V), axis=-1)
+    computed = f"off by {error(stated, V)}; + α H(π(·|s)): {error(stated + alpha * entropy(pi), V)}"
+    yield "Diwan", "V = Σ π Σ P (R + γ V(s'))", "wrong", computed
+    dropped, divided = (soft_optimum(P, reward, gamma, 1)[1] for reward in (R, R / alpha))
+    computed = f"off by {error(dropped, best_Q)}; with R/α it is Q/α: {error(alpha * divided, best_Q)}"
+    yield "Diwan", "α can be dropped", "wrong", computed
     hard_Q = soft_optimum(P, R, gamma, 0)[1]
-    errors = [error(soft_optimum(P, R, gamma, lower)[1], hard_Q) for lower in (0.1, 0.01)]
-    yield (
-        "PGM",
-        "hard optimality as rewards grow (α falls)",
-        f"error {errors[0]} at α = 0.1, {errors[1]} at 0.01",
-    )
+    errors = [error(soft_optimum(P, R, gamma, small)[1], hard_Q) for small in (0.1, 0.01)]
+    computed = f"error {errors[0]} at α = 0.1, {errors[1]} at 0.01"
+    yield "PGM", "hard optimality as rewards grow (α falls)", "right", computed
 
 
-def claims_of_rates() -> Iterator[tuple[str, str, str]]:
-    """The slopes that Theorems 4 and 6 of Mei et al. speak of, from the runs of `suboptimality`."""
+def claims_of_gradients(P, R, gamma, start, pi):
+    """Backing up entropy, rates of convergence, trust regions."""
+    deep_P, deep_R, _ = corridor(depth=10)
+    backed_up, bonus_only = (find(deep_P, deep_R, 0.99, 0.1) for find in (optimal_policy, bonus_policy))
+    computed = f"P(8 ways) is {backed_up[0, 4:].sum():.3f}, as a bonus only {bonus_only[0, 4:].sum():.0e}"
+    yield "CMU", "more ways to succeed if it is backed up", "right", computed
     soft, plain = suboptimality(0.5), suboptimality(0)
     half = np.arange(len(soft) // 2, len(soft))
-    fall = np.polyfit(half, np.log(soft[half]), 1)[0]
+    fall = -np.polyfit(half, np.log(soft[half]), 1)[0]
+    yield "CMU", "O(e^-Ct) with entropy", "right", f"log δ falls by {fall:.1e} a step, δ to {soft[-1]:.0e}"
     power = np.polyfit(np.log(half + 1), np.log(plain[half]), 1)[0]
-    yield "CMU", "O(e^-t) with entropy", f"log δ falls by {-fall:.2e} a step, to {soft[-1]:.0e}"
-    yield "CMU", "linear at best without (1/t is meant)", f"δ falls as t^{power:.2f}, to {plain[-1]:.0e}"
+    yield (
+        "CMU",
+        '"linear at best" without',
+        "wrong",
+        f"sublinear: δ falls as t^{power:.2f}, to {plain[-1]:.0e}",
+    )
+    direction = np.random.default_rng(1).normal(size=pi.shape)
+    near = [boltzmann(log_prob(pi) + step * direction, 1) for step in np.logspace(-5, 0, 50)]
+    slack = min(
+        expected_return(P, R, gamma, start, new_pi) - trpo_bound(P, R, gamma, start, pi, new_pi)
+        for new_pi in near
+    )
+    computed = f"the return exceeds it by {slack:.0e} or more, 50 policies"
+    yield "Boulder", "TRPO's bound, 2εγ/(1 - γ)² max KL", "right", computed
+
+
+def claims_of_inference(P, R, gamma, alpha, start, pi):
+    """Robust rewards, and messages."""
+    J = start @ soft_evaluate(P, R, gamma, alpha, pi)[1]
+    least = expected_return(P, worst_reward(P, R, gamma, alpha, start, pi, 0.5), gamma, start, pi)
+    computed = f"J_MaxEnt - {J - least:.3f} at ε = 0.5: equal at ε = 0 only"
+    yield "CMU", "worst reward pays J_MaxEnt, some ε > 0", "wrong", computed
+    most_likely = np.eye(len(R))[P.argmax(axis=-1)]
+    certain, random = (optimism(dynamics, R - R.max(), horizon=5) for dynamics in (most_likely, P))
+    yield "PGM", "messages are soft values, dynamics certain", "right", f"error {error(certain, 0)}"
+    computed = f"too high by {random.min():.2f} to {random.max():.2f} nats"
+    yield "PGM", "… and random", "wrong", computed
+
+
+def optimal_policy(P, R, gamma, alpha):
+    """π* of `soft_optimum`."""
+    return soft_optimum(P, R, gamma, alpha)[0]
+
+
+def optimism(P, R, horizon):
+    """By how much exact inference exceeds the soft value at the first step, `(S,)`."""
+    log_beta_state, soft_V = messages(P, R, horizon)[1], soft_values_to_go(P, R, horizon)[1]
+    return log_beta_state[0] + horizon * math.log(R.shape[1]) - soft_V[0]
 
 
 @cache
 def suboptimality(alpha, steps=20_000):
-    """δ_t = V*(μ) - V^π_t(μ), `(steps,)`, of gradient ascent with Mei et al.'s step; S = A = 3, γ = 0.5."""
+    """δ_t = V*(μ) - V^π_t(μ), `(steps,)`, of gradient ascent with Mei et al.'s step size, on random
+    transitions and rewards of 3 states and 3 actions, γ = 0.5."""
     gamma, rng = 0.5, np.random.default_rng(0)
     P, R, start = rng.dirichlet(np.ones(3), size=(3, 3)), rng.uniform(size=(3, 3)), np.full(3, 1 / 3)
     optimum = start @ soft_optimum(P, R, gamma, alpha)[2]
@@ -393,9 +408,10 @@ def draw_corridor(axes):
 
 def draw_rates(axes):
     """Suboptimality of policy gradient, with entropy and without, against steps."""
-    for alpha, label in ((0.5, "with entropy, α = 0.5: $O(e^{-t})$"), (0, "without: $O(1/t)$")):
-        axes.loglog(np.arange(1, 20_001), np.maximum(suboptimality(alpha), 1e-12), label=label)
-    axes.set(xlabel="gradient step t", ylabel="optimum - value of π_t")
+    for alpha, label in ((0.5, "with entropy, α = 0.5: $O(e^{-Ct})$"), (0, "without: $O(1/t)$")):
+        delta = suboptimality(alpha)
+        axes.loglog(np.arange(1, len(delta) + 1), delta, label=label)
+    axes.set(xlabel="gradient step t", ylabel=r"optimum - value of $\pi_t$")
     axes.legend(frameon=False)
 
 
@@ -408,8 +424,8 @@ def draw_temperature(axes):
     axes.loglog(alphas, alphas * math.log(4) / (1 - gamma), "k:", label="bound: α log A/(1 - γ)")
     axes.loglog(alphas, [np.max(V - hard_V) for _, _, V in optima], label="largest V*(α) - V*(0)")
     distance = [np.abs(pi - hard_pi).sum(axis=-1).max() / 2 for pi, _, _ in optima]
-    axes.loglog(alphas, np.maximum(distance, 1e-12), label="total variation of π*(α) and π*(0)")
-    axes.set(xlabel="temperature α", ylim=(1e-6, 1e3))
+    axes.loglog(alphas, distance, label="total variation of π*(α) and π*(0)")
+    axes.set(xlabel="temperature α", ylabel="distance to the optimum without entropy", ylim=(1e-6, 1e3))
     axes.legend(frameon=False)
 
 
@@ -418,14 +434,14 @@ def draw_robust_reward(axes):
     alpha, R, pi = 1.0, np.array([[1.0, 0.0]]), np.array([[0.7, 0.3]])
     bandit = np.zeros((1, 2, 1)), R, 0, alpha, np.ones(1), pi
     first, second = np.meshgrid(np.linspace(-1, 4, 300), np.linspace(-1, 4, 300))
-    distance = soft_max(R[0] - np.stack([first, second], axis=-1), alpha)
+    distance = soft_value(R[0] - np.stack([first, second], axis=-1), alpha)
     for epsilon, color in ((0, "C0"), (0.5, "C1")):
         worst = worst_reward(*bandit, epsilon)[0]
         axes.contour(first, second, distance, [epsilon], colors=color)
         axes.plot(*worst, "o", color=color, label=f"worst of ε = {epsilon}: pays π {worst @ pi[0]:.2f}")
         axes.axline(worst, slope=-pi[0, 0] / pi[0, 1], color=color, linestyle=":", linewidth=1)
     J = R[0] @ pi[0] + alpha * entropy(pi)[0]
-    axes.plot(*R[0], "k*", label=f"r: pays π {R[0] @ pi[0]:.2f}, J_MaxEnt = {J:.2f}")
+    axes.plot(*R[0], "k*", label=f"r: pays π {R[0] @ pi[0]:.2f}, $J_{{MaxEnt}}$ = {J:.2f}")
     axes.set(xlabel="reward of action 1", ylabel="reward of action 2", xlim=(-1, 4), ylim=(-1, 4))
     axes.legend(frameon=False, loc="upper right")
 
@@ -441,28 +457,33 @@ FIGURES = {
 def main(args):
     """Prints the claims, unless a single figure is asked for, and writes `{out_dir}/{figure}.png`.
 
-    Raises ImportError without matplotlib, OSError where the folder cannot be written.
+    Raises UsageError without matplotlib, OSError where the folder cannot be written.
     """
     if args.figure in ("all", "none"):
-        for lecture, claim, computed in claims():
-            print(f"{lecture:<10}  {claim:<49}  {computed}")
-    names = {"all": list(FIGURES), "none": []}.get(args.figure, [args.figure])
-    if names:
-        import matplotlib.pyplot as plt
+        for row in (("lecture", "claim", "verdict", "computed"), *claims()):
+            print("{:<10}  {:<42}  {:<7}  {}".format(*row))
+    for name, draw in FIGURES.items():
+        if args.figure in ("all", name):
+            print(save(draw, args.out_dir / f"{name}.png"))
 
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-        FIGURES[name](axes)
-        figure.savefig(args.out_dir / f"{name}.png", dpi=120)
-        plt.close(figure)
-        print(args.out_dir / f"{name}.png")
+
+def save(draw, path):
+    """Draws on new axes and writes the figure; returns its path. Raises as `main`."""
+    try:
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"{missing}; pip install -e '.[plots]' -c constraints.txt") from missing
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    draw(axes)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
-    except (ModuleNotFoundError, OSError) as problem:
-        hint = "; pip install -e '.[plots]' -c constraints.txt" if isinstance(problem, ImportError) else ""
-        print(f"error: {problem}{hint}", file=sys.stderr)
+    except (UsageError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

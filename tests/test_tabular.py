@@ -1,7 +1,12 @@
-"""Every theorem that the algorithms rest on, in float64, against closed forms, enumeration or optimisers."""
+"""The theorems and lecture claims behind the algorithms, in float64, against closed forms, enumeration or
+optimisers.
+
+Numbers without a derivation beside them were computed by an independent program.
+"""
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -49,7 +54,7 @@ def test_soft_backups_contract(scale):
     for seed in SEEDS:
         P, R, _, pi = make_mdp(seed)
         first, second = scale * rng.normal(size=(2, 6, 4))
-        for value in (partial(tabular.soft_max, alpha=ALPHA), partial(soft_value_of, pi)):
+        for value in (partial(tabular.soft_value, alpha=ALPHA), partial(soft_value_of, pi)):
             images = [R + GAMMA * P @ value(Q) for Q in (first, second, first + scale)]
             change = np.abs(images[0] - images[1]).max() / np.abs(first - second).max()
             assert change <= GAMMA + 1e-12
@@ -84,15 +89,19 @@ def test_value_iteration_stops_within_epsilon(epsilon):
 
 
 def test_soft_evaluation_is_the_sum_along_time():
-    """V^π by adding up γ^t P_π^t (R_π + α H), two thousand terms."""
+    """V^π by adding up γ^t P_π^t (R_π + α H), two thousand terms; without γ^t before H it is another."""
     P, R, _, pi = make_mdp(0)
-    soft_reward = average(pi, R) - ALPHA * average(pi, np.log(pi))
-    step, V, term = np.einsum("sa,sat->st", pi, P), np.zeros(6), soft_reward
-    for _ in range(2_000):
-        V, term = V + term, GAMMA * step @ term
+    step, V, stated = np.einsum("sa,sat->st", pi, P), np.zeros(6), np.zeros(6)
+    reach = np.eye(6)
+    for t in range(2_000):
+        reward, entropy = reach @ average(pi, R), reach @ -average(pi, np.log(pi))
+        V += GAMMA**t * (reward + ALPHA * entropy)
+        stated += GAMMA**t * reward + ALPHA * entropy
+        reach = reach @ step
     Q, exact = tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)
     np.testing.assert_allclose(exact, V, atol=1e-10)
-    np.testing.assert_allclose(average(pi, Q - ALPHA * np.log(pi)), V, atol=1e-10)
+    np.testing.assert_allclose(soft_value_of(pi, Q), V, atol=1e-10)
+    assert np.abs(stated - exact).max() > 100
 
 
 def test_soft_policy_iteration_improves_everywhere_and_reaches_the_fixed_point():
@@ -102,7 +111,7 @@ def test_soft_policy_iteration_improves_everywhere_and_reaches_the_fixed_point()
         for (_, before, _), (_, after, _) in itertools.pairwise(iterates):
             assert np.all(after >= before - 1e-10)
         optimum = tabular.soft_value_iteration(P, R, GAMMA, ALPHA, epsilon=1e-12)
-        np.testing.assert_allclose(iterates[8][2], tabular.soft_max(optimum, ALPHA), atol=1e-10)
+        np.testing.assert_allclose(iterates[8][2], tabular.soft_value(optimum, ALPHA), atol=1e-10)
 
 
 def test_temperature_is_a_scale_of_reward():
@@ -127,7 +136,7 @@ def test_placements_of_entropy_share_one_value():
     for seed in SEEDS:
         P, R, _, pi = make_mdp(seed)
         Q, V = tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)
-        at_next_state, at_state, at_action = tabular.placements(P, R, GAMMA, ALPHA, pi)
+        at_next_state, at_state, at_action = tabular.entropy_placements(P, R, GAMMA, ALPHA, pi)
         np.testing.assert_allclose(at_next_state, Q, atol=1e-10)
         np.testing.assert_allclose(at_state, Q + ALPHA * tabular.entropy(pi)[:, None], atol=1e-10)
         np.testing.assert_allclose(at_action, Q - ALPHA * np.log(pi), atol=1e-10)
@@ -157,17 +166,19 @@ def test_improvement_is_the_minimum_of_the_divergence():
     best, log_z = tabular.boltzmann(Q, ALPHA), np.log(np.exp(Q / ALPHA).sum())
     for pi in rng.dirichlet(np.ones(4), size=1000):
         value = pi @ (Q - ALPHA * np.log(pi))
-        assert value <= tabular.soft_max(Q, ALPHA) + 1e-12
+        assert value <= tabular.soft_value(Q, ALPHA) + 1e-12
         divergence = pi @ (np.log(pi) - (Q / ALPHA - log_z))
         assert value == pytest.approx(ALPHA * log_z - ALPHA * divergence, abs=1e-10)
         assert divergence == pytest.approx(tabular.kl(pi, best), abs=1e-10)
+        stated = pi @ (np.log(pi) - (Q / ALPHA - log_z) + log_z)
+        assert abs(stated - divergence) > 1e-2
 
 
 def test_soft_maximum_is_between_the_hard_one_and_alpha_log_actions_above():
     rng = np.random.default_rng(0)
     for alpha in (1e-4, 0.1, 1, 100):
         Q = rng.normal(size=(1000, 4))
-        excess = tabular.soft_max(Q, alpha) - Q.max(axis=-1)
+        excess = tabular.soft_value(Q, alpha) - Q.max(axis=-1)
         assert np.all(excess >= -1e-12) and np.all(excess <= alpha * math.log(4) + 1e-12)
 
 
@@ -196,7 +207,7 @@ def test_ties_are_shared():
 @pytest.mark.parametrize("alpha", [0, ALPHA])
 def test_fitted_q_iteration_solves_the_sampled_problem(alpha):
     """One-hot features on samples that an environment gave: value iteration on the frequencies."""
-    env = gym.make("cleanrl_maxent/RandomMDP-v0", seed=3, end=0.05).unwrapped
+    env = gym.make("cleanrl_maxent/RandomMDP-v0", seed=3, end_probability=0.05).unwrapped
     rng, rows = np.random.default_rng(0), []
     obs, _ = env.reset(seed=0)
     for _ in range(1_000):
@@ -254,22 +265,21 @@ def test_corridor_doubles_the_preference_with_depth():
         np.testing.assert_allclose(with_penalty_one[0], policies[0][0], atol=1e-6)
 
 
-def test_gradient_ascent_finds_either_optimum_of_the_two_rooms():
+@pytest.mark.parametrize(
+    "gradient, optimum, stated",
+    [
+        (tabular.maxent_gradient, tabular.optimal_policy, 0.72096),
+        (tabular.bonus_gradient, tabular.bonus_policy, 0.36819),
+    ],
+)
+def test_gradient_ascent_finds_either_optimum_of_the_two_rooms(gradient, optimum, stated):
     P, R, start = finite.two_rooms(8)
-    for gradient, stated in ((tabular.maxent_gradient, 0.72096), (tabular.bonus_gradient, 0.36819)):
-        policies = tabular.ascend(
-            lambda pi, gradient=gradient: gradient(P, R, 0.99, 0.5, start, pi),
-            np.zeros_like(R),
-            step_size=0.5,
-        )
-        pi = next(islice(policies, 20_000, None))
-        assert pi[0, 4:].sum() == pytest.approx(stated, abs=1e-5)
-        closed = (
-            tabular.soft_optimum(P, R, 0.99, 0.5)[0]
-            if gradient is tabular.maxent_gradient
-            else tabular.bonus_policy(P, R, 0.99, 0.5)
-        )
-        np.testing.assert_allclose(pi, closed, atol=1e-10)
+    policies = tabular.ascend(
+        lambda pi: gradient(P, R, 0.99, 0.5, start, pi), np.zeros_like(R), step_size=0.5
+    )
+    pi = next(islice(policies, 20_000, None))
+    assert pi[0, 4:].sum() == pytest.approx(stated, abs=1e-5)
+    np.testing.assert_allclose(pi, optimum(P, R, 0.99, 0.5), atol=1e-10)
 
 
 def test_bonus_policy_says_when_it_does_not_settle():
@@ -315,7 +325,11 @@ def test_minus_one_is_a_baseline_and_the_bonus_lacks_future_entropy():
         bracket = Q - ALPHA * np.log(pi)
         for weight in (bracket, bracket - ALPHA, bracket - Q.max(axis=-1, keepdims=True)):
             np.testing.assert_allclose(softmax_gradient(P, GAMMA, start, pi, weight), exact, atol=1e-10)
-        future_entropy = GAMMA * P @ tabular.evaluate(P, np.tile(tabular.entropy(pi), (4, 1)).T, GAMMA, pi)[1]
+        future_entropy = (
+            GAMMA
+            * P
+            @ tabular.evaluate(P, np.broadcast_to(tabular.entropy(pi)[:, None], R.shape), GAMMA, pi)[1]
+        )
         missing = softmax_gradient(P, GAMMA, start, pi, ALPHA * future_entropy)
         bonus = tabular.bonus_gradient(P, R, GAMMA, ALPHA, start, pi)
         np.testing.assert_allclose(exact - bonus, missing, atol=1e-10)
@@ -345,10 +359,9 @@ def test_natural_gradient_is_the_inverse_fisher_times_the_gradient():
         P, R, start, pi = make_mdp(seed)
         d = (1 - GAMMA) * tabular.visits(P, GAMMA, start, pi)
         natural = tabular.natural_gradient(P, R, GAMMA, ALPHA, pi)
-        fisher = np.stack(
-            [d[s] * (np.diag(pi[s]) - np.outer(pi[s], pi[s])) @ natural[s] for s in range(len(d))]
-        )
-        np.testing.assert_allclose(fisher, tabular.maxent_gradient(P, R, GAMMA, ALPHA, start, pi), atol=1e-10)
+        fisher_times_natural = d[:, None] * pi * (natural - average(pi, natural)[:, None])
+        gradient = tabular.maxent_gradient(P, R, GAMMA, ALPHA, start, pi)
+        np.testing.assert_allclose(fisher_times_natural, gradient, atol=1e-10)
 
 
 # rates of convergence
@@ -390,9 +403,9 @@ def test_a_bad_start_is_a_long_plateau_without_entropy_only():
     assert np.argmax(soft < 1e-6) == 246
     slope = np.polyfit(np.arange(250, 450), np.log(soft[250:]), 1)[0]
     guaranteed = 2 * alpha * 0.4 * np.exp((BANDIT.min() - optimum) / alpha)
-    assert slope == pytest.approx(-0.0463, abs=1e-4) and -slope >= guaranteed == pytest.approx(
-        0.0333, abs=1e-4
-    )
+    assert slope == pytest.approx(-0.0463, abs=1e-4)
+    assert guaranteed == pytest.approx(0.0333, abs=1e-4)
+    assert -slope >= guaranteed
 
 
 def test_rates_of_policy_gradient_on_an_mdp():
@@ -425,6 +438,21 @@ def test_natural_policy_gradient_keeps_its_bound():
             assert tabular.expected_return(P, R, gamma, start, pi) >= bound - 1e-10
 
 
+def test_plain_policy_gradient_does_not_keep_that_bound():
+    """Two bandits of which one is rarely met: its plain gradient is as small as its probability."""
+    P, R, start = np.zeros((2, 2, 2)), np.array([[1.0, 0], [1, 0]]), np.array([0.999, 0.001])
+    gradients = (
+        lambda pi: tabular.natural_gradient(P, R, 0.5, 0, pi),
+        lambda pi: tabular.maxent_gradient(P, R, 0.5, 0, start, pi),
+    )
+    bound = 1 - math.log(2) / 100 - 1 / (0.5**2 * 100)
+    natural, plain = (
+        next(islice(tabular.ascend(gradient, np.zeros((2, 2)), step_size=1), 100, None))
+        for gradient in gradients
+    )
+    assert average(natural, R)[1] >= bound > average(plain, R)[1] + 0.1
+
+
 # robust rewards
 
 
@@ -441,22 +469,20 @@ def test_the_worst_reward_pays_the_maxent_objective_minus_epsilon(epsilon):
     assert tabular.reward_distance(*problem, worst) == pytest.approx(epsilon, abs=1e-10)
     assert np.sum(paid * worst) == pytest.approx(J - epsilon, abs=1e-10)
 
-    def gradient_of_distance(flat):
-        return -tabular.visits(P, GAMMA, start, pi)[:, None] * tabular.boltzmann(
-            R - flat.reshape(3, 2), ALPHA
-        )
+    def slack(flat):
+        return epsilon - tabular.reward_distance(*problem, flat.reshape(3, 2))
+
+    def slack_gradient(flat):
+        weight = tabular.visits(P, GAMMA, start, pi)[:, None]
+        return (weight * tabular.boltzmann(R - flat.reshape(3, 2), ALPHA)).ravel()
 
     found = minimize(
-        lambda flat: np.sum(paid * flat.reshape(3, 2)),
+        lambda flat: paid.ravel() @ flat,
         R.ravel() + 1,
         jac=lambda flat: paid.ravel(),
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 1000},
-        constraints={
-            "type": "ineq",
-            "fun": lambda flat: epsilon - tabular.reward_distance(*problem, flat.reshape(3, 2)),
-            "jac": lambda flat: -gradient_of_distance(flat).ravel(),
-        },
+        constraints={"type": "ineq", "fun": slack, "jac": slack_gradient},
     )
     assert found.fun == pytest.approx(J - epsilon, abs=1e-8)
     for noise in rng.normal(size=(3_000, 3, 2)):
@@ -501,7 +527,7 @@ def lower_bound(P, R, start, policies):
     state, bound = start, 0.0
     for pi in policies:
         bound += state @ (average(pi, R - tabular.log_prob(pi)) - math.log(R.shape[1]))
-        state = state @ tabular.follow(P, pi)
+        state = state @ tabular.state_transitions(P, pi)
     return bound
 
 
@@ -553,6 +579,11 @@ def test_penalty_iteration_never_lowers_the_return():
         assert np.all(np.diff(returns) >= -1e-10) and returns[-1] > returns[0] + 1e-3
         for pi, new, value in zip(policies, policies[1:], returns, strict=False):
             assert tabular.trpo_bound(P, R, GAMMA, start, pi, new) >= value - 1e-10
+
+
+def test_divergence_is_infinite_where_support_is_lost():
+    pi = np.array([[0.5, 0.5], [1, 0]])
+    np.testing.assert_array_equal(tabular.kl(pi, np.array([[1, 0], [1, 0]])), [np.inf, 0])
 
 
 def test_fisher_matrix_is_the_hessian_of_either_divergence():
@@ -660,6 +691,16 @@ def test_reparameterised_gradient_is_the_score_function_gradient():
     np.testing.assert_allclose(np.array(reparameterised), np.array(score), atol=1e-8)
 
 
+def test_the_normaliser_is_the_integral_of_the_exponential():
+    """Of Q = 5a on [-1, 1]: Z = E_q[exp(Q)/q] for any positive density q; ∫ Q is 0."""
+    a = np.linspace(-1, 1, 20_001)
+    exact = 2 * math.sinh(5) / 5
+    for q in (np.full_like(a, 0.5), (1 + a) / 4 + 0.25, np.exp(5 * a) / exact):
+        assert np.trapezoid(q * np.exp(5 * a) / q, a) == pytest.approx(exact, rel=1e-6)
+        assert np.trapezoid(q, a) == pytest.approx(1, rel=1e-6)
+    assert np.trapezoid(5 * a, a) == pytest.approx(0, abs=1e-10)
+
+
 def stein_residual(log_density, score_of, position):
     """E_p[κ(x, y) g(x) + ∂κ/∂x] by the trapezoidal rule, for a Gaussian kernel of width 0.5 at y = 0.3."""
     kernel = np.exp(-((position - 0.3) ** 2) / 0.5)
@@ -670,7 +711,7 @@ def stein_residual(log_density, score_of, position):
 
 
 def test_stein_identity_of_the_sampler_in_either_space():
-    """Score and kernel before tanh leave exp(Q) in place; those of the published code leave
+    """Score and kernel before tanh leave exp(Q) in place; those of the code of Haarnoja et al. 2017 leave
     exp(Q)·(1 - a²); without the correction nothing is left in place, by the term at the border."""
     u = np.linspace(-15, 15, 300_001)
     a = np.tanh(u)
@@ -725,13 +766,23 @@ def test_dual_of_the_temperature_has_its_closed_form(form):
 # environments and the script
 
 
+def run_script(name, *flags, **environment):
+    """A finished process of `python cleanrl_maxent/{name}`."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, root / "cleanrl_maxent" / name, *flags]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
 @pytest.mark.parametrize("name", ["TwoRooms", "Corridor", "RandomMDP"])
-def test_environments_keep_gymnasium_s_contract(name):
-    env = gym.make(f"cleanrl_maxent/{name}-v0")
-    check_env(env.unwrapped, skip_render_check=True)
-    again = gym.make(f"cleanrl_maxent/{name}-v0")
+def test_gymnasiums_checker_accepts(name):
+    check_env(gym.make(f"cleanrl_maxent/{name}-v0").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("name", ["TwoRooms", "Corridor", "RandomMDP"])
+def test_same_seed_same_episodes(name):
     records = []
-    for copy in (env, again):
+    for _ in range(2):
+        copy = gym.make(f"cleanrl_maxent/{name}-v0")
         record, (obs, _) = [], copy.reset(seed=7)
         rng = np.random.default_rng(0)
         for _ in range(200):
@@ -747,7 +798,9 @@ def test_environments_keep_gymnasium_s_contract(name):
 
 def test_environment_follows_its_mdp():
     """Frequencies of 20,000 steps within four standard errors, ends included."""
-    env = gym.make("cleanrl_maxent/RandomMDP-v0", seed=1, num_states=3, num_actions=2, end=0.2).unwrapped
+    env = gym.make(
+        "cleanrl_maxent/RandomMDP-v0", seed=1, num_states=3, num_actions=2, end_probability=0.2
+    ).unwrapped
     assert env.observation_space.shape == (3,) and env.action_space.n == 2
     obs, _ = env.reset(seed=0)
     counts, rng = np.zeros((3, 2, 4)), np.random.default_rng(0)
@@ -774,30 +827,29 @@ def test_first_half_of_the_actions_leads_left():
         finite.two_rooms(5)
 
 
-def test_continuous_algorithms_refuse_discrete_actions():
-    command = [sys.executable, "cleanrl_maxent/sac.py", "--env-id", "cleanrl_maxent/TwoRooms-v0"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
+def test_continuous_algorithms_refuse_discrete_actions(algorithm):
+    done = run_script(f"{algorithm}.py", "--env-id", "cleanrl_maxent/TwoRooms-v0")
     assert done.returncode == 2 and "Discrete(8); a continuous one (Box) is needed" in done.stderr
 
 
 def test_script_prints_the_claims_and_draws(tmp_path, capsys):
     tabular.main(tabular.Args(figure="none"))
     printed = capsys.readouterr().out
-    assert "with γ in front of α" in printed and "0.996" in printed and len(printed.splitlines()) >= 15
+    assert "wrong    off by 5.1e-01; r - γ α" in printed and "P(8 ways) is 0.996" in printed
     for name in tabular.FIGURES:
         tabular.main(tabular.Args(figure=name, out_dir=tmp_path / "figures"))
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
     assert printed not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reason", ["a file is in the way", "no matplotlib"])
-def test_script_says_in_one_line_what_it_lacks(tmp_path, reason):
+def test_script_says_that_it_cannot_write(tmp_path):
     (tmp_path / "taken").write_text("")
+    done = run_script("tabular.py", "--figure", "corridor", "--out-dir", tmp_path / "taken")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "taken" in done.stderr
+
+
+def test_script_says_how_to_install_matplotlib(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No module named matplotlib')")
-    command = [sys.executable, "cleanrl_maxent/tabular.py", "--figure", "corridor"]
-    command += ["--out-dir", tmp_path / ("taken" if reason == "a file is in the way" else "figures")]
-    environment = {"PYTHONPATH": str(tmp_path)} if reason == "no matplotlib" else {}
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert ("'.[plots]'" if reason == "no matplotlib" else "taken") in done.stderr
+    done = run_script("tabular.py", "--figure", "corridor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "'.[plots]'" in done.stderr

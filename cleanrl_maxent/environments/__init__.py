@@ -1,4 +1,4 @@
-"""Environments of the project's own, registered with Gymnasium as soon as `cleanrl_maxent` is imported.
+"""This project's own environments, registered with Gymnasium when `cleanrl_maxent` is imported.
 
 They are named `cleanrl_maxent/TwoRooms-v0` and so on; `gym.make` takes the keyword arguments of the
 functions in `finite.py` that build their MDPs.

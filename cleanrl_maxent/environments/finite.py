@@ -40,23 +40,25 @@ def corridor(depth=10, num_actions=8, left_reward=1.0, right_reward=0.85, penalt
         )
     states = 1 + 2 * depth
     P, R = np.zeros((states, num_actions, states)), np.zeros((states, num_actions))
-    half = num_actions // 2
-    P[0, :half, 1] = P[0, half:, 1 + depth] = 1
-    R[1 : 1 + depth, 0], R[1 : 1 + depth, 1:] = left_reward, -penalty
-    R[1 + depth :] = right_reward
-    for state in range(1, states):
-        if state not in (depth, 2 * depth):  # the last of its branch ends the episode
-            P[state, :, state + 1] = 1
+    left, right = np.arange(1, states).reshape(2, depth)
+    P[0, : num_actions // 2, left[0]] = 1
+    P[0, num_actions // 2 :, right[0]] = 1
+    for branch in (left, right):
+        P[branch[:-1], :, branch[1:]] = 1  # the last state leads nowhere: the episode ends
+    R[left] = -penalty
+    R[left, 0] = left_reward
+    R[right] = right_reward
     return MDP(P, R, np.eye(states)[0])
 
 
-def random_mdp(seed=0, num_states=5, num_actions=3, end=0.0):
+def random_mdp(seed=0, num_states=5, num_actions=3, end_probability=0.0):
     """Next states uniform on the simplex (Dirichlet), rewards standard normal, every state a start.
 
-    `end`: probability that a step ends the episode, whatever the state and action.
+    `seed`: of the MDP, not of its episodes. `end_probability`: that a step ends the episode, whatever
+    the state and action.
     """
     rng = np.random.default_rng(seed)
-    P = (1 - end) * rng.dirichlet(np.ones(num_states), size=(num_states, num_actions))
+    P = (1 - end_probability) * rng.dirichlet(np.ones(num_states), size=(num_states, num_actions))
     return MDP(P, rng.normal(size=(num_states, num_actions)), np.full(num_states, 1 / num_states))
 
 
@@ -73,6 +75,7 @@ class FiniteEnv(gym.Env):
         self.action_space = gym.spaces.Discrete(num_actions)
 
     def observe(self):
+        """The state as a one-hot vector, `(S,)` float32."""
         return np.eye(len(self.mdp.start), dtype=np.float32)[self.state]
 
     def reset(self, *, seed=None, options=None):
@@ -81,30 +84,31 @@ class FiniteEnv(gym.Env):
         return self.observe(), {}
 
     def step(self, action):
-        reward, threshold = self.mdp.R[self.state, action], self.np_random.random()
-        reached = np.cumsum(self.mdp.P[self.state, action])
-        terminated = bool(threshold >= reached[-1])
+        reward = float(self.mdp.R[self.state, action])
+        cumulative = np.cumsum(self.mdp.P[self.state, action])
+        next_state = int(np.searchsorted(cumulative, self.np_random.random(), side="right"))
+        terminated = next_state == len(cumulative)  # the draw fell into what the row lacks to 1
         if not terminated:
-            self.state = int(np.searchsorted(reached, threshold, side="right"))
-        return self.observe(), float(reward), terminated, False, {}
+            self.state = next_state
+        return self.observe(), reward, terminated, False, {}
 
 
 class TwoRooms(FiniteEnv):
-    """`two_rooms`, played."""
+    """The environment of `two_rooms`, whose arguments it takes."""
 
     def __init__(self, **constants):
         super().__init__(two_rooms(**constants))
 
 
 class Corridor(FiniteEnv):
-    """`corridor`, played."""
+    """The environment of `corridor`, whose arguments it takes."""
 
     def __init__(self, **constants):
         super().__init__(corridor(**constants))
 
 
 class RandomMDP(FiniteEnv):
-    """`random_mdp`, played."""
+    """The environment of `random_mdp`, whose arguments it takes."""
 
     def __init__(self, **constants):
         super().__init__(random_mdp(**constants))
