@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from scipy.special import logsumexp
 
 from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.environments.finite import corridor, random_mdp
@@ -48,11 +49,12 @@ def soft_value(Q, alpha):
 
 
 def boltzmann(Q, alpha):
-    """π(a|s) = exp((Q(s, a) - V(s))/α), `(..., A)`; without entropy, uniform over the best actions."""
-    if alpha:
-        return np.exp((Q - soft_value(Q, alpha)[..., None]) / alpha)
-    best = Q == Q.max(axis=-1, keepdims=True)
-    return best / best.sum(axis=-1, keepdims=True)
+    """π(a|s) = exp(Q(s, a)/α)/Z(s), `(..., A)`; without entropy, uniform over the best actions."""
+    if not alpha:
+        best = Q == Q.max(axis=-1, keepdims=True)
+        return best / best.sum(axis=-1, keepdims=True)
+    weight = np.exp((Q - Q.max(axis=-1, keepdims=True)) / alpha)
+    return weight / weight.sum(axis=-1, keepdims=True)
 
 
 def log_prob(pi):
@@ -66,7 +68,7 @@ def entropy(pi):
 
 
 def soft_value_iteration(P, R, gamma, alpha, epsilon=1e-10):
-    """Q*, `(S, A)`, to `epsilon` or to rounding: Q ← R + γ P V, V = α log Σ exp(Q/α).
+    """Q*, `(S, A)`, to `epsilon`, or to rounding/(1 - γ) where that is more: Q ← R + γ P V(Q).
 
     Without entropy this is value iteration.
     """
@@ -75,7 +77,7 @@ def soft_value_iteration(P, R, gamma, alpha, epsilon=1e-10):
         next_Q = R + gamma * P @ soft_value(Q, alpha)
         change = np.abs(next_Q - Q).max()
         rounding = 4 * np.spacing(np.abs(next_Q).max())  # iterates may differ by as much for ever
-        if gamma * change <= max((1 - gamma) * epsilon, rounding):
+        if not gamma * change > max((1 - gamma) * epsilon, rounding):
             return next_Q
         Q = next_Q
 
@@ -113,7 +115,7 @@ def soft_optimum(P, R, gamma, alpha):
     """π*, Q*, V*, exact to rounding: soft policy iteration until the values grow no more."""
     total = -np.inf
     for pi, Q, V in soft_policy_iteration(P, R, gamma, alpha):
-        if V.sum() <= total:
+        if not V.sum() > total:
             return pi, Q, V
         total = V.sum()
 
@@ -218,7 +220,8 @@ def trpo_bound(P, R, gamma, start, pi, new_pi):
     Q, V = evaluate(P, R, gamma, pi)
     advantage = Q - V[:, None]
     surrogate = start @ V + visits(P, gamma, start, pi) @ np.sum(new_pi * advantage, axis=-1)
-    return surrogate - 2 * np.abs(advantage).max() * gamma / (1 - gamma) ** 2 * kl(pi, new_pi).max()
+    C = 2 * np.abs(advantage).max() * gamma / (1 - gamma) ** 2
+    return surrogate - (C * kl(pi, new_pi).max() if C else 0)
 
 
 def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
@@ -239,13 +242,13 @@ def messages(P, R, horizon):
     """log β_t(s, a) `(horizon, S, A)` and log β_t(s) `(horizon, S)`, t = 1 … horizon: log-probability that
     every step from t on is optimal, with p(O_t|s, a) = exp R and the prior 1/A.
 
-    Rows of `P` add up to 1; at t = `horizon` the last action is taken.
+    Nothing is left to be optimal after an episode has ended; at t = `horizon` the last action is taken.
     """
+    end = 1 - P.sum(axis=-1)
     log_beta, log_beta_state = [], [np.zeros(len(R))]
     for _ in range(horizon):
-        highest = log_beta_state[0].max()
-        future = highest + np.log(P @ np.exp(log_beta_state[0] - highest))
-        log_beta.insert(0, R + future)
+        outcomes = np.append(log_beta_state[0], 0)  # the last one: the episode has ended
+        log_beta.insert(0, R + logsumexp(outcomes, b=np.append(P, end[..., None], axis=-1), axis=-1))
         log_beta_state.insert(0, soft_value(log_beta[0], 1) - math.log(R.shape[1]))
     return np.array(log_beta), np.array(log_beta_state[:-1])
 
@@ -307,9 +310,9 @@ def claims_of_values(P, R, gamma, alpha, pi):
     values = [np.sum(pi * values, axis=-1) for values in (at_state, at_action)]
     computed = f"E_π of the Q at s is V to {error(values[0], V)}, at the action to {error(values[1], V)}"
     yield "CMU", "entropy can go to s or to s'", "right", computed
-    stated, corrected = boltzmann(at_action, alpha), boltzmann(log_prob(pi) + at_action / alpha, 1)
-    computed = f"at the action off by {error(stated, next_pi)}; π exp(Q/α)/Z: {error(corrected, next_pi)}"
-    yield "CMU", "… and π' = softmax(Q/α) for either", "wrong", computed
+    at_s, at_a = boltzmann(at_state, alpha), boltzmann(log_prob(pi) + at_action / alpha, 1)
+    computed = f"exp(Q/α)/Z at s: {error(at_s, next_pi)}; π exp(Q/α)/Z at the action: {error(at_a, next_pi)}"
+    yield "CMU", "… what improvement looks like then", "asked", computed
     stated = np.sum(pi * (R + gamma * P @ V), axis=-1)
     computed = f"off by {error(stated, V)}; + α H(π(·|s)): {error(stated + alpha * entropy(pi), V)}"
     yield "Diwan", "V = Σ π Σ P (R + γ V(s'))", "wrong", computed
@@ -358,8 +361,8 @@ def claims_of_inference(P, R, gamma, alpha, start, pi):
     most_likely = np.eye(len(R))[P.argmax(axis=-1)]
     certain, random = (optimism(dynamics, R - R.max(), horizon=5) for dynamics in (most_likely, P))
     yield "PGM", "messages are soft values, dynamics certain", "right", f"error {error(certain, 0)}"
-    computed = f"too high by {random.min():.2f} to {random.max():.2f} nats"
-    yield "PGM", "… and random", "wrong", computed
+    computed = f"messages are too high by {random.min():.2f} to {random.max():.2f} nats"
+    yield "PGM", "… random: only by the ELBO", "right", computed
 
 
 def optimal_policy(P, R, gamma, alpha):

@@ -18,6 +18,7 @@ DEPENDENCIES = {
     "optax",
     "gymnasium",
     "numpy",
+    "scipy",
     "tyro",
     "rich",
     "tensorboardX",

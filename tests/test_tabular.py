@@ -1,12 +1,15 @@
 """The theorems and lecture claims behind the algorithms, in float64, against closed forms, enumeration or
 optimisers.
 
-Numbers without a derivation beside them were computed by an independent program.
+Numbers without a derivation beside them were computed by an independent program. What algorithms with
+networks rest on (Fisher matrix, soft Q-gradient, Stein identity, dual of the temperature) is checked as
+mathematics; their own tests check that they follow it.
 """
 
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -26,12 +29,17 @@ from cleanrl_maxent.environments import finite
 
 GAMMA, ALPHA = 0.9, 0.5
 SEEDS = range(50)
+assert_close = partial(np.testing.assert_allclose, rtol=0)
 
 
 def make_mdp(seed):
-    """Six states, four actions, and a policy that is positive everywhere."""
-    pi = np.random.default_rng([1, seed]).dirichlet(np.ones(4), size=6)
-    return *finite.random_mdp(seed, 6, 4), pi
+    """Six states, four actions, and a policy that is positive everywhere; in every second one a step ends
+    the episode with a probability of its own."""
+    P, R, start = finite.random_mdp(seed, 6, 4)
+    rng = np.random.default_rng([1, seed])
+    if seed % 2:
+        P = P * rng.uniform(0.7, 1, size=(6, 4, 1))
+    return P, R, start, rng.dirichlet(np.ones(4), size=6)
 
 
 def average(pi, values):
@@ -59,7 +67,9 @@ def test_soft_backups_contract(scale):
             change = np.abs(images[0] - images[1]).max() / np.abs(first - second).max()
             assert change <= GAMMA + 1e-12
             shift = np.abs(images[2] - images[0]).max() / scale
-            assert shift == pytest.approx(GAMMA, abs=1e-12 * max(1, 1 / scale))
+            assert shift <= GAMMA + 1e-12
+            if seed % 2 == 0:  # without ends the shift is carried whole
+                assert shift == pytest.approx(GAMMA, abs=1e-12)
 
 
 def test_identities_of_the_optimum():
@@ -68,14 +78,14 @@ def test_identities_of_the_optimum():
         Q = tabular.soft_value_iteration(P, R, GAMMA, ALPHA, epsilon=1e-11)
         V = ALPHA * np.log(np.exp(Q / ALPHA).sum(axis=-1))
         pi = np.exp((Q - V[:, None]) / ALPHA)
-        np.testing.assert_allclose(Q, R + GAMMA * P @ V, atol=1e-10)
-        np.testing.assert_allclose(pi, tabular.boltzmann(Q, ALPHA), atol=1e-10)
-        np.testing.assert_allclose(pi.sum(axis=-1), 1, atol=1e-10)
-        np.testing.assert_allclose(V, average(pi, Q - ALPHA * np.log(pi)), atol=1e-10)
-        np.testing.assert_allclose(tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)[1], V, atol=1e-10)
+        assert_close(Q, R + GAMMA * P @ V, atol=1e-10)
+        assert_close(pi, tabular.boltzmann(Q, ALPHA), atol=1e-10)
+        assert_close(pi.sum(axis=-1), 1, atol=1e-10)
+        assert_close(V, average(pi, Q - ALPHA * np.log(pi)), atol=1e-10)
+        assert_close(tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)[1], V, atol=1e-10)
         exact_pi, exact_Q, exact_V = tabular.soft_optimum(P, R, GAMMA, ALPHA)
         for exact, iterated in ((exact_pi, pi), (exact_Q, Q), (exact_V, V)):
-            np.testing.assert_allclose(exact, iterated, atol=1e-10)
+            assert_close(exact, iterated, atol=1e-10)
         assert np.all(tabular.soft_evaluate(P, R, GAMMA, ALPHA, random_pi)[1] <= V + 1e-10)
 
 
@@ -99,8 +109,8 @@ def test_soft_evaluation_is_the_sum_along_time():
         stated += GAMMA**t * reward + ALPHA * entropy
         reach = reach @ step
     Q, exact = tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)
-    np.testing.assert_allclose(exact, V, atol=1e-10)
-    np.testing.assert_allclose(soft_value_of(pi, Q), V, atol=1e-10)
+    assert_close(exact, V, atol=1e-10)
+    assert_close(soft_value_of(pi, Q), V, atol=1e-10)
     assert np.abs(stated - exact).max() > 100
 
 
@@ -111,7 +121,7 @@ def test_soft_policy_iteration_improves_everywhere_and_reaches_the_fixed_point()
         for (_, before, _), (_, after, _) in itertools.pairwise(iterates):
             assert np.all(after >= before - 1e-10)
         optimum = tabular.soft_value_iteration(P, R, GAMMA, ALPHA, epsilon=1e-12)
-        np.testing.assert_allclose(iterates[8][2], tabular.soft_value(optimum, ALPHA), atol=1e-10)
+        assert_close(iterates[8][2], tabular.soft_value(optimum, ALPHA), atol=1e-10)
 
 
 def test_temperature_is_a_scale_of_reward():
@@ -120,32 +130,32 @@ def test_temperature_is_a_scale_of_reward():
     for seed in SEEDS:
         P, R, _, _ = make_mdp(seed)
         pi, Q, V = tabular.soft_optimum(P, R, GAMMA, ALPHA)
-        np.testing.assert_allclose(ALPHA * tabular.soft_optimum(P, R / ALPHA, GAMMA, 1)[1], Q, atol=1e-10)
+        assert_close(ALPHA * tabular.soft_optimum(P, R / ALPHA, GAMMA, 1)[1], Q, atol=1e-10)
+        dropped = tabular.soft_optimum(P, R, GAMMA, 1)[1]
+        assert np.abs(dropped - Q).max() > 1e-2
         shifted_pi, _, shifted_V = tabular.soft_optimum(P, R + ALPHA * constant, GAMMA, ALPHA)
-        np.testing.assert_allclose(shifted_V, V + ALPHA * constant / (1 - GAMMA), atol=1e-10)
-        np.testing.assert_allclose(shifted_pi, pi, atol=1e-10)
-        ends = P * np.random.default_rng([2, seed]).uniform(size=(6, 4, 1))
-        pi, shifted_pi = (
-            tabular.soft_optimum(ends, reward, GAMMA, ALPHA)[0] for reward in (R, R + ALPHA * constant)
-        )
-        assert np.abs(shifted_pi - pi).max() > 1e-3
+        if seed % 2:
+            assert np.abs(shifted_pi - pi).max() > 1e-3
+        else:
+            assert_close(shifted_V, V + ALPHA * constant / (1 - GAMMA), atol=1e-10)
+            assert_close(shifted_pi, pi, atol=1e-10)
 
 
-def test_placements_of_entropy_share_one_value():
+def test_entropy_placements_share_one_value():
     """At s', at s, and at the action; the slide's effective reward and its softmax are wrong."""
     for seed in SEEDS:
         P, R, _, pi = make_mdp(seed)
         Q, V = tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)
         at_next_state, at_state, at_action = tabular.entropy_placements(P, R, GAMMA, ALPHA, pi)
-        np.testing.assert_allclose(at_next_state, Q, atol=1e-10)
-        np.testing.assert_allclose(at_state, Q + ALPHA * tabular.entropy(pi)[:, None], atol=1e-10)
-        np.testing.assert_allclose(at_action, Q - ALPHA * np.log(pi), atol=1e-10)
+        assert_close(at_next_state, Q, atol=1e-10)
+        assert_close(at_state, Q + ALPHA * tabular.entropy(pi)[:, None], atol=1e-10)
+        assert_close(at_action, Q - ALPHA * np.log(pi), atol=1e-10)
         for values in (at_state, at_action):
-            np.testing.assert_allclose(average(pi, values), V, atol=1e-10)
+            assert_close(average(pi, values), V, atol=1e-10)
         improved = tabular.boltzmann(Q, ALPHA)
-        np.testing.assert_allclose(tabular.boltzmann(at_state, ALPHA), improved, atol=1e-10)
+        assert_close(tabular.boltzmann(at_state, ALPHA), improved, atol=1e-10)
         reweighted = pi * np.exp(at_action / ALPHA)
-        np.testing.assert_allclose(reweighted / reweighted.sum(axis=-1, keepdims=True), improved, atol=1e-10)
+        assert_close(reweighted / reweighted.sum(axis=-1, keepdims=True), improved, atol=1e-10)
         assert np.abs(tabular.boltzmann(at_action, ALPHA) - improved).max() > 1e-2
         without_gamma, _ = tabular.evaluate(P, R + ALPHA * P @ tabular.entropy(pi), GAMMA, pi)
         assert np.abs(without_gamma - Q).max() > 1e-2
@@ -157,7 +167,7 @@ def test_the_value_needs_the_entropy_of_this_state():
     V = tabular.soft_evaluate(P, R, GAMMA, ALPHA, pi)[1]
     stated = average(pi, R + GAMMA * P @ V)
     assert np.abs(stated - V).max() > 1e-2
-    np.testing.assert_allclose(stated + ALPHA * tabular.entropy(pi), V, atol=1e-10)
+    assert_close(stated + ALPHA * tabular.entropy(pi), V, atol=1e-10)
 
 
 def test_improvement_is_the_minimum_of_the_divergence():
@@ -170,8 +180,10 @@ def test_improvement_is_the_minimum_of_the_divergence():
         divergence = pi @ (np.log(pi) - (Q / ALPHA - log_z))
         assert value == pytest.approx(ALPHA * log_z - ALPHA * divergence, abs=1e-10)
         assert divergence == pytest.approx(tabular.kl(pi, best), abs=1e-10)
-        stated = pi @ (np.log(pi) - (Q / ALPHA - log_z) + log_z)
-        assert abs(stated - divergence) > 1e-2
+    stated, log_z = tabular.boltzmann(Q, 1), np.log(np.exp(Q).sum())  # exp(Q)/Z, and + log Z
+    assert tabular.kl(stated, best) > 1e-2
+    bracket = stated @ (np.log(stated) - (Q - log_z) + log_z)
+    assert bracket == pytest.approx(log_z, abs=1e-10) and log_z > 1e-2
 
 
 def test_soft_maximum_is_between_the_hard_one_and_alpha_log_actions_above():
@@ -183,21 +195,24 @@ def test_soft_maximum_is_between_the_hard_one_and_alpha_log_actions_above():
 
 
 def test_without_entropy_it_is_value_and_policy_iteration():
-    """Against value iteration written out, the linear program's certificate, and the limit of small α."""
+    """Against value iteration written out, a linear program's certificate, and small α."""
     for seed in SEEDS:
         P, R, _, _ = make_mdp(seed)
         V = np.zeros(6)
         for _ in range(400):
             V = np.max(R + GAMMA * np.einsum("sat,t->sa", P, V), axis=-1)
         pi, Q, hard = tabular.soft_optimum(P, R, GAMMA, 0)
-        np.testing.assert_allclose(hard, V, atol=1e-10)
-        np.testing.assert_allclose(tabular.soft_value_iteration(P, R, GAMMA, 0), Q, atol=1e-10)
+        assert_close(hard, V, atol=1e-10)
+        slack = hard[:, None] - (R + GAMMA * P @ hard)
+        assert slack.min() >= -1e-10
+        assert_close(slack.min(axis=-1), 0, atol=1e-10)
+        assert_close(tabular.soft_value_iteration(P, R, GAMMA, 0), Q, atol=1e-10)
         assert set(np.unique(pi)) == {0, 1}
         for alpha in (1, 0.1, 0.01):
             soft = tabular.soft_optimum(P, R, GAMMA, alpha)[2]
             assert np.all(soft >= hard - 1e-10)
             assert np.all(soft <= hard + alpha * math.log(4) / (1 - GAMMA) + 1e-10)
-        np.testing.assert_allclose(tabular.soft_optimum(P, R, GAMMA, 1e-6)[0], pi, atol=1e-10)
+        assert_close(tabular.soft_optimum(P, R, GAMMA, 1e-6)[0], pi, atol=1e-10)
 
 
 def test_ties_are_shared():
@@ -223,7 +238,7 @@ def test_fitted_q_iteration_solves_the_sampled_problem(alpha):
     batch = state, action, reward, next_state, terminated
     Q = tabular.fitted_q_iteration(features, batch, GAMMA, alpha, iterations=250)
     exact = tabular.soft_optimum(P / visits[..., None], env.mdp.R, GAMMA, alpha)[1]
-    np.testing.assert_allclose(Q, exact, atol=1e-8)
+    assert_close(Q, exact, atol=1e-8)
 
 
 # backing up entropy
@@ -262,7 +277,7 @@ def test_corridor_doubles_the_preference_with_depth():
             assert probability == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-10)
             assert probability == pytest.approx(rounded, abs=1e-3 if rounded > 0.01 else 1e-4)
         with_penalty_one = tabular.soft_optimum(*finite.corridor(depth)[:2], gamma, alpha)[0]
-        np.testing.assert_allclose(with_penalty_one[0], policies[0][0], atol=1e-6)
+        assert_close(with_penalty_one[0], policies[0][0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -279,13 +294,13 @@ def test_gradient_ascent_finds_either_optimum_of_the_two_rooms(gradient, optimum
     )
     pi = next(islice(policies, 20_000, None))
     assert pi[0, 4:].sum() == pytest.approx(stated, abs=1e-5)
-    np.testing.assert_allclose(pi, optimum(P, R, 0.99, 0.5), atol=1e-10)
+    assert_close(pi, optimum(P, R, 0.99, 0.5), atol=1e-10)
 
 
 def test_bonus_policy_says_when_it_does_not_settle():
     P, R, _ = finite.random_mdp(0, 3, 2)
     with pytest.raises(ValueError, match="does not settle"):
-        tabular.bonus_policy(P, R, 0.99, 0.01)
+        tabular.bonus_policy(P, R + np.nan, 0.99, 0.01)
 
 
 # policy gradients
@@ -314,7 +329,7 @@ def test_maxent_gradient_is_the_derivative_of_the_objective(alpha):
             shift[index] = step
             numeric[index] = (value(logits + shift) - value(logits - shift)) / (2 * step)
         exact = tabular.maxent_gradient(P, R, GAMMA, alpha, start, tabular.boltzmann(logits, 1))
-        np.testing.assert_allclose(exact, numeric, atol=1e-7)
+        assert_close(exact, numeric, atol=1e-7)
 
 
 def test_minus_one_is_a_baseline_and_the_bonus_lacks_future_entropy():
@@ -324,7 +339,7 @@ def test_minus_one_is_a_baseline_and_the_bonus_lacks_future_entropy():
         exact = tabular.maxent_gradient(P, R, GAMMA, ALPHA, start, pi)
         bracket = Q - ALPHA * np.log(pi)
         for weight in (bracket, bracket - ALPHA, bracket - Q.max(axis=-1, keepdims=True)):
-            np.testing.assert_allclose(softmax_gradient(P, GAMMA, start, pi, weight), exact, atol=1e-10)
+            assert_close(softmax_gradient(P, GAMMA, start, pi, weight), exact, atol=1e-10)
         future_entropy = (
             GAMMA
             * P
@@ -332,7 +347,7 @@ def test_minus_one_is_a_baseline_and_the_bonus_lacks_future_entropy():
         )
         missing = softmax_gradient(P, GAMMA, start, pi, ALPHA * future_entropy)
         bonus = tabular.bonus_gradient(P, R, GAMMA, ALPHA, start, pi)
-        np.testing.assert_allclose(exact - bonus, missing, atol=1e-10)
+        assert_close(exact - bonus, missing, atol=1e-10)
         assert np.abs(missing).max() > 1e-4
 
 
@@ -340,8 +355,8 @@ def test_soft_advantage_vanishes_at_the_optimum():
     for seed in SEEDS:
         P, R, start, _ = make_mdp(seed)
         pi, Q, V = tabular.soft_optimum(P, R, GAMMA, ALPHA)
-        np.testing.assert_allclose(Q - ALPHA * np.log(pi) - V[:, None], 0, atol=1e-10)
-        np.testing.assert_allclose(tabular.maxent_gradient(P, R, GAMMA, ALPHA, start, pi), 0, atol=1e-10)
+        assert_close(Q - ALPHA * np.log(pi) - V[:, None], 0, atol=1e-10)
+        assert_close(tabular.maxent_gradient(P, R, GAMMA, ALPHA, start, pi), 0, atol=1e-10)
         assert np.abs(tabular.maxent_gradient(P, R, GAMMA, 0, start, pi)).max() > 1e-4
 
 
@@ -350,8 +365,8 @@ def test_visits_add_up_to_the_discounted_length():
     d, state = np.zeros(6), start
     for step in range(400):
         d, state = d + GAMMA**step * state, state @ np.einsum("sa,sat->st", pi, P)
-    np.testing.assert_allclose(tabular.visits(P, GAMMA, start, pi), d, atol=1e-10)
-    assert d.sum() == pytest.approx(1 / (1 - GAMMA), abs=1e-10)
+    assert_close(tabular.visits(P, GAMMA, start, pi), d, atol=1e-10)
+    assert d.sum() == pytest.approx(1 / (1 - GAMMA), abs=1e-10)  # no step of seed 0 ends the episode
 
 
 def test_natural_gradient_is_the_inverse_fisher_times_the_gradient():
@@ -361,7 +376,7 @@ def test_natural_gradient_is_the_inverse_fisher_times_the_gradient():
         natural = tabular.natural_gradient(P, R, GAMMA, ALPHA, pi)
         fisher_times_natural = d[:, None] * pi * (natural - average(pi, natural)[:, None])
         gradient = tabular.maxent_gradient(P, R, GAMMA, ALPHA, start, pi)
-        np.testing.assert_allclose(fisher_times_natural, gradient, atol=1e-10)
+        assert_close(fisher_times_natural, gradient, atol=1e-10)
 
 
 # rates of convergence
@@ -379,7 +394,7 @@ def bandit_policies(alpha, first, count):
 
     first = np.array([first])
     general = tabular.maxent_gradient(np.zeros((1, 3, 1)), BANDIT[None], 0, alpha, np.ones(1), first)
-    np.testing.assert_allclose(gradient(first), general, atol=1e-15)
+    assert_close(gradient(first), general, atol=1e-15)
     return np.array(list(islice(tabular.ascend(gradient, np.log(first), 0.4), count)))[:, 0]
 
 
@@ -506,7 +521,7 @@ def test_inference_is_maxent_where_dynamics_are_deterministic():
     log_beta, log_beta_state = tabular.messages(P, R, HORIZON)
     Q, V = tabular.soft_values_to_go(P, R, HORIZON)
     steps_left = np.arange(HORIZON, 0, -1)
-    np.testing.assert_allclose(V, log_beta_state + steps_left[:, None] * math.log(3), atol=1e-10)
+    assert_close(V, log_beta_state + steps_left[:, None] * math.log(3), atol=1e-10)
     joint, maxent = [], []
     for actions in itertools.product(range(3), repeat=HORIZON):
         state, total, log_pi = 0, 0.0, 0.0
@@ -518,8 +533,17 @@ def test_inference_is_maxent_where_dynamics_are_deterministic():
         maxent.append(math.exp(log_pi))
     evidence = math.fsum(joint)
     assert math.log(evidence) == pytest.approx(log_beta_state[0, 0], abs=1e-10)
-    np.testing.assert_allclose(np.array(joint) / evidence, maxent, atol=1e-10)
+    assert_close(np.array(joint) / evidence, maxent, atol=1e-10)
     assert log_beta.shape == (HORIZON, 4, 3)
+
+
+def test_messages_neither_underflow_nor_miss_the_end():
+    """A state that is 3,000 nats worse than another, and episodes that end in a corridor of two steps."""
+    P, R = np.eye(2)[:, None, :], np.array([[0.0], [-1000]])
+    assert_close(tabular.messages(P, R, 3)[1], tabular.soft_values_to_go(P, R, 3)[1], atol=1e-10)
+    P, R, _ = finite.corridor(2, 2, left_reward=-1, right_reward=-2, penalty=3)
+    evidence = (math.exp(-1) + math.exp(-3)) ** 2 / 4, math.exp(-2) ** 2  # on the left, on the right
+    assert tabular.messages(P, R, 3)[1][0, 0] == pytest.approx(math.log(np.mean(evidence)), abs=1e-10)
 
 
 def lower_bound(P, R, start, policies):
@@ -599,7 +623,7 @@ def test_fisher_matrix_is_the_hessian_of_either_divergence():
         hessians = [np.array(jax.hessian(divergence)(logits, forward)) for forward in (True, False)]
         fisher = np.diag(old) - np.outer(old, old)
     for hessian in hessians:
-        np.testing.assert_allclose(hessian, fisher, atol=1e-15)
+        assert_close(hessian, fisher, atol=1e-15)
 
 
 def test_conjugate_gradient_by_gram_schmidt_is_the_usual_recursion():
@@ -615,7 +639,7 @@ def test_conjugate_gradient_by_gram_schmidt_is_the_usual_recursion():
             x, next_r = x + step * p, r - step * H @ p
             beta = -(p @ H @ next_r) / (p @ H @ p) if gram_schmidt else next_r @ next_r / (r @ r)
             r, p = next_r, next_r + beta * p
-        np.testing.assert_allclose(x, np.linalg.solve(H, g), atol=1e-8)
+        assert_close(x, np.linalg.solve(H, g), atol=1e-8)
 
 
 # policy gradient and soft Q-learning
@@ -654,8 +678,8 @@ def test_soft_q_gradient_is_policy_gradient_plus_value_regression():
         residual = y - np.array(q(theta))
         lecture = flat(jax.grad(lambda theta: pi @ (residual * (q(theta) - v(theta))))(theta))
         lost_v = flat(jax.grad(lambda theta: pi @ (residual * q(theta)))(theta))
-    np.testing.assert_allclose(left, -alpha * policy + value, atol=1e-10)
-    np.testing.assert_allclose(lecture, alpha * policy, atol=1e-10)
+    assert_close(left, -alpha * policy + value, atol=1e-10)
+    assert_close(lecture, alpha * policy, atol=1e-10)
     assert np.abs(lost_v - alpha * policy).max() > 1e-2
 
 
@@ -688,17 +712,18 @@ def test_reparameterised_gradient_is_the_score_function_gradient():
         fixed = sample(theta)
         baseline = cost(theta, fixed)
         score = jax.grad(lambda theta: weight @ (baseline * log_density(theta, fixed)))(theta)
-    np.testing.assert_allclose(np.array(reparameterised), np.array(score), atol=1e-8)
+    assert_close(np.array(reparameterised), np.array(score), atol=1e-8)
 
 
-def test_the_normaliser_is_the_integral_of_the_exponential():
-    """Of Q = 5a on [-1, 1]: Z = E_q[exp(Q)/q] for any positive density q; ∫ Q is 0."""
-    a = np.linspace(-1, 1, 20_001)
-    exact = 2 * math.sinh(5) / 5
-    for q in (np.full_like(a, 0.5), (1 + a) / 4 + 0.25, np.exp(5 * a) / exact):
-        assert np.trapezoid(q * np.exp(5 * a) / q, a) == pytest.approx(exact, rel=1e-6)
-        assert np.trapezoid(q, a) == pytest.approx(1, rel=1e-6)
-    assert np.trapezoid(5 * a, a) == pytest.approx(0, abs=1e-10)
+@pytest.mark.parametrize("slope", [0, 0.5])
+def test_the_normaliser_is_the_integral_of_the_exponential(slope):
+    """Of Q = 2a on [-1, 1], by samples of the density q = (1 + slope a)/2: the mean of exp(Q)/q is Z, that of
+    Q/q is 0 and normalises nothing."""
+    uniform = np.random.default_rng(0).uniform(size=200_000)
+    a = 2 * uniform - 1 if slope == 0 else (np.sqrt((1 - slope) ** 2 + 4 * slope * uniform) - 1) / slope
+    q = (1 + slope * a) / 2
+    for estimate, exact in ((np.exp(2 * a) / q, math.sinh(2)), (2 * a / q, 0)):
+        assert estimate.mean() == pytest.approx(exact, abs=4 * estimate.std() / math.sqrt(len(a)))
 
 
 def stein_residual(log_density, score_of, position):
@@ -853,3 +878,12 @@ def test_script_says_how_to_install_matplotlib(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No module named matplotlib')")
     done = run_script("tabular.py", "--figure", "corridor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "'.[plots]'" in done.stderr
+
+
+def test_every_test_that_the_document_names_exists():
+    text = (Path(__file__).parent.parent / "docs" / "tabular.md").read_text()
+    table = text[text.index("| lecture | claim") : text.index("## Figures")]
+    named = {
+        f"test_{name}" for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[-1])
+    }
+    assert len(named) > 20 and named <= set(globals())
