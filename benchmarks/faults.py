@@ -1,6 +1,7 @@
-"""Kills runs and compares what they end with to a run that nobody touched; and what commits cost.
+"""Kills runs and sweeps and compares what they end with to what nobody touched; and what commits cost.
 
     python benchmarks/faults.py kill --env-ids Hopper-v4 Ant-v4 Humanoid-v4 Pendulum-v1 --kills 25
+    python benchmarks/faults.py sweep --seeds 10 --kills 40
     python benchmarks/faults.py cost
 
 Every life of a run is killed after a random time, be it importing, compiling, learning, evaluating,
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +165,124 @@ def kill(args: Kill) -> int:
 
 
 @dataclass
+class Sweep:
+    """Sweeps a suite undisturbed, and again under random SIGKILLs, and compares the records.
+
+    One more cell always fails, and must be named at the end.
+    """
+
+    seeds: int = 13  # of each of the three algorithms
+    kills: int = 40  # SIGKILLs of unfinished runs, every fourth of the sweep itself
+    every: tuple[float, float] = (2.0, 8.0)  # seconds between two kills, at least and at most
+    seed: int = 0  # of the moments and victims
+
+
+SUITE = """
+[[grid]]
+algorithms = ["sac", "td3", "ddpg"]
+env_ids = ["Pendulum-v1"]
+seeds = {seeds}
+[grid.flags]
+{flags}
+[[grid]]
+algorithms = ["sac"]
+env_ids = ["envs:NanReward-v0"]
+seeds = 1
+[grid.flags]
+{flags}
+"""
+SUITE_FLAGS = """
+total_timesteps = 1_200
+learning_starts = 300
+buffer_size = 1_000
+batch_size = 64
+hidden_dims = [32, 32]
+checkpoint_frequency = 200
+eval_frequency = 400
+eval_episodes = 1
+"""
+
+
+def start_sweep(suite: Path, out_dir: Path) -> subprocess.Popen:
+    """A process that sweeps on the CPU, with the tests' environments; it prints into `{out_dir}.log`."""
+    here = Path(__file__).parent
+    command = [sys.executable, str(here / "sweep.py"), str(suite), "--out-dir", str(out_dir)]
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}/tests:{os.environ.get('PYTHONPATH', '')}"}
+    with open(f"{out_dir}.log", "ab") as log:
+        return subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log, env=environment)
+
+
+def workers_of(out_dir: Path) -> dict[int, Path]:
+    """Process ids of the runs below a folder, and their own folders."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_text().split("\0")
+            if "--run-dir" in words and str(out_dir) in words[words.index("--run-dir") + 1]:
+                found[int(entry.name)] = Path(words[words.index("--run-dir") + 1])
+    return found
+
+
+def finished_records(folder: Path) -> dict[str, str]:
+    """SHA-256 of the record of every seed of the finished runs of a sweep."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob("*/*/seed-*/metrics.jsonl")
+        if (path.parent.parent / "result.json").exists()
+    }
+
+
+def storm(suite: Path, out_dir: Path, args: Sweep) -> tuple[Counter[str], int]:
+    """Sweeps while killing until `args.kills` have landed or nothing is left to kill: how many of what, and
+    the last sweep's exit status."""
+    rng, kills, process = random.Random(args.seed), Counter(), start_sweep(suite, out_dir)
+    while kills.total() < args.kills:
+        time.sleep(rng.uniform(*args.every))
+        if len(finished_records(out_dir)) == 3 * args.seeds:
+            break
+        victim = "sweep" if kills.total() % 4 == 3 else "worker"
+        good = [pid for pid, folder in workers_of(out_dir).items() if "Nan" not in folder.name]
+        pids = [process.pid] if victim == "sweep" else good
+        if process.poll() is None and pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                kills[victim] += 1
+        if victim == "sweep":
+            process.wait()
+        if process.poll() is not None:
+            process = start_sweep(suite, out_dir)
+    return kills, process.wait()
+
+
+def sweep(args: Sweep) -> int:
+    """Prints what happened; returns the number of things that are not as they should be."""
+    with tempfile.TemporaryDirectory() as name:
+        calm, stormy, suite = Path(name) / "calm", Path(name) / "stormy", Path(name) / "suite.toml"
+        suite.write_text(SUITE.format(seeds=args.seeds, flags=SUITE_FLAGS))
+        began = time.perf_counter()
+        statuses = [start_sweep(suite, calm).wait()]
+        print(f"undisturbed: {time.perf_counter() - began:.0f} s", flush=True)
+        began = time.perf_counter()
+        kills, status = storm(suite, stormy, args)
+        print(f"{dict(kills)} killed: {time.perf_counter() - began:.0f} s", flush=True)
+        statuses.append(status)
+        reference, records = finished_records(calm), finished_records(stormy)
+        log = Path(f"{stormy}.log").read_text()
+        resumed = sum("resumed at step" in path.read_text() for path in stormy.glob("*/*.log"))
+    wrong = differences(reference, records)
+    problems = [f"{name} differs" for name in wrong]
+    problems += [f"exit status {status}, not 1" for status in statuses if status != 1]
+    if len(reference) != 3 * args.seeds:
+        problems.append(f"{len(reference)} runs finished, not {3 * args.seeds}")
+    if "non-finite reward at step 3" not in log.rpartition("failed: ")[2]:
+        problems.append("the failing cell is not named")
+    print(
+        f"{len(records)} runs finished, {resumed} of them resumed; {len(wrong)} differ", *problems, sep="\n"
+    )
+    return len(problems)
+
+
+@dataclass
 class Cost:
     """Times the commits of SAC and the resumption, with a replay of a million transitions."""
 
@@ -173,7 +293,7 @@ class Cost:
 
 
 def cost(args: Cost) -> None:
-    """Prints a Markdown table: medians over the commits."""
+    """Prints a Markdown table: medians over the commits; nothing can differ."""
     print("| seeds | s a commit | MB of replay | MB of state | s to resume |\n|---|---|---|---|---|")
     for num_seeds in args.num_seeds:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -210,5 +330,6 @@ def time_commits(args: Cost, num_seeds: int, folder: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    command = tyro.cli(Kill | Cost)
-    sys.exit(bool(kill(command)) if isinstance(command, Kill) else cost(command))
+    command = tyro.cli(Kill | Sweep | Cost)
+    run = {Kill: kill, Sweep: sweep, Cost: cost}[type(command)]
+    sys.exit(bool(run(command)))

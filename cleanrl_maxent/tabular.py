@@ -29,14 +29,14 @@ from scipy.special import logsumexp
 from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.environments.finite import corridor, random_mdp
 
+Figure = Literal["all", "none", "corridor", "rates", "temperature", "robust-reward"]
+
 
 @dataclass(frozen=True)
 class Args:
     """Prints what the lectures claim beside what is computed here, and draws the figures."""
 
-    figure: Literal["all", "none", "corridor", "rates", "temperature", "robust-reward"] = (
-        "all"  # one by itself; none: only the claims
-    )
+    figure: Figure = "all"  # one by itself; none: only the claims
     out_dir: Path = Path("figures")  # folder that the figures are written to
 
 

@@ -25,7 +25,7 @@ def note(number: int, frame: FrameType | None) -> None:
     received.append(signal.Signals(number))
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C again stops at once\n")
+        os.write(sys.stderr.fileno(), b"\nstopping and saving; Ctrl-C again stops at once\n")
 
 
 def stop_if_asked() -> None:

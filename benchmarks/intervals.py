@@ -1,0 +1,67 @@
+"""Statistics of few seeds: interquartile mean, intervals, performance profiles.
+
+Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021,
+https://arxiv.org/abs/2108.13264. A task's scores are an array `(seeds,)`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import bootstrap, sem, trim_mean
+from scipy.stats import t as student
+
+
+def interquartile_mean(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
+    """Mean without the lowest and the highest quarter, each rounded down to whole scores."""
+    return trim_mean(scores, 0.25, axis=axis)
+
+
+def mean_interval(scores: ArrayLike) -> float:
+    """Half the width of Student's 95% interval of the mean; NaN for fewer than two scores."""
+    if len(scores) < 2:
+        return float("nan")
+    return float(student.ppf(0.975, len(scores) - 1) * sem(scores))
+
+
+def stratified_bootstrap(tasks: Sequence[ArrayLike], repetitions: int = 2_000) -> tuple[float, float]:
+    """95% percentile interval of the interquartile mean of all scores.
+
+    Seeds are drawn again within each task. Raises ValueError for a task of fewer than two seeds.
+    """
+
+    def statistic(*drawn, axis):
+        return interquartile_mean(np.concatenate(drawn, axis), axis)
+
+    rng = np.random.default_rng(0)
+    found = bootstrap(tasks, statistic, n_resamples=repetitions, method="percentile", rng=rng)
+    low, high = found.confidence_interval
+    return float(low), float(high)
+
+
+def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> np.ndarray:
+    """Share of runs above each threshold, every task with the same weight, `(thresholds,)`."""
+    above = [np.mean(np.reshape(scores, (-1, 1)) > np.asarray(thresholds), axis=0) for scores in tasks]
+    return np.mean(above, axis=0)
+
+
+def prediction_interval(
+    means: ArrayLike, deviations: ArrayLike, seeds: ArrayLike, new_seeds: int
+) -> tuple[float, float]:
+    """Where the mean of k = `new_seeds` seeds of one more program of the same kind lies, 19 times in 20.
+
+    M ± t √(s² (1/k + 1/n) + b² (1 + 1/m)) for m programs, `(m,)` each argument but the last: M the mean of
+    their `means`, s the pooled standard deviation of their seeds, n all seeds, b² the variance between
+    programs beyond what s explains, t of Satterthwaite's degrees of freedom. `deviations` divide by the
+    number of seeds, two or more. From a single program b cannot be told and counts as 0.
+    """
+    means, deviations, seeds = (np.asarray(values, float) for values in (means, deviations, seeds))
+    programs, freedom = len(means), np.sum(seeds - 1)
+    s_squared = np.sum(seeds * deviations**2) / freedom
+    within, between = s_squared * (1 / new_seeds + 1 / seeds.sum()), 0.0
+    if programs > 1:
+        b_squared = max(0.0, np.var(means, ddof=1) - np.mean(s_squared / seeds))
+        between = b_squared * (1 + 1 / programs)
+        freedom = (within + between) ** 2 / (within**2 / freedom + between**2 / (programs - 1))
+    half_width = student.ppf(0.975, freedom) * np.sqrt(within + between)
+    return float(means.mean() - half_width), float(means.mean() + half_width)
