@@ -23,10 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,6 +40,8 @@ from cleanrl_maxent.common.devices import set_up_device
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Replay
 from cleanrl_maxent.common.runs import Run
+
+SMOKE = Path(__file__).parent / "suites" / "smoke.toml"
 
 # runs an algorithm, and kills this very process at the n-th call of module:function
 DRIVER = """
@@ -166,7 +170,7 @@ def kill(args: Kill) -> int:
 
 @dataclass
 class Sweep:
-    """Sweeps a suite undisturbed, and again under random SIGKILLs, and compares the records.
+    """Sweeps the suite `smoke` undisturbed, and again under random SIGKILLs, and compares the records.
 
     One more cell always fails, and must be named at the end.
     """
@@ -177,30 +181,15 @@ class Sweep:
     seed: int = 0  # of the moments and victims
 
 
-SUITE = """
-[[grid]]
-algorithms = ["sac", "td3", "ddpg"]
-env_ids = ["Pendulum-v1"]
-seeds = {seeds}
-[grid.flags]
-{flags}
-[[grid]]
-algorithms = ["sac"]
-env_ids = ["envs:NanReward-v0"]
-seeds = 1
-[grid.flags]
-{flags}
-"""
-SUITE_FLAGS = """
-total_timesteps = 1_200
-learning_starts = 300
-buffer_size = 1_000
-batch_size = 64
-hidden_dims = [32, 32]
-checkpoint_frequency = 200
-eval_frequency = 400
-eval_episodes = 1
-"""
+def write_suite(path: Path, *grids: dict[str, Any]) -> Path:
+    """Writes grids with their `flags` as a suite; numbers, strings and lists are alike in JSON and TOML."""
+    lines = []
+    for grid in grids:
+        entries = [f"{key} = {json.dumps(value)}" for key, value in grid.items() if key != "flags"]
+        flags = [f"{key} = {json.dumps(value)}" for key, value in grid["flags"].items()]
+        lines += ["[[grid]]", *entries, "[grid.flags]", *flags]
+    path.write_text("\n".join(lines))
+    return path
 
 
 def start_sweep(suite: Path, out_dir: Path) -> subprocess.Popen:
@@ -257,8 +246,10 @@ def storm(suite: Path, out_dir: Path, args: Sweep) -> tuple[Counter[str], int]:
 def sweep(args: Sweep) -> int:
     """Prints what happened; returns the number of things that are not as they should be."""
     with tempfile.TemporaryDirectory() as name:
-        calm, stormy, suite = Path(name) / "calm", Path(name) / "stormy", Path(name) / "suite.toml"
-        suite.write_text(SUITE.format(seeds=args.seeds, flags=SUITE_FLAGS))
+        calm, stormy = Path(name) / "calm", Path(name) / "stormy"
+        (smoke,) = tomllib.loads(SMOKE.read_text())["grid"]
+        failing = {"algorithms": ["sac"], "env_ids": ["envs:NanReward-v0"], "seeds": 1}
+        suite = write_suite(Path(name) / "suite.toml", smoke | {"seeds": args.seeds}, smoke | failing)
         began = time.perf_counter()
         statuses = [start_sweep(suite, calm).wait()]
         print(f"undisturbed: {time.perf_counter() - began:.0f} s", flush=True)

@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -203,6 +204,12 @@ def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
     return curves
 
 
+@cache
+def published_rows() -> list[dict[str, str]]:
+    """Every row of published.csv."""
+    return read_csv(PUBLISHED)
+
+
 def published(curve: Curve) -> list[dict[str, str]]:
     """Published rows of the same algorithm, environment family and protocol, up to our last step, whatever
     the version.
@@ -215,7 +222,7 @@ def published(curve: Curve) -> list[dict[str, str]]:
     }[curve.protocol]
     return [
         row
-        for row in read_csv(PUBLISHED)
+        for row in published_rows()
         if row["algorithm"] == curve.algorithm and row["env_id"].rpartition("-v")[0] == curve.family
         if row["protocol"].startswith(protocols) and int(row["step"]) <= curve.steps[-1]
     ]

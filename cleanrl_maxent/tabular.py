@@ -120,6 +120,11 @@ def soft_optimum(P, R, gamma, alpha):
         total = V.sum()
 
 
+def optimal_policy(P, R, gamma, alpha):
+    """π* of `soft_optimum`, `(S, A)`."""
+    return soft_optimum(P, R, gamma, alpha)[0]
+
+
 def entropy_placements(P, R, gamma, alpha, pi):
     """Three action values with one V^π, by where the entropy of π is counted; each `(S, A)`.
 
@@ -365,11 +370,6 @@ def claims_of_inference(P, R, gamma, alpha, start, pi):
     yield "PGM", "… random: only by the ELBO", "right", computed
 
 
-def optimal_policy(P, R, gamma, alpha):
-    """π* of `soft_optimum`."""
-    return soft_optimum(P, R, gamma, alpha)[0]
-
-
 def optimism(P, R, horizon):
     """By how much exact inference exceeds the soft value at the first step, `(S,)`."""
     log_beta_state, soft_V = messages(P, R, horizon)[1], soft_values_to_go(P, R, horizon)[1]
@@ -398,13 +398,9 @@ def suboptimality(alpha, steps=20_000):
 def draw_corridor(axes):
     """Probability of the branch with more ways to succeed, against its depth."""
     gamma, alpha, depths = 0.99, 0.1, range(1, 11)
-    right = {"entropy backed up": [], "entropy as a bonus only": []}
-    for depth in depths:
-        P, R, _ = corridor(depth)
-        right["entropy backed up"].append(soft_optimum(P, R, gamma, alpha)[0][0, 4:].sum())
-        right["entropy as a bonus only"].append(bonus_policy(P, R, gamma, alpha)[0, 4:].sum())
-    for label, probability in right.items():
-        axes.plot(depths, probability, "o-", label=label)
+    for find, label in ((optimal_policy, "entropy backed up"), (bonus_policy, "entropy as a bonus only")):
+        policies = [find(*corridor(depth)[:2], gamma, alpha) for depth in depths]
+        axes.plot(depths, [pi[0, 4:].sum() for pi in policies], "o-", label=label)
     axes.set(xlabel="depth of both branches (steps)", ylabel="P(branch where all 8 actions succeed)")
     axes.legend(frameon=False)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sweep
-from faults import workers_of
+from faults import finished_records, workers_of, write_suite
 
 from cleanrl_maxent.common.arguments import UsageError
 
@@ -31,18 +31,6 @@ SMALL = dict(
     eval_episodes=1,
 )
 GRID = dict(algorithms=["sac"], env_ids=["Pendulum-v1"], seeds=1)
-
-
-def write_suite(folder, *grids):
-    """A suite in `folder`; numbers, strings and lists are written alike in JSON and TOML."""
-    lines = []
-    for grid in grids:
-        entries = [f"{key} = {json.dumps(value)}" for key, value in grid.items() if key != "flags"]
-        flags = [f"{key} = {json.dumps(value)}" for key, value in grid["flags"].items()]
-        lines += ["[[grid]]", *entries, "[grid.flags]", *flags]
-    path = folder / "suite.toml"
-    path.write_text("\n".join(lines))
-    return path
 
 
 def run_sweep(suite, out_dir, *flags):
@@ -63,22 +51,16 @@ def finish(process):
     return process.returncode, out, err
 
 
-def records(folder):
-    """What every run of a sweep recorded."""
-    paths = folder.glob("*/seed-*/metrics.jsonl")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to find processes")
 def test_a_killed_sweep_loses_nothing(tmp_path):
     """Kills workers and the sweep at random, then lets it end; one cell fails always and is named."""
     good = GRID | dict(algorithms=["ddpg"], seeds=2, flags=SMALL)
     bad = GRID | dict(env_ids=["envs:NanReward-v0"], flags=SMALL)
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
-    status, out, err = finish(run_sweep(write_suite(tmp_path, good), calm))
-    assert status == 0 and "2 of 2 runs are done" in out and len(records(calm / "suite")) == 2, err
+    status, out, err = finish(run_sweep(write_suite(tmp_path / "suite.toml", good), calm))
+    assert status == 0 and "2 of 2 runs are done" in out and len(finished_records(calm)) == 2, err
 
-    suite, rng = write_suite(tmp_path, good, bad), random.Random(0)
+    suite, rng = write_suite(tmp_path / "suite.toml", good, bad), random.Random(0)
     for _ in range(4):
         process = run_sweep(suite, stormy)
         time.sleep(rng.uniform(3, 7))
@@ -89,7 +71,7 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
         process.communicate()
     status, out, err = finish(run_sweep(suite, stormy, "--retries", "1"))
     assert status == 1 and "2 of 3 runs are done" in out
-    assert records(stormy / "suite").items() >= records(calm / "suite").items()
+    assert finished_records(stormy).items() >= finished_records(calm).items()
     assert err.count("failed: ") == 1 and "envs:NanReward-v0" in err and "non-finite reward at step 3" in err
 
 
@@ -193,7 +175,7 @@ def test_another_run_in_the_folder_is_not_taken_for_the_cell(tmp_path, change):
 
 def test_a_signal_saves_every_run(tmp_path):
     flags = SMALL | dict(total_timesteps=30_000, checkpoint_frequency=0)
-    process = run_sweep(write_suite(tmp_path, GRID | dict(flags=flags)), tmp_path)
+    process = run_sweep(write_suite(tmp_path / "suite.toml", GRID | dict(flags=flags)), tmp_path)
     timing = tmp_path / "suite" / "Pendulum-v1__sac__1" / "timing.jsonl"
     while not (timing.exists() and timing.read_text()):
         assert process.poll() is None, process.communicate()[1]
