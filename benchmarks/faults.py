@@ -85,7 +85,7 @@ def digests(folder: Path) -> dict[str, str]:
     found = {name: sha256(array.tobytes()) for name, array in commit.arrays.items()}
     config = json.loads((folder / "config.json").read_text())
     segments = [vars(segment.load()) for segment in commit.segments]
-    for name in segments[0]:
+    for name in segments[0] if segments else ():
         rows = np.concatenate([segment[name] for segment in segments], axis=1)
         kept = rows[:, -config["args"]["buffer_size"] - 1 :]
         found[f"replay/{name}"] = sha256(kept.tobytes())

@@ -177,7 +177,9 @@ class Curve:
         """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty beyond the last one."""
         chosen = np.abs(self.steps - step) <= 0.05 * step
         return (
-            self.returns[:, chosen].mean(axis=1) if self.steps[-1] >= step and chosen.any() else np.array([])
+            self.returns[:, chosen].mean(axis=1)
+            if self.steps[-1] >= 0.95 * step and chosen.any()
+            else np.array([])
         )
 
 
@@ -224,7 +226,7 @@ def published(curve: Curve) -> list[dict[str, str]]:
         row
         for row in published_rows()
         if row["algorithm"] == curve.algorithm and row["env_id"].rpartition("-v")[0] == curve.family
-        if row["protocol"].startswith(protocols) and int(row["step"]) <= curve.steps[-1]
+        if row["protocol"].startswith(protocols) and 0.95 * int(row["step"]) <= curve.steps[-1]
     ]
 
 

@@ -32,6 +32,8 @@ DIFFERENCES = (
     "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full; peers log "
     "nothing. Peers' replay is in NumPy, whose memory counts only once it is written to; ours counts whole."
 )
+PEER_NAMES = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC", "maxent_pg": "PPO"}  # what peers have, and call it
+ON_POLICY = ("maxent_pg",)  # no update of a single batch, which would be timed alone
 Figures = dict[str, float]
 
 
@@ -136,10 +138,9 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
 
     add_run(args.num_seeds[0])
     if args.peer_python:
-        for name, package in PEERS.items():
-            sizes = [args.env_id, str(args.warm), str(args.steps)]
-            peer = [str(args.peer_python), str(HERE / "speed_peer.py"), package, algorithm.upper(), *sizes]
-            add(name, peer)
+        for name, package in PEERS.items() if algorithm in PEER_NAMES else ():
+            sizes = [PEER_NAMES[algorithm], args.env_id, str(args.warm), str(args.steps)]
+            add(name, [str(args.peer_python), str(HERE / "speed_peer.py"), package, *sizes])
         for script in args.peer_script:
             if script.name.startswith(algorithm):
                 name = "/".join(script.resolve().parts[-2:])
@@ -150,7 +151,8 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
     for k in args.num_seeds:
         if k != args.num_seeds[0]:
             add_run(k)
-        add(f"parts, {k}", ours("parts", *common, "--num-seeds", k, "--updates", max(1000 // k, 100)))
+        if algorithm not in ON_POLICY:
+            add(f"parts, {k}", ours("parts", *common, "--num-seeds", k, "--updates", max(1000 // k, 100)))
         if k in args.evaluated:  # whole evaluations, the first of them before the clock starts
             add(f"{seeds(k)}, evaluated", run(k, 5000, 6000, "--num-seeds", k, "--eval-episodes", 10))
     return chosen

@@ -80,15 +80,15 @@ def run(given: Run) -> dict[str, float]:
                 env_id=given.env_id,
                 num_seeds=given.num_seeds,
                 total_timesteps=given.warm + given.steps,
-                learning_starts=1_000,
                 eval_episodes=given.eval_episodes,
                 run_dir=f"{folder}/run",
+                **({"learning_starts": 1_000} if hasattr(algorithm.Args, "learning_starts") else {}),
             )
         )
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
-    seconds = {row["global_step"]: row["seconds"] for row in rows}
-    elapsed = seconds[given.warm + given.steps] - seconds[given.warm]
-    figures = {"steps_per_second": given.num_seeds * given.steps / elapsed}
+    first, *_, last = (row for row in rows if row["global_step"] >= given.warm)  # rollouts end where they do
+    steps, elapsed = (last[name] - first[name] for name in ("global_step", "seconds"))
+    figures = {"steps_per_second": given.num_seeds * steps / elapsed}
     if resource:
         figures["host_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     stats = [device.memory_stats() for device in jax.local_devices()]

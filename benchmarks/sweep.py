@@ -43,7 +43,7 @@ from cleanrl_maxent.common.replay import replay_bytes
 
 ROOT = Path(__file__).parent.parent
 SUITES = Path(__file__).parent / "suites"
-ALGORITHMS = ("ddpg", "td3", "sac")
+ALGORITHMS = ("ddpg", "td3", "sac", "sql", "maxent_pg")
 PROCESS_BYTES = 700e6  # a process without its replay: JAX, MuJoCo and compiled programs
 GPU_SHARE = 0.9  # of its memory, given to runs
 MAX_KILLS = 20  # deaths by a signal that a cell survives; more often it is what kills the machine
@@ -200,24 +200,26 @@ def command_line_words(flags: dict[str, Any]) -> Iterator[str]:
 
 
 @cache
-def dimensions(env_id: str) -> tuple[int, int]:
+def dimensions(env_id: str, discrete: bool) -> tuple[int, int]:
     """(obs_dim, action_dim); raises UsageError where the environment cannot be made."""
-    env = make_env(env_id)
+    env = make_env(env_id, discrete)
     env.close()
-    return env.observation_space.shape[0], env.action_space.shape[0]
+    return env.observation_space.shape[0], sum(env.action_space.shape)
 
 
 def memory_bytes(cell: Cell) -> float:
     """What a run needs, estimated from its replay."""
-    args = cell.args
-    return PROCESS_BYTES + replay_bytes(args.num_seeds, args.buffer_size, *dimensions(args.env_id))
+    args, capacity = cell.args, getattr(cell.args, "buffer_size", 0)
+    return PROCESS_BYTES + replay_bytes(
+        args.num_seeds, capacity, *dimensions(args.env_id, args.takes_discrete)
+    )
 
 
 def check(cells: list[Cell]) -> None:
     """Raises UsageError where a cell could not start, before any of them does."""
     for cell in cells:
         validate(cell.args)
-        dimensions(cell.args.env_id)
+        dimensions(cell.args.env_id, cell.args.takes_discrete)
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
         raise UsageError(f"two cells share the folder {shared[0]}; give one of them another exp_name")

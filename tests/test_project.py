@@ -43,7 +43,7 @@ def test_no_module_hides_another():
 
 def test_files_stay_small():
     lines = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE / "common").glob("*.py")}
-    assert max(lines.values()) <= 250 and sum(lines.values()) <= 1700
+    assert max(lines.values()) <= 250 and sum(lines.values()) <= 1800
 
 
 def test_algorithms_do_not_import_one_another():
@@ -58,7 +58,9 @@ def test_commands_of_the_documents_parse():
     """Every command that runs an algorithm, in the README and in docs/, is made of flags that exist."""
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     commands = re.findall(r"^python cleanrl_maxent/(\w+)\.py(.*?)(?:#.*)?$", text, re.MULTILINE)
-    assert {name for name, _ in commands} == {"ddpg", "td3", "sac", "tabular"} and len(commands) >= 9
+    assert {name for name, _ in commands} == {"ddpg", "td3", "sac", "sql", "maxent_pg", "tabular"} and len(
+        commands
+    ) >= 9
     for name, flags in commands:
         tyro.cli(importlib.import_module(f"cleanrl_maxent.{name}").Args, args=flags.split())
 

@@ -852,7 +852,7 @@ def test_first_half_of_the_actions_leads_left():
         finite.two_rooms(5)
 
 
-@pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac", "sql"])
 def test_continuous_algorithms_refuse_discrete_actions(algorithm):
     done = run_script(f"{algorithm}.py", "--env-id", "cleanrl_maxent/TwoRooms-v0")
     assert done.returncode == 2 and "Discrete(8); a continuous one (Box) is needed" in done.stderr

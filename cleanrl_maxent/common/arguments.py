@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -70,10 +70,26 @@ class RunArgs:
     wandb_entity: str | None = None  # team there
     wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later
 
+    takes_discrete: ClassVar[bool] = False  # environments of discrete actions too
+
     @property
     def seeds(self) -> list[int]:
         """The seeds trained side by side."""
         return list(range(self.seed, self.seed + self.num_seeds))
+
+    @property
+    def stride(self) -> int:
+        """Environment steps of a seed between boundaries, where a run can be stopped: a rollout's, or one."""
+        return 1
+
+    @property
+    def last_step(self) -> int:
+        """Where a run ends: `total_timesteps`, rounded down to whole strides."""
+        return self.total_timesteps // self.stride * self.stride
+
+    def passes(self, steps: int, frequency: int) -> bool:
+        """True where a multiple of `frequency` lies in the stride that ends at `steps`."""
+        return steps // frequency > (steps - self.stride) // frequency
 
 
 def integer(value: Any, low: int) -> bool:
@@ -85,31 +101,24 @@ AT_LEAST_1 = (lambda value: integer(value, 1), "an integer in [1, 2147483647]")
 AT_LEAST_0 = (lambda value: integer(value, 0), "an integer in [0, 2147483647]")
 RATE = (lambda value: 0 < value < math.inf, "a finite number > 0")
 NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "a finite number >= 0")
+COUNTS = (
+    *("total_timesteps", "num_seeds", "eval_frequency", "buffer_size", "batch_size"),
+    *("policy_frequency", "target_network_frequency", "n_critics", "value_particles", "svgd_particles"),
+    *("num_envs", "num_steps", "update_epochs", "num_minibatches"),
+)
+MAGNITUDES = ("alpha", "exploration_noise", "ou_theta", "ou_sigma", "policy_noise", "noise_clip", "clip_coef")
+RATES = ("learning_rate", "policy_lr", "q_lr", "alpha_lr", "ou_dt", "max_grad_norm")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "total_timesteps": AT_LEAST_1,
-    "seed": AT_LEAST_0,
-    "num_seeds": AT_LEAST_1,
-    "eval_frequency": AT_LEAST_1,
-    "eval_episodes": AT_LEAST_0,
-    "checkpoint_frequency": AT_LEAST_0,
-    "learning_starts": AT_LEAST_0,
-    "buffer_size": AT_LEAST_1,
-    "batch_size": AT_LEAST_1,
-    "policy_frequency": AT_LEAST_1,
-    "target_network_frequency": AT_LEAST_1,
+    **dict.fromkeys(COUNTS, AT_LEAST_1),
+    **dict.fromkeys(("seed", "eval_episodes", "checkpoint_frequency", "learning_starts"), AT_LEAST_0),
+    **dict.fromkeys(MAGNITUDES, NOT_NEGATIVE),
+    **dict.fromkeys(RATES, RATE),
     "gamma": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "gae_lambda": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "tau": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "alpha": NOT_NEGATIVE,
-    "exploration_noise": NOT_NEGATIVE,
-    "ou_theta": NOT_NEGATIVE,
-    "ou_sigma": NOT_NEGATIVE,
-    "ou_dt": RATE,
-    "policy_noise": NOT_NEGATIVE,
-    "noise_clip": NOT_NEGATIVE,
-    "learning_rate": RATE,
     "target_entropy_scale": (math.isfinite, "a finite number"),
-    "policy_lr": RATE,
-    "q_lr": RATE,
+    "reward_scale": (lambda value: value is None or 0 < value < math.inf, "a finite number > 0"),
+    "update_ratio": (lambda value: 0 < value < 1, "in (0, 1)"),
     "hidden_dims": (
         lambda value: 1 <= len(value) <= 9 and all(integer(dim, 1) for dim in value),
         "one to nine widths, each >= 1",
@@ -136,10 +145,29 @@ def validate(args: RunArgs) -> None:
         raise UsageError("resume is for the command line; in Python, give run_dir and the same arguments")
     if given.get("autotune") and args.alpha == 0:
         raise UsageError("alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
+    if given.get("autotune") and "alpha_lr" in given and not 1e-4 <= args.alpha <= 1:
+        raise UsageError(f"alpha is tuned within [0.0001, 1]; got {args.alpha}")
     if given.get("noise") == "ou" and not 0 < args.ou_theta * args.ou_dt < 2:
         raise UsageError(
             f"noise diverges unless 0 < ou_theta * ou_dt < 2; got {args.ou_theta} * {args.ou_dt}"
         )
+    if "svgd_particles" in given:
+        moved = args.moved_particles
+        if moved < 1 or args.svgd_particles - moved < 2:
+            raise UsageError(
+                f"svgd_particles {args.svgd_particles} x update_ratio {args.update_ratio} moves {moved} and "
+                f"leaves {args.svgd_particles - moved}; at least 1 and 2 are needed"
+            )
+        if args.alpha == 0:
+            raise UsageError("alpha must be > 0: soft Q-learning divides by it")
+    if "num_steps" in given:
+        rollout = f"a rollout of num_envs {args.num_envs} x num_steps {args.num_steps}"
+        if args.stride > args.total_timesteps:
+            raise UsageError(f"{rollout} is longer than total_timesteps {args.total_timesteps}")
+        if args.stride % args.num_minibatches:
+            raise UsageError(f"{rollout} cannot be split evenly into num_minibatches {args.num_minibatches}")
+        if args.last_step // args.stride * args.update_epochs * args.num_minibatches >= 2**31:
+            raise UsageError(f"update_epochs {args.update_epochs} make more than 2147483647 gradient steps")
     if "learning_starts" in given:
         check_replay_sizes(args)
 

@@ -79,11 +79,10 @@ def container_memory() -> float:
     return int(limit.read_text()) - int(used.read_text())
 
 
-def check_memory(needed: int, what: str) -> None:
-    """Raises UsageError where `needed` bytes for `what` are more than the device has."""
+def check_memory(needed: int, what: str, flags: str = "--buffer-size or --num-seeds") -> None:
+    """Raises UsageError where `needed` bytes for `what` are more than the device has; lower `flags` then."""
     available = available_memory()
     if available is not None and needed > 0.9 * available:
         raise UsageError(
-            f"{what} needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB available; "
-            "lower --buffer-size or --num-seeds"
+            f"{what} needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB available; lower {flags}"
         )

@@ -28,19 +28,19 @@ class Evaluation:
         sample_action: Callable | None = None,
         policies: tuple[str, ...] = POLICIES,
     ):
-        """`act(params, obs, key, deterministic)` gives the actions of one seed, in [-1, 1].
+        """`act(params, obs, key, deterministic)` gives the actions of one seed, in [-1, 1] or integers.
 
         `sample_action(params, obs, key)`, where the policy has a density, gives sampled actions and
         their log-densities in nats; the stochastic policy is `act` without it. `obs`:
-        `(episode, obs_dim)`, actions `(episode, action_dim)`, log-densities `(episode,)`. `policies`: those
-        that there are, the deterministic "eval", the "eval_stochastic", or both.
+        `(episode, obs_dim)`, actions `(episode, action_dim)` or `(episode,)`, log-densities `(episode,)`.
+        `policies`: those that there are, the deterministic "eval", the "eval_stochastic", or both.
         """
         self.args, self.policies = args, policies
         self.has_density = sample_action is not None and "eval_stochastic" in policies
         episodes = args.eval_episodes
         fresh = args.env_reset == "fresh"
         self.envs = [
-            Replayable(lambda: make_env(args.env_id), fresh)
+            Replayable(lambda: make_env(args.env_id, args.takes_discrete), fresh)
             for _ in range(args.num_seeds * len(policies) * episodes)
         ]
 
@@ -58,8 +58,8 @@ class Evaluation:
         self.actions = jax.jit(jax.vmap(of_seed, in_axes=(0, 0, 0, None)))
 
     def due(self, steps: int) -> bool:
-        """True at multiples of `--eval-frequency` and at the last step."""
-        at = steps % self.args.eval_frequency == 0 or steps == self.args.total_timesteps
+        """True at multiples of `--eval-frequency`, or the first boundary after, and at the last step."""
+        at = self.args.passes(steps, self.args.eval_frequency) or steps == self.args.last_step
         return bool(at and steps and self.envs)
 
     def __call__(self, steps: int, params, keys: jax.Array, alpha=0.0) -> list[dict[str, float]]:
@@ -84,7 +84,7 @@ class Evaluation:
             stop_if_asked()
             step = int(lengths.max())
             action, log_prob = map(np.asarray, self.actions(params, obs.reshape(*shape, -1), keys, step))
-            action, log_prob = action.reshape(len(self.envs), -1), log_prob.ravel()
+            action, log_prob = action.reshape(len(self.envs), *action.shape[3:]), log_prob.ravel()
             check_finite(steps, seeds, evaluation_action=action)
             for i in np.flatnonzero(running):
                 env = self.envs[i]

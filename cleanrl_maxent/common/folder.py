@@ -12,7 +12,8 @@ from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged
 from cleanrl_maxent.common.machine import check_same_machine
 from cleanrl_maxent.common.record import unchanged
 
-# arguments that change nothing of what is learned or recorded, and so may differ on resume
+# arguments that change nothing of what is learned or recorded, and so may differ on resume; an annealed
+# learning rate depends on total_timesteps
 FREE = {
     *("run_dir", "resume", "total_timesteps", "checkpoint_frequency", "device", "allow_version_change"),
     *("track", "wandb_project_name", "wandb_entity", "wandb_mode"),
@@ -93,7 +94,8 @@ def find_commit(
 def check_same_args(folder: Path, recorded: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises UsageError, naming the arguments in which a run differs from what is asked for."""
     given = json.loads(json.dumps(given))
-    different = [name for name in given if name not in FREE and given[name] != recorded.get(name)]
+    free = FREE - {"total_timesteps"} if given.get("anneal_lr") else FREE
+    different = [name for name in given if name not in free and given[name] != recorded.get(name)]
     if different:
         was = ", ".join(f"{name}={recorded.get(name)}" for name in different)
         now = ", ".join(str(given[name]) for name in different)

@@ -15,6 +15,8 @@ from tensorboardX.summary import scalar, text
 
 from cleanrl_maxent.common.arguments import RunArgs, UsageError
 
+FLUSH_EVERY = 5.0  # seconds until TensorBoard's file shows what was written: each time waits for the disk
+
 
 class Board:
     """TensorBoard's file: a mirror, which a full disk silences and which stops nothing.
@@ -24,13 +26,16 @@ class Board:
 
     def __init__(self, folder: Path):
         self.file: EventsWriter | None = EventsWriter(str(folder / "events"))
+        self.flushed = time.perf_counter()
 
     def add(self, steps: int, summary) -> None:
         """Shows what `tensorboardX.summary` made, at `steps` environment steps."""
         if self.file:
             try:
                 self.file.write_event(Event(wall_time=time.time(), step=steps, summary=summary))
-                self.file.flush()
+                if time.perf_counter() - self.flushed > FLUSH_EVERY:
+                    self.file.flush()
+                    self.flushed = time.perf_counter()
             except OSError:
                 self.close()
 

@@ -125,7 +125,7 @@ class Run:
         if len(self.transitions) == SEGMENT:
             self.write_segment(steps)
         frequency = self.args.checkpoint_frequency
-        if steps == self.args.total_timesteps or (frequency and steps % frequency == 0):
+        if steps == self.args.last_step or (frequency and self.args.passes(steps, frequency)):
             self.commit()
         stop_if_asked()
 
@@ -168,14 +168,14 @@ class Run:
         `losses`: arrays `(seed,)` on the device; empty before the first update. Raises
         NonFiniteError.
         """
-        if steps % LOSSES_EVERY:
+        if not self.args.passes(steps, LOSSES_EVERY):
             return
         self.terminal.steps = steps
         values = jax.device_get(losses)
         check_finite(steps, self.args.seeds, **values)
         for index in range(self.args.num_seeds if values else 0):
             self.records[index].write(steps, {name: value[index] for name, value in values.items()})
-        if steps % (10 * LOSSES_EVERY) == 0:
+        if self.args.passes(steps, 10 * LOSSES_EVERY):
             self.record_speed(steps)
 
     def record_speed(self, steps: int) -> None:

@@ -30,7 +30,7 @@ class Terminal:
 
     def line(self) -> str:
         """Step, percent, time left, steps per second of each seed, last evaluation."""
-        total = self.args.total_timesteps
+        total = self.args.last_step
         line = f"step {self.steps:,}/{total:,} {self.steps / total:4.0%}"
         if self.speed:
             left = int((total - self.steps) / self.speed)
@@ -56,7 +56,7 @@ class Terminal:
 
     def finish(self, seconds: float) -> None:
         """The last line of a run that ended well."""
-        self.steps = self.args.total_timesteps
+        self.steps = self.args.last_step
         self.stop()
         line = f"done: {self.steps:,} steps in {seconds:.0f} s{self.evaluation}"
         self.console.print(line, markup=False)

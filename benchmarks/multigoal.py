@@ -1,0 +1,239 @@
+"""A point in the plane and four goals: soft Q-learning, SAC and DDPG beside the exact soft optimum.
+
+    python benchmarks/multigoal.py                 # trains what is not trained yet, then table and figure
+    python benchmarks/multigoal.py --no-train      # table and figure of what runs/multigoal/ holds
+    python benchmarks/multigoal.py --no-runs       # the exact soft optimum alone, in a minute
+
+Prints a table and writes docs/figures/multigoal.png, the figure of Haarnoja et al. 2017
+(https://arxiv.org/abs/1702.08165): contours of Q at three points with 100 actions of each policy there, and
+100 episodes. The runs are those of benchmarks/suites/multigoal.toml. Needs matplotlib (the extra `plots`).
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sweep
+import tyro
+from scipy.ndimage import map_coordinates
+from scipy.special import logsumexp
+
+from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.checkpoint import Checkpoints, Damaged, like
+from cleanrl_maxent.common.runs import below
+from cleanrl_maxent.environments.multigoal import GOALS, MultiGoal
+
+ENV_ID = "cleanrl_maxent/MultiGoal-v0"
+ALPHA, GAMMA = 10.0, 0.99  # reward per nat; discount per step
+STATES = np.array([[-2.5, 0.0], [0.0, 0.0], [2.5, 2.5]])  # where the paper draws its contours
+GRID = np.linspace(-7, 7, 57)  # positions of the dynamic program, in each dimension
+CELL = 0.1  # side of a cell of actions
+CELLS = (np.arange(20) + 0.5) * CELL - 1  # their centres, in each dimension
+ACTIONS = np.stack(np.meshgrid(CELLS, CELLS, indexing="ij"), axis=-1).reshape(-1, 2)  # (400, 2)
+Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # positions (n, 2) -> actions (n, 2)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Soft Q-learning, SAC and DDPG on the multi-goal task, beside the exact soft optimum."""
+
+    runs: bool = True  # the trained policies, and not the exact optimum alone
+    train: bool = True  # train what is not trained yet (sweep.py multigoal)
+    episodes: int = 200  # of each policy in the table
+    out_dir: Path = Path("docs/figures")  # of the figure
+
+
+def soft_values(env: MultiGoal, tolerance: float = 1e-6) -> np.ndarray:
+    """V of the soft optimum on GRID × GRID, `(57, 57)`, by dynamic programming; exact but for the grids.
+
+    V(p) = α log ∫ exp(Q(p, a)/α) da by the midpoints of the cells of actions, Q(p, a) = r + γ V(p'), with V
+    interpolated linearly and 0 where a goal ends the episode.
+    """
+    positions = np.stack(np.meshgrid(GRID, GRID, indexing="ij"), axis=-1)
+    V = np.zeros((len(GRID), len(GRID)))
+    while True:
+        new_V = ALPHA * (logsumexp(action_values(env, V, positions) / ALPHA, axis=-1) + 2 * np.log(CELL))
+        if np.abs(new_V - V).max() < tolerance:
+            return new_V
+        V = new_V
+
+
+def action_values(env: MultiGoal, V: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Q of every cell of actions, `(..., 400)`, at positions `(..., 2)`."""
+    new_positions, reward, reached = env.move(positions[..., None, :], ACTIONS)
+    coordinates = np.moveaxis((new_positions + 7) / (GRID[1] - GRID[0]), -1, 0)
+    return reward + GAMMA * np.where(reached, 0.0, map_coordinates(V, coordinates, order=1, mode="nearest"))
+
+
+def soft_policy(env: MultiGoal, V: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Probability of every cell of actions under exp(Q/α)/Z, `(..., 400)`."""
+    scaled = action_values(env, V, positions) / ALPHA
+    return np.exp(scaled - logsumexp(scaled, axis=-1, keepdims=True))
+
+
+def play(policy: Policy, episodes: int, seed: int = 0, **options: float) -> dict[str, Any]:
+    """Plays episodes at the same time; `options` are those of MultiGoal.
+
+    Returns their undiscounted `returns`, `lengths` (steps), `goals` (index into GOALS, -1 where none was
+    reached in time), each `(episodes,)`, and `paths`, a `(steps + 1, 2)` array each.
+    """
+    rng = np.random.default_rng(seed)
+    envs = [gym.make(ENV_ID, **options) for _ in range(episodes)]
+    positions = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+    paths = [[position] for position in positions]
+    returns, goals, running = np.zeros(episodes), np.full(episodes, -1), np.ones(episodes, bool)
+    while running.any():
+        actions = policy(positions, rng)
+        for i in np.flatnonzero(running):
+            positions[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+            paths[i].append(positions[i].copy())
+            returns[i] += reward
+            running[i] = not (terminated or truncated)
+            if terminated:
+                goals[i] = np.argmin(np.sum((positions[i] - GOALS) ** 2, axis=1))
+    lengths = np.array([len(path) - 1 for path in paths])
+    return {"returns": returns, "lengths": lengths, "goals": goals, "paths": [np.array(p) for p in paths]}
+
+
+def exact_policy(env: MultiGoal, V: np.ndarray) -> Policy:
+    """Samples of the soft optimum: a cell, and a point in it."""
+
+    def act(positions, rng):
+        cumulative = soft_policy(env, V, np.float64(positions)).cumsum(axis=-1)
+        cells = (cumulative < rng.random((len(positions), 1)) * cumulative[:, -1:]).sum(axis=-1)
+        return ACTIONS[cells] + rng.uniform(-CELL / 2, CELL / 2, (len(positions), 2))
+
+    return act
+
+
+def trained_policy(algorithm: ModuleType, state: Any, deterministic: bool) -> Policy:
+    """The policy of one seed's state."""
+    act = jax.jit(algorithm.act, static_argnums=3)
+
+    def policy(positions, rng):
+        key = jax.random.key(int(rng.integers(2**31)))
+        return np.asarray(act(state.actor.params, jnp.float32(positions), key, deterministic))
+
+    return policy
+
+
+def trained_state(algorithm: ModuleType, cell: sweep.Cell) -> Any:
+    """What the first seed of a finished run learned; raises UsageError where there is none."""
+    if not cell.finished():
+        raise UsageError(f"{cell.folder} is not finished; leave out --no-train")
+    checkpoints = Checkpoints(cell.folder / "checkpoint")
+    commit = checkpoints.read(checkpoints.commits()[0])
+    state = jax.vmap(lambda key: algorithm.init(key, 2, 2, cell.args))(jax.random.split(jax.random.key(0), 1))
+    return jax.tree.map(lambda leaf: leaf[0], like(state, below("state/", commit.arrays)))
+
+
+def learned_values(state: Any, position: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Q of actions `(n, 2)` at a position, by the only critic or the smaller one, in its units, `(n,)`."""
+    critics = state.critic if hasattr(state, "critic") else state.critics
+    obs = jnp.broadcast_to(jnp.float32(position), actions.shape)
+    q = np.asarray(critics.apply_fn(critics.params, obs, jnp.float32(actions)))
+    return q if q.ndim == 1 else q.min(axis=0)
+
+
+def row(name: str, played: dict[str, Any]) -> str:
+    """A line of the table."""
+    returns, lengths, goals = played["returns"], played["lengths"], played["goals"]
+    shares = " ".join(f"{np.mean(goals == goal):.0%}" for goal in range(len(GOALS)))
+    success = np.mean(goals >= 0)
+    return (
+        f"| {name} | {returns.mean():.0f} ± {returns.std():.0f} | {lengths.mean():.2f} | {success:.1%} "
+        f"| {shares} |"
+    )
+
+
+def exact_values(env: MultiGoal, V: np.ndarray, position: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Q of actions `(n, 2)` at a position under the exact optimum, from that of the cells, `(n,)`."""
+    q = action_values(env, V, position).reshape(len(CELLS), len(CELLS))
+    return map_coordinates(q, ((actions + 1) / CELL - 0.5).T, order=1, mode="nearest")
+
+
+def draw(shown: list[tuple], path: Path) -> None:
+    """A figure with a row for each `(name, Q of (position, actions), policy)`: three states, and episodes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(len(shown), 4, figsize=(12, 3 * len(shown)), layout="constrained")
+    fine = np.linspace(-1, 1, 41)
+    mesh = np.stack(np.meshgrid(fine, fine, indexing="ij"), axis=-1).reshape(-1, 2)
+    rng = np.random.default_rng(0)
+    for panels, (name, values, policy) in zip(axes, shown, strict=True):
+        for panel, position in zip(panels[:3], STATES, strict=True):
+            panel.contour(fine, fine, values(position, mesh).reshape(41, 41).T, 12, linewidths=0.8)
+            samples = policy(np.tile(np.float32(position), (100, 1)), rng)
+            panel.plot(*samples.T, ".", color="C3", markersize=4)
+            panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), title=f"p = ({position[0]:g}, {position[1]:g})")
+        panels[0].set_ylabel(name)
+        for episode in play(policy, 100)["paths"]:
+            panels[3].plot(*episode.T, linewidth=0.7, alpha=0.6)
+        panels[3].plot(*GOALS.T, "k*", markersize=9)
+        panels[3].set(xlim=(-7, 7), ylim=(-7, 7), title="100 episodes")
+        for panel in panels:
+            panel.set_aspect("equal")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def compare(args: Args, env: MultiGoal, V: np.ndarray) -> None:
+    """Prints a row for every run and draws the first of each algorithm beside the optimum."""
+    name, grids = sweep.read_suite("multigoal")
+    shown = [("exact soft optimum", partial(exact_values, env, V), exact_policy(env, V))]
+    for cell in sweep.expand(grids, Path("runs") / name, "cpu", 1):
+        algorithm, label = import_module(f"cleanrl_maxent.{cell.algorithm}"), cell.args.exp_name
+        state = trained_state(algorithm, cell)
+        policy = trained_policy(algorithm, state, deterministic=cell.algorithm == "ddpg")
+        for start, options in (("", {}), (", from (0, 0)", {"init_sigma": 0.0})):
+            print(row(f"{label}, seed {cell.args.seed}{start}", play(policy, args.episodes, **options)))
+        if cell.args.seed == 1:
+            shown.append((label, partial(learned_values, state), policy))
+    draw(shown, args.out_dir / "multigoal.png")
+    print(args.out_dir / "multigoal.png")
+
+
+def main(args: Args) -> int:
+    """Exit status. Raises UsageError without matplotlib, or without the runs."""
+    if args.episodes < 1:
+        raise UsageError(f"episodes must be >= 1; got {args.episodes}")
+    if args.runs and not find_spec("matplotlib"):
+        raise UsageError("the figure needs matplotlib: pip install -e '.[plots]' -c constraints.txt")
+    if args.runs and args.train:
+        if status := sweep.run(sweep.Args(suite="multigoal", device="cpu", seeds_per_run=1)):
+            return status
+    env = MultiGoal()
+    V = soft_values(env)
+    origin = soft_policy(env, V, np.zeros(2))
+    entropy = -np.sum(origin * np.log(origin / CELL**2))
+    value = V[len(GRID) // 2, len(GRID) // 2]
+    print(
+        f"exact soft optimum, α = {ALPHA:g}: V(0, 0) = {value:.1f}, entropy of π(·|0, 0) {entropy:.3f} nats"
+    )
+    print("\n| policy | return | length | success | right, left, up, down |\n| --- | --- | --- | --- | --- |")
+    print(row("exact soft optimum, 4,000 episodes", play(exact_policy(env, V), 4000)))
+    if args.runs:
+        compare(args, env, V)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Args)))
+    except (UsageError, Damaged) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,49 @@
+"""A point in the plane and four goals, the example of soft Q-learning.
+
+Dynamics and rewards: Haarnoja et al. 2017, https://arxiv.org/abs/1702.08165, as in the code they published.
+"""
+
+import gymnasium as gym
+import numpy as np
+
+GOALS = np.array([[5.0, 0], [-5, 0], [0, 5], [0, -5]])
+
+
+class MultiGoal(gym.Env):
+    """A point moved by the action until it is at a goal; its position is observed; both `(2,)` float32.
+
+    A step's reward is -`action_cost` ‖a‖² - `distance_cost` ‖p - g‖² for the new position p and the goal g
+    nearest to it, and `goal_reward` more where ‖p - g‖ < `goal_radius`, which ends the episode. Positions
+    are clipped to [-7, 7]; the first is drawn from N(0, `init_sigma`²).
+    """
+
+    def __init__(
+        self,
+        action_cost: float = 30.0,
+        distance_cost: float = 1.0,
+        goal_reward: float = 10.0,
+        goal_radius: float = 1.0,
+        init_sigma: float = 0.1,
+    ):
+        self.action_cost, self.distance_cost = action_cost, distance_cost
+        self.goal_reward, self.goal_radius, self.init_sigma = goal_reward, goal_radius, init_sigma
+        self.observation_space = gym.spaces.Box(-7, 7, (2,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = np.clip(self.init_sigma * self.np_random.normal(size=2), -7, 7)
+        return self.position.astype(np.float32), {}
+
+    def step(self, action):
+        self.position, reward, reached = self.move(self.position, np.asarray(action, float))
+        return self.position.astype(np.float32), float(reward), bool(reached), False, {}
+
+    def move(self, position, action):
+        """The new position, the reward and whether a goal is reached; shapes `(..., 2)`, `(...)`, `(...)`."""
+        action = np.clip(action, -1, 1)
+        position = np.clip(position + action, -7, 7)
+        squared_distance = np.sum((position[..., None, :] - GOALS) ** 2, axis=-1).min(axis=-1)
+        reached = squared_distance < self.goal_radius**2
+        cost = self.action_cost * np.sum(action**2, axis=-1) + self.distance_cost * squared_distance
+        return position, self.goal_reward * reached - cost, reached

@@ -1,0 +1,404 @@
+"""sql.py: every formula against float64 NumPy or a closed form, and samplers of known distributions."""
+
+import math
+from functools import cache
+
+import envs as probes
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import multigoal
+import numpy as np
+import particles
+import pytest
+from faults import differences, digests
+from gymnasium.utils.env_checker import check_env
+from test_resume import PENDULUM, stop_at
+from test_sac import ACTION_DIM, OBS_DIM, finite_difference, make_batch, mlp
+
+from cleanrl_maxent import sql
+from cleanrl_maxent.common import signals
+from cleanrl_maxent.environments.multigoal import MultiGoal
+
+ARGS = sql.Args(
+    hidden_dims=(16, 16), batch_size=8, alpha=0.3, reward_scale=2.0, value_particles=5, svgd_particles=7
+)
+
+
+@cache
+def make_state(args=ARGS):
+    """A state whose targets differ from its critics, as after some training."""
+    init = jax.jit(lambda seed: sql.init(jax.random.key(seed), OBS_DIM, ACTION_DIM, args))
+    state, other = init(0), init(100)
+    return state.replace(target_critics=other.critics.params)
+
+
+def reference_q(stacked, obs, action):
+    """The smallest critic in NumPy, `(...)`, of observations that are repeated for their actions."""
+    x = np.concatenate([obs, action], axis=-1)
+    count = len(jax.tree.leaves(stacked)[0])
+    return np.min([mlp(jax.tree.map(lambda p, i=i: p[i], stacked), x)[..., 0] for i in range(count)], axis=0)
+
+
+def repeated(obs, times):
+    return np.repeat(np.float64(obs)[:, None], times, axis=1)
+
+
+# ---- the soft value and its residual
+
+
+def reference_value(params, obs, key, args):
+    """V = α log of the mean of exp(Q/α) over uniform actions, times their volume 2^D."""
+    shape = (len(obs), args.value_particles, ACTION_DIM)
+    action = np.float64(jax.random.uniform(key, shape, minval=-1, maxval=1))
+    q = reference_q(params, repeated(obs, args.value_particles), action)
+    return args.alpha * np.log(np.exp(q / args.alpha).mean(axis=1) * 2**ACTION_DIM)
+
+
+@pytest.mark.parametrize("n_critics", [1, 2])
+def test_critic_loss_and_gradient(n_critics):
+    args = sql.Args(**{**vars(ARGS), "n_critics": n_critics})
+    state, batch, key = make_state(args), make_batch(), jax.random.key(7)
+    value = reference_value(state.target_critics, batch.next_obs, key, args)
+    y = 2 * batch.reward + args.gamma * (1 - batch.terminated) * value
+
+    def reference(params):
+        critics = [jax.tree.map(lambda p, i=i: p[i : i + 1], params) for i in range(n_critics)]
+        return sum(0.5 * ((reference_q(c, batch.obs, batch.action) - y) ** 2).mean() for c in critics)
+
+    params = state.critics.params
+    loss_and_grads = jax.jit(jax.value_and_grad(sql.critic_loss, has_aux=True), static_argnums=4)
+    (loss, metrics), grads = loss_and_grads(params, state, batch, key, args)
+    assert loss == pytest.approx(reference(params), rel=1e-5) and len(metrics) == 2 * n_critics
+    for path, index in [(("Dense_0", "kernel"), (0, 1, 2)), (("Dense_2", "bias"), (n_critics - 1, 0))]:
+        expected = finite_difference(reference, params, path, index)
+        assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def with_critic(function, args, obs_dim=1, action_dim=1):
+    """A state whose only critic is `function(obs, action)`, with nothing to learn."""
+    state = sql.init(jax.random.key(0), obs_dim, action_dim, args)
+    critics = state.critics.replace(apply_fn=lambda params, obs, action: function(obs, action)[None])
+    return state.replace(critics=critics)
+
+
+@pytest.mark.parametrize(
+    ("kappa", "dim", "biases"),
+    [
+        (1, 1, (-0.01, -0.00, -0.00)),
+        (10, 1, (-0.42, -0.11, -0.02)),
+        (3, 6, (-2.2, -1.3, -0.5)),
+        (10, 6, (-20, -15, -9)),
+    ],
+)
+def test_bias_of_uniform_proposals(kappa, dim, biases):
+    """Q/α = κ Σ a has V/α = D log(2 sinh κ/κ); the bias of K = 16, 50, 256 proposals, in nats."""
+    exact = dim * math.log(2 * math.sinh(kappa) / kappa)
+    for count, bias in zip((16, 50, 256), biases, strict=True):
+        args = sql.Args(value_particles=count, alpha=0.5)
+        state = with_critic(lambda obs, action: 0.5 * kappa * action.sum(-1), args)
+        value = sql.soft_value(state, jnp.zeros((4000, 1)), dim, jax.random.key(0), args) / 0.5
+        error = float(value.std()) / math.sqrt(4000)
+        digit = 0.5 if dim == 6 and kappa == 10 else 0.05 if dim == 6 else 0.005
+        assert abs(float(value.mean()) - exact - bias) < 4 * error + digit
+
+
+PROBE = sql.Args(
+    hidden_dims=(64,),
+    gamma=0.9,
+    alpha=0.5,
+    reward_scale=1.0,
+    q_lr=3e-3,
+    tau=0.05,
+    target_network_frequency=1,
+    value_particles=4,
+    svgd_particles=4,
+)
+
+
+def test_termination_tells_whether_the_constants_of_the_soft_value_are_right():
+    """Reward 1 for three steps and the end: each step to come adds its reward and α log 2 of entropy."""
+    state, rows = probes.trained_on(sql, PROBE, "Counting-v0")
+    q = np.asarray(state.critics.apply_fn(state.critics.params, rows.obs, rows.action))
+    last = 1.0
+    middle = 1 + 0.9 * (last + 0.5 * math.log(2))
+    first = 1 + 0.9 * (middle + 0.5 * math.log(2))
+    assert np.allclose(q, np.array([first, middle, last])[np.int64(rows.obs[:, 0])], atol=0.1)
+
+
+def test_time_limit_does_not_cut_the_bootstrap():
+    """Reward 1, γ 0.9, one action: Q = 1 + γ(Q + α log 2) everywhere, also at the limit of 50 steps."""
+    state, rows = probes.trained_on(sql, PROBE, "ConstantReward-v0")
+    q = np.asarray(state.critics.apply_fn(state.critics.params, rows.obs, rows.action))
+    assert np.allclose(q, (1 + 0.9 * 0.5 * math.log(2)) / 0.1, atol=0.5)
+
+
+def test_scaling_rewards_is_lowering_the_temperature():
+    """With c r and α = 1 all of Q is c times that with r and α = 1/c (algebra, on the target's value)."""
+    key, obs = jax.random.key(0), jnp.zeros((6, 1))
+
+    def values(scale, alpha):
+        args = sql.Args(alpha=alpha, value_particles=8)
+        state = with_critic(lambda obs, action: scale * jnp.sin(3 * action.sum(-1)), args)
+        return np.asarray(sql.soft_value(state, obs, 2, key, args))
+
+    assert np.allclose(values(4.0, 1.0), 4 * values(1.0, 0.25), rtol=1e-5)
+
+
+# ---- Stein's direction
+
+
+def test_stein_direction():
+    """Against a loop: h is the lower median over log of the fixed ones; repulsion points away from them."""
+    rng = np.random.default_rng(0)
+    fixed, moved, score = rng.normal(size=(4, 2)), rng.normal(size=(3, 2)), rng.normal(size=(4, 2))
+    distances = sorted(float(((x - y) ** 2).sum()) for x in fixed for y in moved)
+    h = distances[5] / math.log(4)  # of twelve: the sixth
+    expected = np.zeros((3, 2))
+    for j, y in enumerate(moved):
+        for x, g in zip(fixed, score, strict=True):
+            kernel = math.exp(-((x - y) ** 2).sum() / h)
+            expected[j] += (kernel * g - 2 * (x - y) / h * kernel) / 4
+    assert np.allclose(sql.stein_direction(jnp.array(fixed), jnp.array(moved), jnp.array(score)), expected)
+    away = sql.stein_direction(jnp.zeros((2, 1)), jnp.array([[0.5], [-0.5]]), jnp.zeros((2, 1)))
+    assert away[0] > 0 > away[1]
+    together = sql.stein_direction(jnp.zeros((2, 1)), jnp.zeros((1, 1)), jnp.ones((2, 1)))
+    assert together == pytest.approx(1)  # the width is at least 1e-3
+
+
+@pytest.mark.parametrize("space", ["raw", "action"])
+def test_log_density(space):
+    args = sql.Args(**{**vars(ARGS), "svgd_space": space})
+    state, batch = make_state(args), make_batch()
+    particle = np.random.default_rng(0).uniform(-0.9, 0.9, (8, 5, ACTION_DIM))
+    action = np.tanh(particle) if space == "raw" else particle
+    q = reference_q(state.critics.params, repeated(batch.obs, 5), action)
+    expected = q / 0.3 + np.log(1 - action**2).sum(-1)
+    density = sql.log_density(jnp.float32(particle), batch.obs, state, args)
+    assert np.allclose(density, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["raw", "action"])
+def test_actor_loss_moves_samples_along_their_direction(space):
+    """Its gradient is the mean over states and particles of -direction · df/dφ, in float64."""
+    args = sql.Args(**{**vars(ARGS), "svgd_space": space, "update_ratio": 0.6})  # 4 move, 3 stay
+    state, batch, key = make_state(args), make_batch(), jax.random.key(3)
+    fixed_key, moved_key = jax.random.split(key)
+
+    def samples(params, key, count):
+        noise = np.float64(jax.random.normal(key, (8, count, ACTION_DIM)))
+        u = mlp(params, np.concatenate([repeated(batch.obs, count), noise], axis=-1))
+        return u if space == "raw" else np.tanh(u)
+
+    params = state.actor.params
+    fixed, moved = samples(params, fixed_key, 3), samples(params, moved_key, 4)
+
+    def density(particle):
+        action = np.tanh(particle) if space == "raw" else particle
+        q = reference_q(state.critics.params, repeated(batch.obs, 3), action)
+        return q / 0.3 + np.log(1 - action**2 + 1e-6 * (space == "action")).sum(-1)
+
+    steps = 1e-5 * np.eye(ACTION_DIM)
+    score = np.stack([(density(fixed + step) - density(fixed - step)) / 2e-5 for step in steps], axis=-1)
+    direction = np.asarray(jax.vmap(sql.stein_direction)(fixed, moved, score))
+
+    def reference(params):
+        return -(direction * samples(params, moved_key, 4)).sum(-1).mean()
+
+    loss_and_grads = jax.jit(jax.value_and_grad(sql.actor_loss, has_aux=True), static_argnums=4)
+    (loss, _), grads = loss_and_grads(params, state, batch, key, args)
+    assert loss == pytest.approx(reference(params), rel=1e-3)
+    for path, index in [(("Dense_0", "kernel"), (4, 1)), (("Dense_2", "bias"), (1,))]:
+        expected = finite_difference(reference, params, path, index)
+        assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=5e-3, abs=1e-5)
+
+
+def double_well(obs, action):
+    return -8 * (action[..., 0] ** 2 - 0.36) ** 2
+
+
+@pytest.mark.parametrize("space", ["raw", "action"])
+def test_stein_identity(space):
+    """At its fixed point E_p[κ g + ∇κ] = 0, by quadrature: for p = exp(Q) over actions where particles are
+    raw; where they are actions, for exp(Q) Π(1 - a² + 1e-6), not exp(Q).
+    """
+    args = sql.Args(svgd_space=space)
+    state = with_critic(double_well, args)
+
+    def log_density(x):
+        return sql.log_density(x.reshape(1, 1, 1), jnp.zeros((1, 1)), state, args).sum()
+
+    def of_one(x, y):
+        """κ(x, y) g(x) + ∇κ(x, y): two more fixed particles, one on each side of y, make the width 0.25
+        and cancel each other.
+        """
+        distance = math.sqrt(0.25 * math.log(3))
+        score = jnp.array([jax.grad(log_density)(x), 0, 0])[:, None]
+        fixed = jnp.array([x, y - distance, y + distance])[:, None]
+        return 3 * sql.stein_direction(fixed, y.reshape(1, 1), score)[0, 0]
+
+    with jax.enable_x64(True):
+        u = jnp.linspace(-15, 15, 40_001)
+        action, x = jnp.tanh(u), u if space == "raw" else jnp.tanh(u)
+        tilts = {
+            tilt: jnp.exp(double_well(None, action[:, None])) * (1 - action**2 + 1e-6) ** tilt
+            for tilt in (0, 1)
+        }
+        of_grid = jax.jit(jax.vmap(of_one, (0, None)))
+
+        def largest(tilt):
+            weights = tilts[tilt] * (1 - action**2)  # da = (1 - a²) du
+            means = [weights @ of_grid(x, y) / weights.sum() for y in jnp.array([-0.9, -0.3, 0.1, 0.6])]
+            return max(abs(float(mean)) for mean in means)
+
+        right, wrong = (0, 1) if space == "raw" else (1, 0)
+        assert largest(right) < 1e-6 and largest(wrong) > 0.1
+
+
+# ---- samplers of known distributions
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_sampler_of_a_flat_energy(dim):
+    """Uniform actions have E[a²] = 1/3; the published step's have the density ∝ Π(1 - a²), 1/5."""
+    squares = {
+        space: np.mean(particles.train_sampler(particles.flat, dim, space, 1500, (64, 64)) ** 2)
+        for space in ("raw", "action")
+    }
+    assert squares["raw"] == pytest.approx(1 / 3, abs=0.03)
+    assert squares["action"] == pytest.approx(1 / 5, abs=0.03)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_sampler_of_several_modes(dim):
+    """Modes at ±0.6 in every dimension: all are sampled, and raw particles come nearest to exp(Q)/Z."""
+    energy = particles.double_well
+    actions = {s: particles.train_sampler(energy, dim, s, 1500, (64, 64)) for s in ("raw", "action")}
+    distance = {space: particles.total_variation(found, energy) for space, found in actions.items()}
+    assert distance["raw"] < (0.05 if dim == 1 else 0.12) < distance["action"]
+    assert particles.rarest_orthant(actions["raw"]) > 0.8 / 2**dim
+
+
+def test_distance_to_known_samples():
+    """Samples of exp(5a)/Z by the inverse of its distribution have none; uniform ones have 0.48."""
+    share = np.random.default_rng(0).random((100_000, 1))
+    exact = 1 + np.log(share + (1 - share) * math.exp(-10)) / 5
+    edges = np.linspace(-1, 1, 21)
+    weights = np.diff(np.exp(5 * edges)) / (math.exp(5) - math.exp(-5))
+    assert particles.bin_probabilities(particles.slope, 1) == pytest.approx(weights, abs=1e-3)
+    assert particles.total_variation(exact, particles.slope) < 0.01
+    uniform = particles.total_variation(2 * share - 1, particles.slope)
+    assert uniform == pytest.approx(0.5 * np.abs(weights - 1 / 20).sum(), abs=0.01)
+
+
+# ---- init, update, whole runs
+
+
+def test_init():
+    state = sql.init(jax.random.key(0), 17, 6, sql.Args(n_critics=2))
+    for target, learned in zip(
+        *map(jax.tree.leaves, (state.target_critics, state.critics.params)), strict=True
+    ):
+        assert np.array_equal(target, learned)
+    kernels = state.critics.params["params"]["Dense_0"]["kernel"]
+    assert kernels.shape == (2, 23, 256) and not np.allclose(kernels[0], kernels[1])
+    assert state.actor.params["params"]["Dense_0"]["kernel"].shape == (23, 256)  # observation and noise
+
+
+def test_targets_are_copied_when_their_turn_comes_and_it_compiles_once():
+    args = sql.Args(**{**vars(ARGS), "target_network_frequency": 3})
+    update = jax.jit(lambda state, index: sql.update(state, make_batch(), jax.random.key(1), index, args)[0])
+    state, copied = make_state(args), []
+    for index in range(6):
+        after = update(state, index)
+        pairs = zip(*map(jax.tree.leaves, (after.target_critics, after.critics.params)), strict=True)
+        copied.append(all(np.array_equal(a, b) for a, b in pairs))
+        assert not np.array_equal(*(s.actor.params["params"]["Dense_0"]["kernel"] for s in (state, after)))
+        state = after
+    assert copied == [True, False, False] * 2 and update._cache_size() == 1
+
+
+def test_noise_is_another_one_for_every_state_and_particle():
+    params, obs = make_state().actor.params, jnp.zeros((5, 4, OBS_DIM))
+    u = np.asarray(sql.sample(params, obs, jax.random.key(0))).reshape(-1, ACTION_DIM)
+    assert len(np.unique(u[:, 0])) == 20
+    one = sql.act(params, obs[0], jax.random.key(0), deterministic=True)
+    assert np.array_equal(one, jnp.tanh(sql.sample(params, obs[0], jax.random.key(0))))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "scale"),
+    [
+        ("Hopper-v4", 30),
+        ("Hopper-v5", 30),
+        ("Ant-v4", 300),
+        ("Pendulum-v1", 1),
+        ("my_module:Walker2d-v4", 10),
+    ],
+)
+def test_reward_scale_is_that_of_the_environment_unless_given(env_id, scale):
+    assert sql.reward_scale(sql.Args(env_id=env_id)) == scale
+    assert sql.reward_scale(sql.Args(env_id=env_id, reward_scale=2.5)) == 2.5
+
+
+SMALL_RUN = PENDULUM | dict(value_particles=3, svgd_particles=4, num_seeds=2, n_critics=2)
+
+
+def test_resume_is_exact(tmp_path, monkeypatch):
+    args = SMALL_RUN | dict(target_network_frequency=50)
+    sql.train(sql.Args(**args, run_dir=str(tmp_path / "reference")))
+    run = tmp_path / "run"
+    for at in (230, 61):
+        with monkeypatch.context() as patch:
+            stop_at(patch, at)
+            with pytest.raises(signals.Stopped):
+                sql.train(sql.Args(**args, run_dir=str(run)))
+        signals.received.clear()
+    sql.train(sql.Args(**args, run_dir=str(run)))
+    assert differences(digests(tmp_path / "reference"), digests(run)) == []
+    record = (run / "seed-1" / "metrics.jsonl").read_text()
+    assert "eval_stochastic/return_mean" in record and '"eval/' not in record
+    assert "losses/qf2_loss" in record
+
+
+# ---- the point and its four goals
+
+
+def test_multigoal():
+    """Reward and end by hand: the action is clipped, the goal's bonus is paid where the point arrives."""
+    env = gym.make("cleanrl_maxent/MultiGoal-v0")
+    check_env(env.unwrapped)
+    env.reset(seed=0)
+    point = env.unwrapped
+    assert np.linalg.norm(point.position) < 0.6
+    for position, action, reward, terminated in [
+        ([0.0, 0.0], [0.5, 0.0], -30 * 0.25 - 4.5**2, False),
+        ([0.0, 0.0], [2.0, -3.0], -60 - 4**2 - 1, False),  # clipped to (1, -1)
+        ([3.5, 0.0], [0.6, 0.0], -30 * 0.36 - 0.9**2 + 10, True),
+        ([3.5, 0.0], [0.5, 0.0], -30 * 0.25 - 1, False),  # at distance 1, which is not less than 1
+        ([-7.0, 0.0], [-1.0, 0.0], -30 - 4, False),  # held by the wall
+    ]:
+        point.position = np.array(position)
+        obs, got, ended, truncated, _ = point.step(np.float32(action))
+        assert got == pytest.approx(reward, rel=1e-5) and ended == terminated and not truncated
+    env.reset(seed=1)
+    ends = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(30)]
+    assert ends == [(False, False)] * 29 + [(False, True)]
+    start = gym.make("cleanrl_maxent/MultiGoal-v0", init_sigma=0.0).reset(seed=1)[0]
+    assert np.array_equal(start, [0, 0])
+
+
+def test_exact_soft_optimum_of_multigoal():
+    """V(0, 0) and the entropy there; at (-2.5, 0) the mean leads to the nearest goal; rollouts reach all."""
+    env = MultiGoal()
+    V = multigoal.soft_values(env, tolerance=1e-3)
+    assert V[28, 28] == pytest.approx(-122.7, abs=0.05)
+    origin = multigoal.soft_policy(env, V, np.zeros(2))
+    assert -np.sum(origin * np.log(origin / multigoal.CELL**2)) == pytest.approx(1.296, abs=1e-3)
+    left = multigoal.soft_policy(env, V, np.array([-2.5, 0.0])) @ multigoal.ACTIONS
+    assert left == pytest.approx([-0.42, 0], abs=0.005)
+    assert V[38, 38] == pytest.approx(-57.4, abs=0.1)
+    played = multigoal.play(multigoal.exact_policy(env, V), 400)
+    assert played["returns"].mean() == pytest.approx(-192, abs=4 * 39 / 20)
+    assert played["lengths"].mean() == pytest.approx(9.96, abs=4 * 2.8 / 20)
+    assert all(np.mean(played["goals"] == goal) > 0.15 for goal in range(4))
