@@ -262,7 +262,7 @@ def test_stein_identity(space):
 def test_sampler_of_a_flat_energy(dim):
     """Uniform actions have E[a²] = 1/3; the published step's have the density ∝ Π(1 - a²), 1/5."""
     squares = {
-        space: np.mean(particles.train_sampler(particles.flat, dim, space, 1500, (64, 64)) ** 2)
+        space: np.mean(particles.train_sampler(particles.flat, dim, space, 1000, (64, 64)) ** 2)
         for space in ("raw", "action")
     }
     assert squares["raw"] == pytest.approx(1 / 3, abs=0.03)
@@ -273,7 +273,7 @@ def test_sampler_of_a_flat_energy(dim):
 def test_sampler_of_several_modes(dim):
     """Modes at ±0.6 in every dimension: all are sampled, and raw particles come nearest to exp(Q)/Z."""
     energy = particles.double_well
-    actions = {s: particles.train_sampler(energy, dim, s, 1500, (64, 64)) for s in ("raw", "action")}
+    actions = {s: particles.train_sampler(energy, dim, s, 1000, (64, 64)) for s in ("raw", "action")}
     distance = {space: particles.total_variation(found, energy) for space, found in actions.items()}
     assert distance["raw"] < (0.05 if dim == 1 else 0.12) < distance["action"]
     assert particles.rarest_orthant(actions["raw"]) > 0.8 / 2**dim

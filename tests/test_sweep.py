@@ -190,13 +190,13 @@ def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys):
     args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)
     assert sweep.run(args) == 0
     *commands, summary = capsys.readouterr().out.splitlines()
-    assert len(commands) == 6 and all(line.startswith("NPROC=1 ") for line in commands)
+    assert len(commands) == 12 and all(line.startswith("NPROC=1 ") for line in commands)
     assert "--env-id Pendulum-v1 --seed 2 --num-seeds 1 --total-timesteps 1200" in commands[1]
-    assert summary.startswith("6 runs to do, 2 at a time: about 0:0") and "GB" in summary
+    assert summary.startswith("12 runs to do, 2 at a time: about 0:0") and "GB" in summary
     for cell in sweep.expand(sweep.read_suite("smoke")[1], tmp_path / "smoke", "cpu", 1):
         write_result(cell)
     assert sweep.run(args) == 0
-    assert capsys.readouterr().out == "all 6 runs are done\n"
+    assert capsys.readouterr().out == "all 12 runs are done\n"
 
 
 def test_seeds_of_a_grid_side_by_side(tmp_path):
@@ -271,7 +271,7 @@ def test_bad_suites(tmp_path, text, words):
 
 def test_unknown_suite(tmp_path):
     status, _, err = finish(run_sweep("nope", tmp_path))
-    assert status == 2 and "suites: cpu, mujoco-1m, sensitivity, smoke" in err
+    assert status == 2 and "suites: cpu, mujoco-1m, multigoal, sensitivity, smoke" in err
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in sweep.SUITES.glob("*.toml")))
