@@ -1,7 +1,7 @@
 """What soft Q-learning's particles are worth: how well the sampler samples, how biased the soft value is, and
 what both cost.
 
-    python benchmarks/particles.py samplers     # four known distributions, three ways to take Stein's step
+    python benchmarks/particles.py samplers     # five known distributions, three ways to take Stein's step
     python benchmarks/particles.py proposals    # bias of the soft value: uniform proposals, and better ones
     python benchmarks/particles.py cost         # updates per second over the number of particles, beside SAC
 

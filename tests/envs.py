@@ -8,7 +8,7 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Replay
@@ -129,6 +129,7 @@ register("WrongShape-v0", entry_point=Broken, kwargs={"shape": (3,)}, disable_en
 register("Unbounded-v0", entry_point=Broken, kwargs={"action_space": Box(-np.inf, np.inf, (2,), np.float32)})
 register("DictObs-v0", entry_point=Broken, kwargs={"observation_space": Dict(x=Box(-1, 1, (2,)))})
 register("ImageObs-v0", entry_point=Broken, kwargs={"observation_space": Box(0, 1, (4, 4), np.float32)})
+register("ManyActions-v0", entry_point=Broken, kwargs={"action_space": MultiDiscrete([2, 3])})
 register("DiscreteAction-v0", entry_point=Broken, kwargs={"action_space": Discrete(2)})
 
 

@@ -113,3 +113,10 @@ def test_nan_action_is_named():
     envs = SeedEnvs("Pendulum-v1", [3])
     with pytest.raises(NonFiniteError, match="non-finite action at step 1, seed 3"):
         envs.step(np.full((1, 1), np.nan, np.float32))
+
+
+def test_discrete_actions_are_taken_where_asked_for():
+    assert make_env("CartPole-v1", discrete=True).action_space.n == 2
+    with pytest.raises(UsageError, match="Box or Discrete is needed"):
+        make_env("ManyActions-v0", discrete=True)
+    assert scale_action(np.array(1), gym.spaces.Discrete(3, start=5)) == 6

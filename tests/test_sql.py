@@ -134,7 +134,7 @@ def test_time_limit_does_not_cut_the_bootstrap():
 
 
 def test_scaling_rewards_is_lowering_the_temperature():
-    """With c r and α = 1 all of Q is c times that with r and α = 1/c (algebra, on the target's value)."""
+    """V of c Q at α = 1 is c times V of Q at α = 1/c, so by induction all of Q is, with c r."""
     key, obs = jax.random.key(0), jnp.zeros((6, 1))
 
     def values(scale, alpha):
@@ -316,6 +316,18 @@ def test_targets_are_copied_when_their_turn_comes_and_it_compiles_once():
         assert not np.array_equal(*(s.actor.params["params"]["Dense_0"]["kernel"] for s in (state, after)))
         state = after
     assert copied == [True, False, False] * 2 and update._cache_size() == 1
+
+
+def test_one_seed_alone_equals_that_seed_among_three():
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    states = jax.vmap(lambda key: sql.init(key, OBS_DIM, ACTION_DIM, ARGS))(keys)
+    batches = [make_batch(8, seed) for seed in range(3)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    update = lambda *given: sql.update(*given, 0, ARGS)[0]  # noqa: E731
+    among = jax.tree.map(lambda leaf: leaf[2], jax.jit(jax.vmap(update))(states, together, keys))
+    alone = jax.jit(update)(jax.tree.map(lambda leaf: leaf[2], states), batches[2], keys[2])
+    for a, b in zip(*map(jax.tree.leaves, (among, alone)), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-5 * max(1, float(jnp.abs(b).max())))
 
 
 def test_noise_is_another_one_for_every_state_and_particle():
