@@ -4,8 +4,8 @@
 
 Both branches of the corridor are `depth` steps long. On the left one action in eight pays 1 and the others
 cost 1, on the right all eight pay 0.85. Trains `maxent_pg.py` with `--backup-entropy` and without, at every
-depth, in runs/corridor/, and writes docs/figures/corridor-learned.png, both in the folder it is run from. Needs
-matplotlib (the extra `plots`).
+depth, in runs/corridor/, and writes docs/figures/corridor-learned.png, both in the folder it is run from.
+Needs matplotlib (the extra `plots`).
 """
 
 import sys
