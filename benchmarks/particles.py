@@ -77,14 +77,15 @@ def uncorrected(particle: jax.Array, obs: jax.Array, state: sql.State, args: sql
     return state.critics.apply_fn(state.critics.params, obs, particle)[0] / args.alpha
 
 
-def train_sampler(energy: Energy, dim: int, space: str, steps: int, hidden_dims=(128, 128)) -> np.ndarray:
+def train_sampler(
+    energy: Energy, dim: int, space: str, steps: int, hidden_dims=(128, 128), policy_lr: float = 3e-4
+) -> np.ndarray:
     """100,000 actions of a sampler after Adam steps on a batch of 64 with 32 particles, `(100000, dim)`.
 
     `space`: "raw" or "action", as in sql.py, or "uncorrected".
     """
-    args = sql.Args(
-        svgd_space="raw" if space == "raw" else "action", svgd_particles=32, hidden_dims=hidden_dims
-    )
+    svgd_space = "raw" if space == "raw" else "action"
+    args = sql.Args(svgd_space=svgd_space, svgd_particles=32, hidden_dims=hidden_dims, policy_lr=policy_lr)
     state, zeros = with_energy(args, energy, dim), np.zeros(64, np.float32)
     batch = Transition(zeros[:, None], np.zeros((64, dim), np.float32), zeros, zeros[:, None], zeros)
 

@@ -319,7 +319,8 @@ def final_table(curves: list[Curve]) -> list[str]:
     for curve in curves:
         final_returns, last = curve.final(), int(curve.steps[-1])
         others = [row for row in published(curve) if int(row["step"]) == last]
-        mean = f"{final_returns.mean():,.0f} ± {mean_interval(final_returns):,.0f}"
+        half = f" ± {mean_interval(final_returns):,.0f}" if len(final_returns) > 1 else ""
+        mean = f"{final_returns.mean():,.0f}{half}"
         summary = (
             *(interquartile_mean(final_returns), np.median(final_returns)),
             *(final_returns.min(), final_returns.max()),
@@ -353,8 +354,9 @@ def aggregate_table(curves: list[Curve]) -> list[str]:
         tasks = [score(curve) for curve in group]
         environments = ", ".join(curve.env_id for curve in group)
         iqm = f"{interquartile_mean(np.concatenate(tasks)):.2f}"
-        low, high = stratified_bootstrap(tasks) if min(map(len, tasks)) > 1 else (np.nan, np.nan)
-        rows.append([exp_name, f"{steps:,}", environments, iqm, f"{low:.2f} to {high:.2f}"])
+        several = min(map(len, tasks)) > 1
+        interval = "{:.2f} to {:.2f}".format(*stratified_bootstrap(tasks)) if several else "one seed"
+        rows.append([exp_name, f"{steps:,}", environments, iqm, interval])
     return markdown_table(["name", "steps", "environments", "IQM of scores", "95%"], rows)
 
 

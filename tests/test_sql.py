@@ -257,12 +257,14 @@ def test_stein_identity(space):
 
 # ---- samplers of known distributions
 
+QUICK = dict(steps=500, hidden_dims=(64, 64), policy_lr=1e-3)
+
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_sampler_of_a_flat_energy(dim):
     """Uniform actions have E[a²] = 1/3; the published step's have the density ∝ Π(1 - a²), 1/5."""
     squares = {
-        space: np.mean(particles.train_sampler(particles.flat, dim, space, 1000, (64, 64)) ** 2)
+        space: np.mean(particles.train_sampler(particles.flat, dim, space, **QUICK) ** 2)
         for space in ("raw", "action")
     }
     assert squares["raw"] == pytest.approx(1 / 3, abs=0.03)
@@ -273,7 +275,7 @@ def test_sampler_of_a_flat_energy(dim):
 def test_sampler_of_several_modes(dim):
     """Modes at ±0.6 in every dimension: all are sampled, and raw particles come nearest to exp(Q)/Z."""
     energy = particles.double_well
-    actions = {s: particles.train_sampler(energy, dim, s, 1000, (64, 64)) for s in ("raw", "action")}
+    actions = {s: particles.train_sampler(energy, dim, s, **QUICK) for s in ("raw", "action")}
     distance = {space: particles.total_variation(found, energy) for space, found in actions.items()}
     assert distance["raw"] < (0.05 if dim == 1 else 0.12) < distance["action"]
     assert particles.rarest_orthant(actions["raw"]) > 0.8 / 2**dim
@@ -353,7 +355,7 @@ def test_reward_scale_is_that_of_the_environment_unless_given(env_id, scale):
     assert sql.reward_scale(sql.Args(env_id=env_id, reward_scale=2.5)) == 2.5
 
 
-SMALL_RUN = PENDULUM | dict(value_particles=3, svgd_particles=4, num_seeds=2, n_critics=2)
+SMALL_RUN = PENDULUM | dict(value_particles=3, svgd_particles=4, n_critics=2)
 
 
 def test_resume_is_exact(tmp_path, monkeypatch):
@@ -403,14 +405,14 @@ def test_multigoal():
 def test_exact_soft_optimum_of_multigoal():
     """V(0, 0) and the entropy there; at (-2.5, 0) the mean leads to the nearest goal; rollouts reach all."""
     env = MultiGoal()
-    V = multigoal.soft_values(env, tolerance=1e-3)
+    V = multigoal.soft_values(env, tolerance=1e-2)
     assert V[28, 28] == pytest.approx(-122.7, abs=0.05)
     origin = multigoal.soft_policy(env, V, np.zeros(2))
     assert -np.sum(origin * np.log(origin / multigoal.CELL**2)) == pytest.approx(1.296, abs=1e-3)
     left = multigoal.soft_policy(env, V, np.array([-2.5, 0.0])) @ multigoal.ACTIONS
     assert left == pytest.approx([-0.42, 0], abs=0.005)
     assert V[38, 38] == pytest.approx(-57.4, abs=0.1)
-    played = multigoal.play(multigoal.exact_policy(env, V), 400)
-    assert played["returns"].mean() == pytest.approx(-192, abs=4 * 39 / 20)
-    assert played["lengths"].mean() == pytest.approx(9.96, abs=4 * 2.8 / 20)
+    played = multigoal.play(multigoal.exact_policy(env, V), 200)
+    assert played["returns"].mean() == pytest.approx(-192, abs=4 * 39 / 14)
+    assert played["lengths"].mean() == pytest.approx(9.96, abs=4 * 2.8 / 14)
     assert all(np.mean(played["goals"] == goal) > 0.15 for goal in range(4))
