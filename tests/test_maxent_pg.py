@@ -38,7 +38,7 @@ def make_rollout(args, state, discrete, seed=0):
 @cache
 def make_state(args=ARGS, discrete=False):
     """The heads' weights are enlarged, so that log-probabilities differ."""
-    state = maxent_pg.init(jax.random.key(0), 2, 2, args, discrete)
+    state = jax.jit(lambda key: maxent_pg.init(key, 2, 2, args, discrete))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf, state.actor.params)
     for head in ("logits",) if discrete else ("mean", "log_std"):
         params["params"][head]["kernel"] = 100 * params["params"][head]["kernel"]
@@ -408,7 +408,7 @@ def test_learning_rate_falls_to_zero_at_the_end():
 def test_one_seed_alone_equals_that_seed_among_three(discrete):
     args = maxent_pg.Args(num_envs=4, num_steps=6, num_minibatches=2, update_epochs=2, hidden_dims=(8,))
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    states = jax.vmap(lambda key: maxent_pg.init(key, 2, 2, args, discrete))(keys)
+    states = jax.jit(jax.vmap(lambda key: maxent_pg.init(key, 2, 2, args, discrete)))(keys)
     rollouts = [make_rollout(args, make_state(args, discrete), discrete, seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts)
     update = lambda *given: maxent_pg.update(*given, args)[0]  # noqa: E731

@@ -77,7 +77,7 @@ def test_critic_loss_and_gradient(n_critics):
 
 def with_critic(function, args, obs_dim=1, action_dim=1):
     """A state whose only critic is `function(obs, action)`, with nothing to learn."""
-    state = sql.init(jax.random.key(0), obs_dim, action_dim, args)
+    state = jax.jit(lambda key: sql.init(key, obs_dim, action_dim, args))(jax.random.key(0))
     critics = state.critics.replace(apply_fn=lambda params, obs, action: function(obs, action)[None])
     return state.replace(critics=critics)
 
@@ -297,7 +297,7 @@ def test_distance_to_known_samples():
 
 
 def test_init():
-    state = sql.init(jax.random.key(0), 17, 6, sql.Args(n_critics=2))
+    state = jax.jit(lambda key: sql.init(key, 17, 6, sql.Args(n_critics=2)))(jax.random.key(0))
     for target, learned in zip(
         *map(jax.tree.leaves, (state.target_critics, state.critics.params)), strict=True
     ):
@@ -322,7 +322,7 @@ def test_targets_are_copied_when_their_turn_comes_and_it_compiles_once():
 
 def test_one_seed_alone_equals_that_seed_among_three():
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    states = jax.vmap(lambda key: sql.init(key, OBS_DIM, ACTION_DIM, ARGS))(keys)
+    states = jax.jit(jax.vmap(lambda key: sql.init(key, OBS_DIM, ACTION_DIM, ARGS)))(keys)
     batches = [make_batch(8, seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     update = lambda *given: sql.update(*given, 0, ARGS)[0]  # noqa: E731
