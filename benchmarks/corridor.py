@@ -11,7 +11,6 @@ Needs matplotlib (the extra `plots`).
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -20,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax.traverse_util import unflatten_dict
+from report import pyplot
 
 from cleanrl_maxent import maxent_pg
 from cleanrl_maxent.common.arguments import Finished, UsageError
 from cleanrl_maxent.common.signals import STOPPED, Stopped, listen
 from cleanrl_maxent.environments.finite import Corridor, corridor
-from cleanrl_maxent.tabular import bonus_policy, optimal_policy
+from cleanrl_maxent.tabular import bonus_policy, optimal_policy, save
 
 ALPHA, GAMMA = 0.1, 0.99
 LABELS = {True: "backed up", False: "as a bonus only"}
@@ -63,20 +63,18 @@ def learned(depth: int, backup: bool, seed: int, args: Args) -> float:
     )
     with suppress(Finished):
         maxent_pg.train(given)
-    with np.load(run_dir / f"policy-{seed}.npz") as saved:
+    return float(probabilities(run_dir / f"policy-{seed}.npz", 1 + 2 * depth)[0, 4:].sum())
+
+
+def probabilities(path: Path, num_states: int) -> np.ndarray:
+    """π of a saved categorical policy of one-hot observations, `(num_states, actions)`."""
+    with np.load(path) as saved:
         policy = unflatten_dict(dict(saved), sep="/")
-    logits = maxent_pg.heads(policy["actor"], jnp.eye(1 + 2 * depth)[0])
-    return float(jax.nn.softmax(logits)[4:].sum())
+    return np.asarray(jax.nn.softmax(maxent_pg.heads(policy["actor"], jnp.eye(num_states))), np.float64)
 
 
-def draw(args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list[float]]]) -> Path:
-    """A line for each optimum, a dot for each run; returns the figure's path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+def draw(axes, args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list[float]]]) -> None:
+    """A line for each optimum, a dot for each run."""
     for backup, label in LABELS.items():
         (line,) = axes.plot(args.depths, exact[backup], label=f"entropy {label}: exact")
         labels = [f"learned, {args.seeds} seeds"] + [None] * (args.seeds - 1)
@@ -84,17 +82,11 @@ def draw(args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list
         axes.plot(args.depths, found[backup], **dots, label=labels)
     axes.set(xlabel="depth of both branches (steps)", ylabel="P(branch where all 8 actions succeed)")
     axes.legend(frameon=False)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    path = args.out_dir / "corridor-learned.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
 
 
 def main(args: Args) -> None:
     """Prints the table and writes the figure. Raises UsageError, and as `learned`."""
-    if not find_spec("matplotlib"):
-        raise UsageError("the figure needs matplotlib: pip install -e '.[plots]' -c constraints.txt")
+    pyplot()  # before the training
     seeds = range(1, args.seeds + 1)
     exact, found = {}, {}
     for backup, find in ((True, optimal_policy), (False, bonus_policy)):
@@ -105,7 +97,8 @@ def main(args: Args) -> None:
     for backup, label in LABELS.items():
         for depth, value, learned_values in zip(args.depths, exact[backup], found[backup], strict=True):
             print(f"| {depth} | {label} | {value:.4f} | {', '.join(f'{x:.3f}' for x in learned_values)} |")
-    print(draw(args, exact, found))
+    path = args.out_dir / "corridor-learned.png"
+    print(save(lambda axes: draw(axes, args, exact, found), path))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import sweep
 import tyro
+from report import pyplot
 from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp
 
@@ -164,11 +164,7 @@ def exact_values(env: MultiGoal, V: np.ndarray, position: np.ndarray, actions: n
 
 def draw(shown: list[tuple], path: Path) -> None:
     """A figure with a row for each `(name, Q of (position, actions), policy)`: three states, and episodes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(len(shown), 4, figsize=(12, 3 * len(shown)), layout="constrained")
     fine = np.linspace(-1, 1, 41)
     mesh = np.stack(np.meshgrid(fine, fine, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -211,8 +207,8 @@ def main(args: Args) -> int:
     """Exit status. Raises UsageError without matplotlib, or without the runs."""
     if args.episodes < 1:
         raise UsageError(f"episodes must be >= 1; got {args.episodes}")
-    if args.runs and not find_spec("matplotlib"):
-        raise UsageError("the figure needs matplotlib: pip install -e '.[plots]' -c constraints.txt")
+    if args.runs:
+        pyplot()  # before hours of training
     if args.runs and args.train:
         if status := sweep.run(sweep.Args(suite="multigoal", device="cpu", seeds_per_run=1)):
             return status

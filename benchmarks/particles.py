@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from speed_ours import prepare_update
 
 from cleanrl_maxent import sac, sql
 from cleanrl_maxent.common.devices import set_up_device
+from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Transition
 
 Energy = Callable[[jax.Array], jax.Array]  # actions (..., D) -> Q/α, (...)
@@ -189,23 +191,18 @@ def compare_proposals() -> None:
             )
 
 
-def updates_per_second(algorithm: Any, args: Any, updates: int) -> Callable[[], float]:
-    """A function that times `updates` updates, on HalfCheetah's dimensions; compiled already."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return jnp.asarray(rng.normal(size=(args.batch_size, *shape)), jnp.float32)
-
-    batch = Transition(normal(17), jnp.tanh(normal(6)), normal(), normal(17), jnp.zeros(args.batch_size))
-    update = jax.jit(lambda state, key, index: algorithm.update(state, batch, key, index, args)[0])
-    state = update(algorithm.init(jax.random.key(0), 17, 6, args), jax.random.key(1), 0)
+def updates_per_second(algorithm: Any, args: Any, envs: SeedEnvs, updates: int) -> Callable[[], float]:
+    """A function that times `updates` updates; compiled already."""
+    update, state, (batch, keys) = prepare_update(algorithm, args, envs)
+    state, _ = update(state, batch, keys, 0)
 
     def measure():
-        learned = jax.block_until_ready(state)
+        nonlocal state  # donated to each update
+        jax.block_until_ready(state)
         start = time.perf_counter()
         for index in range(updates):
-            learned = update(learned, jax.random.key(1), index)
-        jax.block_until_ready(learned)
+            state, _ = update(state, batch, keys, index)
+        jax.block_until_ready(state)
         return updates / (time.perf_counter() - start)
 
     return measure
@@ -214,13 +211,15 @@ def updates_per_second(algorithm: Any, args: Any, updates: int) -> Callable[[], 
 def compare_cost(updates: int) -> None:
     """Prints updates per second, medians of three rounds in turn, and SAC's beside them."""
     set_up_device("auto")
-    rows = {"SAC": updates_per_second(sac, sac.Args(), updates)}
-    args = sql.Args()
+    args, envs = sql.Args(), SeedEnvs("HalfCheetah-v4", [1])
+    rows = {"SAC": updates_per_second(sac, sac.Args(), envs, updates)}
     for value, svgd in ((4, 4), (8, 8), (16, 16), (32, 16), (16, 32), (32, 32), (50, 32)):
         particles = replace(args, value_particles=value, svgd_particles=svgd)
-        rows[f"SQL, {value} for the value, {svgd} of Stein"] = updates_per_second(sql, particles, updates)
+        rows[f"SQL, {value} for the value, {svgd} of Stein"] = updates_per_second(
+            sql, particles, envs, updates
+        )
     two = replace(args, n_critics=2)
-    rows["SQL, 16 and 16, two critics"] = updates_per_second(sql, two, updates)
+    rows["SQL, 16 and 16, two critics"] = updates_per_second(sql, two, envs, updates)
     rounds = [{name: measure() for name, measure in rows.items()} for _ in range(3)]
     print("| update | per second | of SAC's |\n| --- | --- | --- |")
     for name in rows:

@@ -9,6 +9,7 @@ Exit status 2 for bad input; 1 where `compare` finds a mean outside.
 """
 
 import csv
+import importlib
 import json
 import sys
 from collections import defaultdict
@@ -29,6 +30,7 @@ from intervals import (
 )
 
 from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.folder import file_name
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -174,13 +176,9 @@ class Curve:
         return self.near(int(self.steps[-1]))
 
     def near(self, step: int) -> np.ndarray:
-        """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty beyond the last one."""
+        """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty where there are none."""
         chosen = np.abs(self.steps - step) <= 0.05 * step
-        return (
-            self.returns[:, chosen].mean(axis=1)
-            if self.steps[-1] >= 0.95 * step and chosen.any()
-            else np.array([])
-        )
+        return self.returns[:, chosen].mean(axis=1) if chosen.any() else np.array([])
 
 
 def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
@@ -230,16 +228,23 @@ def published(curve: Curve) -> list[dict[str, str]]:
     ]
 
 
-def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
-    """Writes the figures and report.md, whose text is returned."""
-    import matplotlib
-
+def pyplot():
+    """matplotlib.pyplot, which draws into files; raises UsageError where it is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"{missing}; pip install -e '.[plots]' -c constraints.txt") from missing
     matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
+    """Writes the figures and report.md, whose text is returned. Raises UsageError without matplotlib."""
     curves = group_curves(rows)
     out_dir.mkdir(parents=True, exist_ok=True)
     for env_id in sorted({curve.env_id for curve in curves}):
-        name = env_id.replace("/", "_").replace(":", "_")
-        draw_curves([curve for curve in curves if curve.env_id == env_id], out_dir / f"{name}.png")
+        of_env = [curve for curve in curves if curve.env_id == env_id]
+        draw_curves(of_env, out_dir / f"{file_name(env_id)}.png")
     draw_profiles(curves, out_dir / "profiles.png")
     tables = final_table(curves), aggregate_table(curves), published_table(curves)
     text = "\n\n".join("\n".join(table) for table in tables) + "\n"
@@ -249,8 +254,7 @@ def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
 
 def draw_curves(curves: list[Curve], path: Path) -> None:
     """Return against steps and against hours: mean, 95% interval over seeds, and published means."""
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for number, curve in enumerate(curves):
         color, mean = f"C{number}", curve.returns.mean(axis=0)
@@ -293,8 +297,7 @@ def scored(curves: list[Curve]) -> dict[tuple[str, int], list[Curve]]:
 
 def draw_profiles(curves: list[Curve], path: Path) -> None:
     """Share of runs above each score, by algorithm."""
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
     thresholds = np.linspace(0, 1.2, 200)
     for (exp_name, steps), group in scored(curves).items():

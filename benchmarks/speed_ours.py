@@ -117,9 +117,9 @@ def parts(given: Parts) -> dict[str, float]:
     }
 
 
-def prepare_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> tuple[Callable, Any, tuple]:
+def prepare_update(algorithm: ModuleType, args: Any, envs: SeedEnvs) -> tuple[Callable, Any, tuple]:
     """The jitted update of `algorithm`, not compiled yet; the state; batches on the device, and keys."""
-    args, rng, num_seeds = algorithm.Args(), np.random.default_rng(0), given.num_seeds
+    rng, num_seeds = np.random.default_rng(0), len(envs.seeds)
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=(num_seeds, args.batch_size, *shape)), jnp.float32)
@@ -139,7 +139,7 @@ def prepare_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> tuple
 
 def time_update(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> dict[str, float]:
     """The update of `algorithm` on batches that stay on the device, and its action."""
-    update, state, (batch, keys) = prepare_update(algorithm, given, envs)
+    update, state, (batch, keys) = prepare_update(algorithm, algorithm.Args(), envs)
     began = time.perf_counter()
     update = update.lower(state, batch, keys, jnp.int32(0)).compile()
     compile_seconds = time.perf_counter() - began
@@ -164,7 +164,7 @@ def gigaflop(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> float:
     """Floating-point operations of an update as XLA counts them, the mean over the turns of a delay."""
     turns = range(getattr(algorithm.Args(), "policy_frequency", 1))
     with jax.default_device(jax.devices("cpu")[0]):  # elsewhere products in libraries are not counted
-        update, state, (batch, keys) = prepare_update(algorithm, given, envs)
+        update, state, (batch, keys) = prepare_update(algorithm, algorithm.Args(), envs)
         compiled = [jax.jit(lambda *inputs, i=i: update(*inputs, i)).lower(state, batch, keys) for i in turns]
     return statistics.mean(one.compile().cost_analysis()["flops"] for one in compiled) / 1e9
 
@@ -174,7 +174,7 @@ def profile(given: Profile) -> dict[str, float]:
     set_up_device("cpu")
     algorithm = import_module(f"cleanrl_maxent.{given.algorithm}")
     envs = SeedEnvs(given.env_id, list(range(given.num_seeds)))
-    update, state, (batch, keys) = prepare_update(algorithm, given, envs)
+    update, state, (batch, keys) = prepare_update(algorithm, algorithm.Args(), envs)
     for _ in range(50):
         state, metrics = update(state, batch, keys, jnp.int32(0))
     jax.block_until_ready((state, metrics))

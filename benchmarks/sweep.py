@@ -38,7 +38,7 @@ from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.arguments import UsageError, validate
 from cleanrl_maxent.common.devices import cpu_count, recorded_threads
 from cleanrl_maxent.common.envs import make_env
-from cleanrl_maxent.common.folder import check_same_args, read_json
+from cleanrl_maxent.common.folder import check_same_args, file_name, read_json
 from cleanrl_maxent.common.replay import replay_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -183,8 +183,7 @@ def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> 
             last = min(first + per_run - 1, grid.seeds)
             flags = {"env_id": env_id, "seed": first, "num_seeds": last - first + 1, **grid.flags, **variant}
             seeds = str(first) if first == last else f"{first}-{last}"
-            name = f"{env_id}__{flags.get('exp_name', algorithm)}__{seeds}"
-            name = name.replace("/", "_").replace(":", "_")
+            name = file_name(f"{env_id}__{flags.get('exp_name', algorithm)}__{seeds}")
             yield Cell(algorithm, tuple(command_line_words(flags)), folder / name, device)
 
 

@@ -114,6 +114,14 @@ def trained_on(algorithm, args, env_id):
     return jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000))[0])(state), replay.rows
 
 
+def assert_last_among_others_is_itself(update, *given):
+    """`update(*given)` of the last seed: alone, and beside the others; leaves lead with `(seed,)`."""
+    last = jax.tree.map(lambda leaf: leaf[-1], given)
+    among = jax.tree.map(lambda leaf: leaf[-1], jax.jit(jax.vmap(update))(*given))
+    for a, b in zip(*map(jax.tree.leaves, (among, jax.jit(update)(*last))), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-5 * max(1, float(jnp.abs(b).max())))
+
+
 def register(name, **options):
     """Registers an environment once, under `name`."""
     if name not in gym.registry:

@@ -10,11 +10,10 @@ import numpy as np
 import optax
 import pytest
 from faults import differences, digests
-from test_resume import PENDULUM, stop_at
+from test_resume import PENDULUM, interrupted
 from test_sac import ACTION_DIM, OBS_DIM, finite_difference, make_batch, mlp, reference_q
 
 from cleanrl_maxent import ddpg, td3
-from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.arguments import UsageError, validate
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Replay, Transition
@@ -371,11 +370,8 @@ def test_exploration(algorithm, tmp_path, monkeypatch):
 @ALGORITHMS
 def test_a_restarted_episode_starts_without_noise(algorithm, tmp_path, monkeypatch):
     """`--env-reset restart` begins a new episode on resume; the noise starts from 0 there."""
-    args = PENDULUM | dict(noise="ou", env_reset="restart", run_dir=str(tmp_path / "run"))
-    with monkeypatch.context() as patch, pytest.raises(signals.Stopped):
-        stop_at(patch, 300)
-        algorithm.train(algorithm.Args(**args))
-    signals.received.clear()
+    args = PENDULUM | dict(noise="ou", env_reset="restart")
+    interrupted(args, tmp_path / "run", monkeypatch, 300, algorithm)
     seen, original = [], algorithm.next_noise
 
     def next_noise(noise, key, args):
@@ -383,7 +379,7 @@ def test_a_restarted_episode_starts_without_noise(algorithm, tmp_path, monkeypat
         return original(noise, key, args)
 
     monkeypatch.setattr(algorithm, "next_noise", next_noise)
-    algorithm.train(algorithm.Args(**args))
+    algorithm.train(algorithm.Args(**args, run_dir=str(tmp_path / "run")))
     jax.effects_barrier()
     assert seen[0] == 0 and seen[1] != 0
 
@@ -483,10 +479,6 @@ def test_resume_is_exact_with_noise_that_remembers(algorithm, tmp_path, monkeypa
     algorithm.train(algorithm.Args(**args, run_dir=str(tmp_path / "reference")))
     run = tmp_path / "run"
     for at in (230, 61):
-        with monkeypatch.context() as patch:
-            stop_at(patch, at)
-            with pytest.raises(signals.Stopped):
-                algorithm.train(algorithm.Args(**args, run_dir=str(run)))
-        signals.received.clear()
+        interrupted(args, run, monkeypatch, at, algorithm)
     algorithm.train(algorithm.Args(**args, run_dir=str(run)))
     assert differences(digests(tmp_path / "reference"), digests(run)) == []

@@ -3,16 +3,17 @@
 import math
 from functools import cache
 
+import corridor
+import envs as probes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from faults import differences, digests
-from test_resume import stop_at
+from test_resume import interrupted
 from test_sac import finite_difference
 
 from cleanrl_maxent import maxent_pg, tabular
-from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Transition
 from cleanrl_maxent.environments.finite import random_mdp, two_rooms
@@ -21,7 +22,7 @@ PLAIN = dict(normalize_observation=False, normalize_reward=False, norm_adv=False
 ARGS = maxent_pg.Args(**PLAIN, num_envs=4, num_steps=6, hidden_dims=(8,), alpha=0.3, total_timesteps=24_000)
 
 
-def make_rollout(args, state, discrete, seed=0):
+def make_rollout(args, state, seed=0):
     """Two-dimensional observations and actions, with both kinds of ending."""
     rng = np.random.default_rng(seed)
     shape = args.num_steps, args.num_envs
@@ -138,7 +139,7 @@ def test_samples(discrete, backup):
     """Soft rewards in values and advantages, this step's own entropy taken out of the actor's again."""
     args = maxent_pg.Args(**{**vars(ARGS), "backup_entropy": backup, "gamma_power": True})
     state = make_state(discrete=discrete)
-    rollout = make_rollout(args, state, discrete)
+    rollout = make_rollout(args, state)
     samples, alpha = maxent_pg.to_samples(state, rollout, args)
     made = rollout.transition
     log_probs = reference_log_prob(state.actor.params, made.obs, rollout.u)
@@ -245,7 +246,7 @@ def test_actor_loss(discrete, clip_coef):
     the reparameterised sample too."""
     args = maxent_pg.Args(**{**vars(ARGS), "clip_coef": clip_coef})
     state = make_state(discrete=discrete)
-    samples, alpha = maxent_pg.to_samples(state, make_rollout(args, state, discrete), args)
+    samples, alpha = maxent_pg.to_samples(state, make_rollout(args, state), args)
     samples = samples.replace(weight=jnp.linspace(0.5, 1, len(samples.weight)))
     params = jax.tree.map(lambda leaf: 0.5 * leaf, state.actor.params)
     loss, metrics = maxent_pg.actor_loss(params, samples, alpha, jax.random.key(5), args)
@@ -281,7 +282,7 @@ def test_actor_loss(discrete, clip_coef):
 
 def test_critic_loss():
     state = make_state()
-    samples, _ = maxent_pg.to_samples(state, make_rollout(ARGS, state, False), ARGS)
+    samples, _ = maxent_pg.to_samples(state, make_rollout(ARGS, state), ARGS)
     value = state.critic.apply_fn(state.critic.params, samples.obs)
     expected = 0.5 * np.mean((np.float64(value) - np.float64(samples.value_target)) ** 2)
     assert maxent_pg.critic_loss(state.critic.params, state, samples)[0] == pytest.approx(expected, rel=1e-5)
@@ -293,7 +294,7 @@ def test_scaling_advantages_keeps_the_temperature(backup):
     args = maxent_pg.Args(**{**vars(ARGS), "backup_entropy": backup, "num_envs": 64})
     scaled_args = maxent_pg.Args(**{**vars(args), "norm_adv": True})
     state = make_state(args, discrete=True)
-    rollout = make_rollout(args, state, True)
+    rollout = make_rollout(args, state)
 
     def gradient(args):
         samples, alpha = maxent_pg.to_samples(state, rollout, args)
@@ -315,7 +316,7 @@ def test_scaling_rewards_leaves_the_entropy_alone(factor):
     """Soft rewards are r/σ - α log π, so with r' = 1000 r nothing changes but σ: α is in scaled reward."""
     args = maxent_pg.Args(**{**vars(ARGS), "normalize_reward": True, "gae_lambda": 0.0, "gamma": 0.0})
     state = make_state(discrete=True)
-    rollout = make_rollout(args, state, True)
+    rollout = make_rollout(args, state)
     scaled = rollout.transition.reward * factor
     rollout = rollout.replace(transition=rollout.transition.replace(reward=scaled))
     tracked = maxent_pg.track_returns(state, rollout, args)
@@ -351,7 +352,7 @@ def test_observations_are_normalised_by_the_rollouts_before():
     args = maxent_pg.Args(num_envs=4, num_steps=6, num_minibatches=1, update_epochs=1, hidden_dims=(8,))
     state = make_state(args)
     update = jax.jit(lambda state, rollout: maxent_pg.update(state, rollout, jax.random.key(1), args))
-    rollouts = [make_rollout(args, state, False, seed) for seed in range(3)]
+    rollouts = [make_rollout(args, state, seed) for seed in range(3)]
     assert np.array_equal(
         maxent_pg.normalized(state.observations, rollouts[0].transition.obs), rollouts[0].transition.obs
     )
@@ -397,7 +398,7 @@ def test_learning_rate_falls_to_zero_at_the_end():
     update = jax.jit(lambda state, rollout: maxent_pg.update(state, rollout, jax.random.key(1), args)[0])
     moves = []
     for _ in range(5):  # four rollouts of 24 steps fit into 100
-        after = update(state, make_rollout(args, state, False))
+        after = update(state, make_rollout(args, state))
         pairs = zip(*map(jax.tree.leaves, (state.actor.params, after.actor.params)), strict=True)
         moves.append(max(float(jnp.abs(a - b).max()) for a, b in pairs))
         state = after
@@ -409,13 +410,11 @@ def test_one_seed_alone_equals_that_seed_among_three(discrete):
     args = maxent_pg.Args(num_envs=4, num_steps=6, num_minibatches=2, update_epochs=2, hidden_dims=(8,))
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     states = jax.jit(jax.vmap(lambda key: maxent_pg.init(key, 2, 2, args, discrete)))(keys)
-    rollouts = [make_rollout(args, make_state(args, discrete), discrete, seed) for seed in range(3)]
+    rollouts = [make_rollout(args, make_state(args, discrete), seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts)
-    update = lambda *given: maxent_pg.update(*given, args)[0]  # noqa: E731
-    among = jax.tree.map(lambda leaf: leaf[2], jax.jit(jax.vmap(update))(states, together, keys))
-    alone = jax.jit(update)(jax.tree.map(lambda leaf: leaf[2], states), rollouts[2], keys[2])
-    for a, b in zip(*map(jax.tree.leaves, (among, alone)), strict=True):
-        assert np.allclose(a, b, rtol=0, atol=1e-5 * max(1, float(jnp.abs(b).max())))
+    probes.assert_last_among_others_is_itself(
+        lambda *given: maxent_pg.update(*given, args)[0], states, together, keys
+    )
 
 
 # ---- whole runs
@@ -426,14 +425,7 @@ def trained_policy(tmp_path, num_states, **given):
     args = dict(eval_episodes=0, learning_rate=1e-3, num_minibatches=8, checkpoint_frequency=0)
     args |= dict(normalize_observation=False, normalize_reward=False, hidden_dims=(32,))
     maxent_pg.train(maxent_pg.Args(**args | given, run_dir=str(tmp_path / "run")))
-    with np.load(tmp_path / "run" / "policy-1.npz") as saved:
-        layers = {}
-        for name in saved.files:
-            if name.startswith("actor/params/"):
-                _, _, layer, kind = name.split("/")
-                layers.setdefault(layer, {})[kind] = saved[name]
-    logits = maxent_pg.heads({"params": layers}, jnp.eye(num_states))
-    return np.exp(np.asarray(jax.nn.log_softmax(logits), np.float64))
+    return corridor.probabilities(tmp_path / "run" / "policy-1.npz", num_states)
 
 
 @pytest.mark.parametrize(("backup", "expected"), [(True, 0.7210), (False, 0.3682)])
@@ -466,11 +458,7 @@ def test_resume_is_exact(env_id, tmp_path, monkeypatch):
     maxent_pg.train(maxent_pg.Args(**args, run_dir=str(tmp_path / "reference")))
     run = tmp_path / "run"
     for at in (67, 33):
-        with monkeypatch.context() as patch:
-            stop_at(patch, at)
-            with pytest.raises(signals.Stopped):
-                maxent_pg.train(maxent_pg.Args(**args, run_dir=str(run)))
-        signals.received.clear()
+        interrupted(args, run, monkeypatch, at, maxent_pg)
     original, count = SeedEnvs.step, [0]
 
     def crash(self, action):

@@ -47,8 +47,8 @@ def flags(args):
     return words
 
 
-def train(args, path):
-    return sac.train(sac.Args(**args, run_dir=str(path)))
+def train(args, path, algorithm=sac):
+    return algorithm.train(algorithm.Args(**args, run_dir=str(path)))
 
 
 def stop_at(monkeypatch, step, name="SIGTERM"):
@@ -64,12 +64,12 @@ def stop_at(monkeypatch, step, name="SIGTERM"):
     monkeypatch.setattr(SeedEnvs, "step", stepped)
 
 
-def interrupted(args, path, monkeypatch, at=300):
+def interrupted(args, path, monkeypatch, at=300, algorithm=sac):
     """A run that a signal stopped `at` a step, in this process."""
     with monkeypatch.context() as patch:
         stop_at(patch, at)
         with pytest.raises(signals.Stopped):
-            train(args, path)
+            train(args, path, algorithm)
     signals.received.clear()
 
 

@@ -13,11 +13,10 @@ import particles
 import pytest
 from faults import differences, digests
 from gymnasium.utils.env_checker import check_env
-from test_resume import PENDULUM, stop_at
+from test_resume import PENDULUM, interrupted
 from test_sac import ACTION_DIM, OBS_DIM, finite_difference, make_batch, mlp
 
 from cleanrl_maxent import sql
-from cleanrl_maxent.common import signals
 from cleanrl_maxent.environments.multigoal import MultiGoal
 
 ARGS = sql.Args(
@@ -325,11 +324,9 @@ def test_one_seed_alone_equals_that_seed_among_three():
     states = jax.jit(jax.vmap(lambda key: sql.init(key, OBS_DIM, ACTION_DIM, ARGS)))(keys)
     batches = [make_batch(8, seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    update = lambda *given: sql.update(*given, 0, ARGS)[0]  # noqa: E731
-    among = jax.tree.map(lambda leaf: leaf[2], jax.jit(jax.vmap(update))(states, together, keys))
-    alone = jax.jit(update)(jax.tree.map(lambda leaf: leaf[2], states), batches[2], keys[2])
-    for a, b in zip(*map(jax.tree.leaves, (among, alone)), strict=True):
-        assert np.allclose(a, b, rtol=0, atol=1e-5 * max(1, float(jnp.abs(b).max())))
+    probes.assert_last_among_others_is_itself(
+        lambda *given: sql.update(*given, 0, ARGS)[0], states, together, keys
+    )
 
 
 def test_noise_is_another_one_for_every_state_and_particle():
@@ -363,11 +360,7 @@ def test_resume_is_exact(tmp_path, monkeypatch):
     sql.train(sql.Args(**args, run_dir=str(tmp_path / "reference")))
     run = tmp_path / "run"
     for at in (230, 61):
-        with monkeypatch.context() as patch:
-            stop_at(patch, at)
-            with pytest.raises(signals.Stopped):
-                sql.train(sql.Args(**args, run_dir=str(run)))
-        signals.received.clear()
+        interrupted(args, run, monkeypatch, at, sql)
     sql.train(sql.Args(**args, run_dir=str(run)))
     assert differences(digests(tmp_path / "reference"), digests(run)) == []
     record = (run / "seed-1" / "metrics.jsonl").read_text()

@@ -155,14 +155,14 @@ class SeedEnvs:
         check_finite(self.steps, self.seeds, action=action)
         scaled = scale_action(action, self.envs.single_action_space)
         obs, reward, terminated, truncated, info = self.envs.step(scaled)
-        next_obs, episodes = obs, []
-        if (terminated | truncated).any():
+        next_obs, episodes, ended = obs, [], terminated | truncated
+        if ended.any():
             next_obs = obs.copy()
-            for index in np.flatnonzero(terminated | truncated):
+            for index in np.flatnonzero(ended):
                 next_obs[index] = info["final_obs"][index]
-                ended = info["final_info"]["episode"]
+                episode = info["final_info"]["episode"]
                 seed = int(index) // self.num_envs
-                episodes.append(Episode(seed, float(ended["r"][index]), int(ended["l"][index])))
+                episodes.append(Episode(seed, float(episode["r"][index]), int(episode["l"][index])))
         check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs, obs=obs)
         self.transition = Transition(
             obs=self.obs,
@@ -171,7 +171,7 @@ class SeedEnvs:
             next_obs=next_obs,
             terminated=terminated.astype(np.float32),
         )
-        self.obs, self.ended = obs, np.float32(terminated | truncated)
+        self.obs, self.ended = obs, ended.astype(np.float32)
         return episodes
 
     def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:

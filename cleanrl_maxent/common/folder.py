@@ -20,10 +20,14 @@ FREE = {
 }
 
 
+def file_name(env_id: str) -> str:
+    """An environment's id as part of a file's name: `/` and `:` become `_`."""
+    return env_id.replace("/", "_").replace(":", "_")
+
+
 def default_run_dir(args: RunArgs) -> Path:
     """`runs/{env_id}__{exp_name}__{seed}__{unix time}`, CleanRL's name for it."""
-    env_id = args.env_id.replace("/", "_").replace(":", "_")
-    return Path("runs") / f"{env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    return Path("runs") / f"{file_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
 
 
 def lock(folder: Path) -> TextIO:
