@@ -115,6 +115,7 @@ class State:
     critics: TrainState  # two, stacked on axis 0
     target_critics: dict
     noise: jax.Array  # (action_dim,)
+    policy_metrics: dict  # of the actor's last step
 
 
 def init(key, obs_dim, action_dim, args):
@@ -131,6 +132,7 @@ def init(key, obs_dim, action_dim, args):
         critics=TrainState.create(apply_fn=critic.apply, params=critic_params, tx=adam),
         target_critics=jax.tree.map(jnp.copy, critic_params),
         noise=jnp.zeros(action_dim),
+        policy_metrics={"losses/actor_loss": jnp.float32(0)},
     )
 
 
@@ -168,12 +170,8 @@ def improve_policy(state, batch, args):
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     target_actor = optax.incremental_update(state.actor.params, state.target_actor, args.tau)
     target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
-    return state.replace(target_actor=target_actor, target_critics=target_critics), metrics
-
-
-def keep_policy(state, batch, args):
-    """No step, a delay (sec. 5.2); the loss all the same: both branches of `lax.cond` return metrics."""
-    return state, actor_loss(state.actor.params, state, batch)[1]
+    state = state.replace(target_actor=target_actor, target_critics=target_critics)
+    return state.replace(policy_metrics=metrics), metrics
 
 
 def update(state, batch, key, index, args):
@@ -186,7 +184,7 @@ def update(state, batch, key, index, args):
     state, policy_metrics = jax.lax.cond(
         index % args.policy_frequency == 0,
         lambda state: improve_policy(state, batch, args),
-        lambda state: keep_policy(state, batch, args),
+        lambda state: (state, state.policy_metrics),  # a delay (sec. 5.2)
         state,
     )
     return state, metrics | policy_metrics

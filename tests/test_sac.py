@@ -286,11 +286,12 @@ def test_frequencies_count_updates_and_compile_once():
     @jax.jit
     def update(state, index):
         traces.append(1)
-        return sac.update(state, make_batch(), jax.random.key(1), index, args)[0]
+        return sac.update(state, make_batch(), jax.random.key(1), index, args)
 
-    state, moved = make_state(args=args), []
+    state, moved, losses = make_state(args=args), [], []
     for index in range(6):
-        after = update(state, index)
+        after, metrics = update(state, index)
+        losses.append({name: float(metrics[name]) for name in state.policy_metrics})
         changed = [
             any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
             for pair in (
@@ -304,6 +305,8 @@ def test_frequencies_count_updates_and_compile_once():
         state = after
     actor, alpha, targets, critics = zip(*moved, strict=True)
     assert actor == alpha == (True, False) * 3
+    assert losses[::2] == losses[1::2]  # of the last step of actor and temperature
+    assert all(losses[0][name] != losses[2][name] for name in losses[0])
     assert targets == (True, False, False) * 2 and all(critics) and len(traces) == 1
 
 
