@@ -8,7 +8,7 @@ run: .venv/installed
 	.venv/bin/python cleanrl_maxent/sac.py $(ARGS)
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,9 +1,14 @@
-"""Two XLA threads on the CPU for every test, set before anything imports JAX."""
+"""Set before anything imports JAX: the CPU, with two threads where the tests run in one process, and with one
+thread and a compilation cache of its own in each of several (pytest-xdist)."""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("NPROC", "2")
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+os.environ["NPROC"] = "1" if worker else "2"
 os.environ["JAX_PLATFORMS"] = "cpu"
+if worker:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ["XDG_CACHE_HOME"] = str(cache / "cleanrl_maxent_tests" / worker)
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))

@@ -61,6 +61,9 @@ BAD = [
     (dict(clip_coef=-0.1), "clip_coef must be a finite number >= 0; got -0.1"),
     (dict(gae_lambda=1.5), "gae_lambda must be in [0, 1]; got 1.5"),
     (dict(max_grad_norm=0.0), "max_grad_norm must be a finite number > 0; got 0.0"),
+    (dict(noise="Gaussian"), "noise must be gaussian or ou; got 'Gaussian'"),
+    (dict(svgd_space="Raw"), "svgd_space must be raw or action; got 'Raw'"),
+    (dict(env_reset="never"), "env_reset must be "),
     (dict(alpha_lr=float("nan")), "alpha_lr must be a finite number > 0; got nan"),
 ]
 
@@ -102,12 +105,18 @@ def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
     ("given", "words"),
     [
         (dict(env_id="Humanoid-v4", num_seeds=100), " GB, 20.0 GB available; lower --"),
+        (
+            dict(value_particles=10**6),
+            "a layer of 1000000 particles needs 262.1 GB, 20.0 GB available; lower --v",
+        ),
         (dict(device="cuda"), "no CUDA device found; available: cpu"),
         (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
     ],
 )
 @ALGORITHMS
 def test_train_refuses_and_leaves_nothing(algorithm, given, words, tmp_path, monkeypatch):
+    if "value_particles" in given and algorithm is not sql:
+        pytest.skip("has no particles")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "available_memory", lambda: 20e9)
     if algorithm is maxent_pg and "num_seeds" in given:
@@ -145,4 +154,5 @@ def test_help_fits_a_screen_and_has_units(algorithm, tmp_path):
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "environment steps" in done.stdout and "discount per step" in done.stdout
     assert algorithm in (ddpg, td3) or "nat" in done.stdout
+    assert algorithm is not sql or all(words in done.stdout for words in ("30 on Swimmer", "300 Ant"))
     assert len(done.stdout.splitlines()) <= (70 if algorithm is maxent_pg else 60)

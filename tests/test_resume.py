@@ -37,6 +37,7 @@ PENDULUM = dict(
     eval_episodes=1,
     checkpoint_frequency=90,
 )
+THREADS = os.environ["NPROC"]
 HOPPER = PENDULUM | dict(env_id="Hopper-v4", num_seeds=4)
 
 
@@ -112,13 +113,13 @@ def test_sigkill_at_every_point(args, tmp_path):
     """One run, killed at one point after the other; it ends with the same bits."""
     reference = references(args, tmp_path / "reference")
     seeds, kills, run = args.get("num_seeds", 1), 0, tmp_path / "run"
-    for point in POINTS[:: 1 if seeds == 1 else 2]:
+    for point in POINTS[:: 1 if seeds == 1 else 3]:
         point = point.format(segment=3 + seeds, last=seeds, gc=seeds + 3)
         status = start("sac", flags(args), run, point).wait()
         assert status in (-signal.SIGKILL, 0), (point, run.with_suffix(".log").read_text()[-2000:])
         kills += status == -signal.SIGKILL
     assert start("sac", flags(args), run).wait() == 0, run.with_suffix(".log").read_text()[-2000:]
-    assert kills >= (13 if seeds == 1 else 6)
+    assert kills >= (13 if seeds == 1 else 4)
     assert differences(reference, digests(run)) == []
 
 
@@ -180,12 +181,13 @@ def test_signal_commits_and_exits_75(name, pendulum, tmp_path):
     long = PENDULUM | dict(total_timesteps=10**6, checkpoint_frequency=0)
     process = start("sac", flags(long), run)
     record = run / "seed-1" / "metrics.jsonl"
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not (record.exists() and record.stat().st_size) and time.time() < deadline:
         time.sleep(0.1)
+    assert record.exists() and process.poll() is None
     process.send_signal(signal.Signals[name])
     sent = time.time()
-    assert process.wait(60) == 75 and time.time() - sent < 10
+    assert process.wait(60) == 75 and time.time() - sent < 30
     log = run.with_suffix(".log").read_text()
     assert re.search(rf"stopped by {name} at step [\d,]+; go on with --resume {re.escape(str(run))}", log)
     if name == "SIGTERM":
@@ -264,11 +266,18 @@ def test_finished_run_says_so_and_a_larger_total_continues_it(pendulum, tmp_path
     assert done.returncode == 0 and done.stdout == f"{run} is finished (570 steps); nothing to do\n"
 
 
+@pytest.fixture(scope="module")
+def stopped_at_300(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(PENDULUM, path, patch)
+    return path
+
+
 @pytest.fixture
-def stopped(tmp_path, monkeypatch):
+def stopped(stopped_at_300, tmp_path):
     """A run with two commits, at 270 and 300 steps."""
-    interrupted(PENDULUM, tmp_path / "run", monkeypatch)
-    return tmp_path / "run"
+    return shutil.copytree(stopped_at_300, tmp_path / "run")
 
 
 def test_tensorboard_is_rebuilt_from_the_record(stopped):
@@ -294,7 +303,7 @@ def test_other_versions_are_named(stopped, pendulum, monkeypatch):
         with pytest.raises(UsageError, match=r"jax \S+, now 0.0.1: not bit-exact; add --allow-version"):
             train(PENDULUM, stopped)
         described["cpu_threads"] = 7
-        with pytest.raises(UsageError, match="cpu_threads 2, now 7"):
+        with pytest.raises(UsageError, match=f"cpu_threads {THREADS}, now 7"):
             train(PENDULUM, stopped)
     train(PENDULUM | dict(allow_version_change=True), stopped)
     assert differences(pendulum, digests(stopped)) == []
@@ -303,7 +312,7 @@ def test_other_versions_are_named(stopped, pendulum, monkeypatch):
 def test_recorded_threads_are_used(stopped, tmp_path):
     """Bits depend on XLA's threads, so a resumed run has those it began with."""
     config = json.loads((stopped / "config.json").read_text())
-    assert config["cpu_threads"] == 2
+    assert config["cpu_threads"] == int(THREADS)
     program = (
         "import os\nfrom cleanrl_maxent.common.devices import set_up_device\n"
         f"set_up_device('cpu', {str(stopped)!r})\nprint(os.environ['NPROC'])"
@@ -468,10 +477,10 @@ def test_lost_config_does_not_start_anew(stopped):
 def test_changed_threads_in_the_config_do_not_pass(stopped):
     """The commit knows the machine too, so a bit flip in config.json is not silent."""
     path = stopped / "config.json"
-    path.write_text(path.read_text().replace('"cpu_threads": 2', '"cpu_threads": 3'))
+    path.write_text(path.read_text().replace(f'"cpu_threads": {THREADS}', '"cpu_threads": 3'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "3")
-        with pytest.raises(UsageError, match="cpu_threads 2, now 3"):
+        with pytest.raises(UsageError, match=f"cpu_threads {THREADS}, now 3"):
             train(PENDULUM, stopped)
 
 
@@ -616,7 +625,7 @@ REFUSED = {"actions since the reset", "random state of the reset"}
 @pytest.fixture(scope="module")
 def stopped_once(tmp_path_factory):
     """A stopped run, 290 steps in, to be copied; and what it is to end with."""
-    args = PENDULUM | dict(total_timesteps=500, eval_frequency=250)
+    args = PENDULUM | dict(total_timesteps=500, eval_episodes=0)
     path = tmp_path_factory.mktemp("mutants")
     with pytest.MonkeyPatch.context() as patch:
         interrupted(args, path / "run", patch, 290)
@@ -629,7 +638,7 @@ def test_mutants_are_caught(mutant, stopped_once, tmp_path, monkeypatch):
     """Dropping one part of the state changes the end, or is refused; dropping none does not."""
     source, reference = stopped_once
     shutil.copytree(source, tmp_path / "run")
-    args = PENDULUM | dict(total_timesteps=400, eval_frequency=250)
+    args = PENDULUM | dict(total_timesteps=400, eval_episodes=0)
     if mutant is None:
         train(args, tmp_path / "run")
         assert differences(reference, digests(tmp_path / "run")) == []

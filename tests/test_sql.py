@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import multigoal
 import numpy as np
+import optax
 import particles
 import pytest
 from faults import differences, digests
@@ -165,9 +166,10 @@ def test_stein_direction():
     assert together == pytest.approx(1)  # the width is at least 1e-3
 
 
+@pytest.mark.parametrize("n_critics", [1, 2])
 @pytest.mark.parametrize("space", ["raw", "action"])
-def test_log_density(space):
-    args = sql.Args(**{**vars(ARGS), "svgd_space": space})
+def test_log_density(space, n_critics):
+    args = sql.Args(**{**vars(ARGS), "svgd_space": space, "n_critics": n_critics})
     state, batch = make_state(args), make_batch()
     particle = np.random.default_rng(0).uniform(-0.9, 0.9, (8, 5, ACTION_DIM))
     action = np.tanh(particle) if space == "raw" else particle
@@ -319,6 +321,27 @@ def test_targets_are_copied_when_their_turn_comes_and_it_compiles_once():
     assert copied == [True, False, False] * 2 and update._cache_size() == 1
 
 
+def test_the_sampler_steps_towards_the_new_critics():
+    """Gradient descent of the sampler by 1, after a critics' step that is large."""
+    args, descent = sql.Args(**{**vars(ARGS), "q_lr": 0.1}), optax.sgd(1.0)
+    state, batch, key = make_state(args), make_batch(), jax.random.key(1)
+    state = state.replace(actor=state.actor.replace(tx=descent, opt_state=descent.init(state.actor.params)))
+    after = jax.jit(lambda state: sql.update(state, batch, key, 0, args)[0])(state)
+    noise_key = jax.random.split(key)[1]
+
+    @jax.jit
+    def distance(critics):
+        given = state.replace(critics=critics)
+        grads = jax.grad(sql.actor_loss, has_aux=True)(state.actor.params, given, batch, noise_key, args)[0]
+        pairs = zip(
+            *map(jax.tree.leaves, (state.actor.apply_gradients(grads=grads).params, after.actor.params)),
+            strict=True,
+        )
+        return jnp.stack([jnp.abs(a - b).max() for a, b in pairs]).max()
+
+    assert distance(after.critics) < 1e-5 and distance(state.critics) > 1e-3
+
+
 def test_one_seed_alone_equals_that_seed_among_three():
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     states = jax.jit(jax.vmap(lambda key: sql.init(key, OBS_DIM, ACTION_DIM, ARGS)))(keys)
@@ -409,3 +432,5 @@ def test_exact_soft_optimum_of_multigoal():
     assert played["returns"].mean() == pytest.approx(-192, abs=4 * 39 / 14)
     assert played["lengths"].mean() == pytest.approx(9.96, abs=4 * 2.8 / 14)
     assert all(np.mean(played["goals"] == goal) > 0.15 for goal in range(4))
+    for path in played["paths"]:  # from the start, by steps that an action can make
+        assert np.linalg.norm(path[0]) < 0.6 and np.abs(np.diff(path, axis=0)).max() <= 1 + 1e-6

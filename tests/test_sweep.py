@@ -61,10 +61,12 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
     assert status == 0 and "2 of 2 runs are done" in out and len(finished_records(calm)) == 2, err
 
     suite, rng = write_suite(tmp_path / "suite.toml", good, bad), random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         process = run_sweep(suite, stormy)
-        time.sleep(rng.uniform(3, 7))
-        workers = list(workers_of(stormy))
+        while not (workers := list(workers_of(stormy))) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(rng.uniform(0, 4))
+        workers = list(workers_of(stormy)) or workers
         for victim in [process.pid, *rng.sample(workers, min(1, len(workers)))]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
@@ -186,7 +188,8 @@ def test_a_signal_saves_every_run(tmp_path):
     assert list((timing.parent / "checkpoint").glob("commit-*"))
 
 
-def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys):
+def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "cpu_count", lambda: 2)
     args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)
     assert sweep.run(args) == 0
     *commands, summary = capsys.readouterr().out.splitlines()
