@@ -108,7 +108,7 @@ def differences(reference: dict[str, str], other: dict[str, str]) -> list[str]:
 class Kill:
     """Kills runs with SIGKILL at random moments, resumes them, and compares the ends."""
 
-    algorithms: tuple[str, ...] = ("sac",)  # files of cleanrl_maxent
+    algorithms: tuple[str, ...] = ("ddpg", "td3", "sac", "sql")  # files of cleanrl_maxent
     env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each with each
     kills: int = 25  # SIGKILLs of each algorithm on each environment
     total_timesteps: int = 1200  # steps of a run

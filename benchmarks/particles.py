@@ -10,6 +10,7 @@ Each prints a Markdown table; docs/sql.md has them, and what follows.
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -230,6 +231,11 @@ def compare_cost(updates: int) -> None:
 
 if __name__ == "__main__":
     given = tyro.cli(Args)
+    if given.steps < 1 or given.updates < 1:
+        print(
+            f"error: steps and updates must be >= 1; got {given.steps} and {given.updates}", file=sys.stderr
+        )
+        sys.exit(2)
     if given.what == "samplers":
         compare_samplers(given.steps)
     elif given.what == "proposals":

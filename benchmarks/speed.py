@@ -32,7 +32,7 @@ DIFFERENCES = (
     "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full; peers log "
     "nothing. Peers' replay is in NumPy, whose memory counts only once it is written to; ours counts whole."
 )
-PEER_NAMES = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC", "maxent_pg": "PPO"}  # what peers have, and call it
+PEER_NAMES = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC", "maxent_pg": "PPO"}  # what peers have
 ON_POLICY = ("maxent_pg",)  # no update of a single batch, which would be timed alone
 Figures = dict[str, float]
 
@@ -41,7 +41,7 @@ Figures = dict[str, float]
 class Args:
     """What to time, against what, and how long."""
 
-    algorithms: tuple[str, ...] = ("ddpg", "td3", "sac")  # files of cleanrl_maxent; peers by the same name
+    algorithms: tuple[str, ...] = ("ddpg", "td3", "sac", "sql")  # files of cleanrl_maxent
     env_id: str = "Hopper-v4"
     num_seeds: tuple[int, ...] = (1, 4, 10)  # vmapped in one process
     evaluated: tuple[int, ...] = (1, 4, 10)  # numbers of seeds to time with evaluation too
@@ -137,8 +137,11 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
         add(seeds(k), run(k, 1000, args.warm, "--num-seeds", k))
 
     add_run(args.num_seeds[0])
-    if args.peer_python:
-        for name, package in PEERS.items() if algorithm in PEER_NAMES else ():
+    if algorithm not in PEER_NAMES:
+        sizes = ["--env-id", args.env_id, "--warm", args.warm, "--steps", args.steps]
+        add("our SAC, 1 seed", ours("run", "--algorithm", "sac", *sizes))
+    elif args.peer_python:
+        for name, package in PEERS.items():
             sizes = [PEER_NAMES[algorithm], args.env_id, str(args.warm), str(args.steps)]
             add(name, [str(args.peer_python), str(HERE / "speed_peer.py"), package, *sizes])
         for script in args.peer_script:
@@ -202,7 +205,8 @@ def describe(args: Args) -> dict[str, Any]:
     if args.peer_python:
         for name, package in PEERS.items():
             peers[name] = measure([str(args.peer_python), str(HERE / "speed_peer.py"), package])
-    return {"cores": cpu_count(), "ours": measure(ours("about")), "peers": peers, **settings}
+    differ = {"settings that differ": DIFFERENCES}
+    return {"cores": cpu_count(), "ours": measure(ours("about")), "peers": peers, **settings, **differ}
 
 
 def rounds_of(args: Args, machine: dict, on_cpu: bool) -> dict[str, list[dict[str, Figures]]]:
@@ -233,7 +237,7 @@ def main(args: Args) -> None:
     machine = describe(args)
     on_cpu = machine["ours"]["device"]["platform"] == "cpu"
     kept = rounds_of(args, machine, on_cpu)
-    print(json.dumps(machine), DIFFERENCES, sep="\n\n")
+    print(json.dumps(machine))
     for algorithm in args.algorithms:
         rounds, turns = kept.setdefault(algorithm, []), programs(args, algorithm, on_cpu)
         while len(rounds) < args.rounds:

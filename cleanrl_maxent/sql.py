@@ -33,7 +33,6 @@ from cleanrl_maxent.common.runs import Run
 
 # c, by environment whatever its version: the published example's (docs/sql.md); 1 elsewhere
 REWARD_SCALES = dict(Swimmer=30, Hopper=30, HalfCheetah=30, Walker2d=10, Ant=300, Humanoid=100)
-REWARD_SCALES["cleanrl_maxent/MultiGoal"] = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Args(RunArgs):
     tau: float = 1.0  # weight of new parameters in targets
     policy_lr: float = 3e-4  # Adam, sampler
     q_lr: float = 3e-4  # Adam, critics
-    alpha: float = 1.0  # temperature, in scaled reward per nat
+    alpha: float = 1.0  # temperature, in scaled reward per nat; alpha / reward_scale in reward per nat
     # c, times the reward; None: 30 on Swimmer, Hopper, HalfCheetah, 10 Walker2d, 300 Ant, 100 Humanoid,
-    # 0.1 MultiGoal, 1 elsewhere
+    # 1 elsewhere
     reward_scale: float | None = None
     n_critics: Integer = 1  # critics; the smallest value counts
     value_particles: Integer = 16  # uniform actions for the soft value
@@ -255,6 +254,9 @@ def train(args):
     obs_dim, action_dim = envs.obs_dim, envs.action_dim
     needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
     check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
+    count = max(args.n_critics * args.value_particles, args.svgd_particles)
+    needed = 4 * args.num_seeds * args.batch_size * count * max(args.hidden_dims)  # float32
+    check_memory(needed, f"a layer of {count} particles", "--value-particles or --svgd-particles")
     evaluate = Evaluation(args, act, policies=("eval_stochastic",))
 
     def explore(key, step):

@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -135,6 +136,9 @@ def validate(args: RunArgs) -> None:
     for name, (holds, words) in RANGES.items():
         if name in given and not holds(given[name]):
             raise UsageError(f"{name} must be {words}; got {given[name]}")
+    for name, kind in get_type_hints(type(args)).items():
+        if get_origin(kind) is Literal and given[name] not in get_args(kind):
+            raise UsageError(f"{name} must be {' or '.join(get_args(kind))}; got {given[name]!r}")
     if args.seed + args.num_seeds > 2**31:
         raise UsageError(f"seed + num_seeds goes beyond 2147483647: {args.seed} + {args.num_seeds}")
     if not args.exp_name or "/" in args.exp_name or ".." in args.exp_name:
@@ -195,6 +199,7 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
     one line on stderr. 75: stopped by a signal; `--resume` goes on.
     """
     listen()
+    sys.path.append(os.getcwd())  # where the module of `--env-id my_module:MyEnv-v0` may be
     args = tyro.cli(args_class)
     try:
         if args.resume is not None:
