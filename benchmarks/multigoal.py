@@ -29,7 +29,7 @@ from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp
 
 from cleanrl_maxent.common.arguments import UsageError
-from cleanrl_maxent.common.checkpoint import Checkpoints, Damaged, like
+from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged, like
 from cleanrl_maxent.common.runs import below
 from cleanrl_maxent.environments.multigoal import GOALS, MultiGoal
 
@@ -127,11 +127,10 @@ def trained_policy(algorithm: ModuleType, state: Any, deterministic: bool) -> Po
     return policy
 
 
-def trained_state(algorithm: ModuleType, cell: sweep.Cell) -> Any:
-    """What the first seed of a finished run learned."""
-    checkpoints = Checkpoints(cell.folder / "checkpoint")
-    commit = checkpoints.read(checkpoints.commits()[0])
-    state = jax.vmap(lambda key: algorithm.init(key, 2, 2, cell.args))(jax.random.split(jax.random.key(0), 1))
+def trained_state(algorithm: ModuleType, commit: Commit, args: Any, obs_dim: int, action_dim: int) -> Any:
+    """What the first seed of a run had learned at a commit."""
+    init = jax.vmap(lambda key: algorithm.init(key, obs_dim, action_dim, args))
+    state = init(jax.random.split(jax.random.key(0), args.num_seeds))
     return jax.tree.map(lambda leaf: leaf[0], like(state, below("state/", commit.arrays)))
 
 
@@ -194,7 +193,9 @@ def compare(args: Args, env: MultiGoal, V: np.ndarray) -> None:
             print(f"{cell.folder} is not finished: left out", file=sys.stderr)
             continue
         algorithm, label = import_module(f"cleanrl_maxent.{cell.algorithm}"), cell.args.exp_name
-        state = trained_state(algorithm, cell)
+        checkpoints = Checkpoints(cell.folder / "checkpoint")
+        commit = checkpoints.read(checkpoints.commits()[0])
+        state = trained_state(algorithm, commit, cell.args, 2, 2)
         policy = trained_policy(algorithm, state, deterministic=cell.algorithm == "ddpg")
         for start, options in (("", {}), (", from (0, 0)", {"init_sigma": 0.0})):
             print(row(f"{label}, seed {cell.args.seed}{start}", play(policy, args.episodes, **options)))

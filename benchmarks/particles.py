@@ -3,6 +3,7 @@ what both cost.
 
     python benchmarks/particles.py samplers     # five known distributions, three ways to take Stein's step
     python benchmarks/particles.py proposals    # bias of the soft value: uniform proposals, and better ones
+    python benchmarks/particles.py trained --run-dir runs/…   # the same with the Q and the sampler of a run
     python benchmarks/particles.py cost         # updates per second over the number of particles, beside SAC
 
 Each prints a Markdown table; docs/sql.md has them, and what follows.
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
@@ -22,9 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from multigoal import trained_state
+from scipy.special import logsumexp
 from speed_ours import prepare_update
 
 from cleanrl_maxent import sac, sql
+from cleanrl_maxent.common.arguments import UsageError, recorded
+from cleanrl_maxent.common.checkpoint import Checkpoints, Damaged
 from cleanrl_maxent.common.devices import set_up_device
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Transition
@@ -38,7 +44,8 @@ STATES = 4_000  # over which the bias of the soft value is averaged
 class Args:
     """Measures soft Q-learning's particles."""
 
-    what: tyro.conf.Positional[Literal["samplers", "proposals", "cost"]]
+    what: tyro.conf.Positional[Literal["samplers", "proposals", "trained", "cost"]]
+    run_dir: str | None = None  # trained: a run of sql.py
     steps: int = 2_000  # Adam steps of each sampler
     updates: int = 30  # timed updates of each row of the cost, three times over
 
@@ -192,6 +199,50 @@ def compare_proposals() -> None:
             )
 
 
+def compare_on_a_run(folder: str) -> None:
+    """Prints bias and deviation of the soft value of 200 states that a run met, in nats of exp(Q/α).
+
+    The mixture's Gaussian is fitted to 16 samples of the run's own sampler. The value itself is that of 64
+    times 256 proposals of the mixture; half of them tell how far it can be trusted.
+    """
+    args = recorded(sql.Args, folder)
+    checkpoints = Checkpoints(Path(folder) / "checkpoint")
+    if not checkpoints.commits():
+        raise UsageError(f"{folder} has no commit yet")
+    commit = checkpoints.read(checkpoints.commits()[0])
+    newest = commit.segments[-1].load()
+    obs, dim = jnp.asarray(newest.obs[0][-1000::5]), newest.action.shape[-1]
+    state = trained_state(sql, commit, args, obs.shape[-1], dim)
+    samples_key, *keys = jax.random.split(jax.random.key(0), 129)
+    samples = sql.sample(state.actor.params, sql.for_each(obs, 16), samples_key)
+    state = state.replace(target_critics=state.critics.params)
+
+    def log_q(action):
+        rows = sql.for_each(obs, action.shape[1])
+        return state.critics.apply_fn(state.critics.params, rows, action).min(axis=0) / args.alpha
+
+    def uniform(key, count):
+        few = replace(args, value_particles=count)
+        return sql.soft_value(state, obs, dim, key, few) / args.alpha
+
+    def mixture(key, count):
+        return mixture_value(log_q, samples, key, count)
+
+    values = np.stack([jax.jit(mixture, static_argnums=1)(key, 256) for key in keys[:64]])
+    half, exact = (logsumexp(values[:count], axis=0) - math.log(count) for count in (32, 64))
+    print(f"{folder} at step {commit.steps:,}: V/α is {exact.mean():.1f} nats in the mean of the states")
+    print(f"({half.mean() - exact.mean():+.2f} with half of the proposals)\n")
+    print(
+        "| proposals | uniform | standard deviation | mixture | standard deviation |\n" + "| --- " * 5 + "|"
+    )
+    for count in (16, 50, 256):
+        cells = []
+        for estimate in (uniform, mixture):
+            errors = np.stack([jax.jit(estimate, static_argnums=1)(k, count) for k in keys[64:96]]) - exact
+            cells += [f"{errors.mean():.2f}", f"{errors.std(axis=0).mean():.2f}"]
+        print(f"| {count} | {' | '.join(cells)} |")
+
+
 def updates_per_second(algorithm: Any, args: Any, envs: SeedEnvs, updates: int) -> Callable[[], float]:
     """A function that times `updates` updates; compiled already."""
     update, state, (batch, keys) = prepare_update(algorithm, args, envs)
@@ -229,16 +280,25 @@ def compare_cost(updates: int) -> None:
         print(f"| {name} | {rate:.0f} | {share:.2f} |")
 
 
-if __name__ == "__main__":
-    given = tyro.cli(Args)
-    if given.steps < 1 or given.updates < 1:
-        print(
-            f"error: steps and updates must be >= 1; got {given.steps} and {given.updates}", file=sys.stderr
-        )
-        sys.exit(2)
-    if given.what == "samplers":
-        compare_samplers(given.steps)
-    elif given.what == "proposals":
+def main(args: Args) -> None:
+    """Raises UsageError for bad input."""
+    if args.steps < 1 or args.updates < 1:
+        raise UsageError(f"steps and updates must be >= 1; got {args.steps} and {args.updates}")
+    if args.what == "samplers":
+        compare_samplers(args.steps)
+    elif args.what == "proposals":
         compare_proposals()
+    elif args.what == "cost":
+        compare_cost(args.updates)
+    elif args.run_dir is None:
+        raise UsageError("name the run of sql.py: --run-dir runs/…")
     else:
-        compare_cost(given.updates)
+        compare_on_a_run(args.run_dir)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except (UsageError, Damaged) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -369,6 +369,32 @@ def test_exploration(algorithm, tmp_path, monkeypatch):
     assert np.abs(corr - np.eye(8)).max() < 0.25
 
 
+def test_target_actions_are_smoothed_in_half_ranges(tmp_path, monkeypatch):
+    """Bounds ±0.4 and [-1, 3], an actor that does not learn: noise up to ±0.5 in either dimension, around one
+    action; and learned from are actions in [-1, 1]."""
+    seen, original = {"next": [], "stored": []}, td3.critic_loss
+
+    def critic_loss(params, state, batch, key, args):
+        names = iter(seen)  # target critics are asked first
+
+        def noted(critic, obs, action, apply=state.critics.apply_fn):
+            jax.debug.callback(seen[next(names)].append, action)
+            return apply(critic, obs, action)
+
+        noting = state.replace(critics=state.critics.replace(apply_fn=noted))
+        return original(params, noting, batch, key, args)
+
+    monkeypatch.setattr(td3, "critic_loss", critic_loss)
+    args = dict(env_id="Echo-v0", total_timesteps=300, learning_starts=200, learning_rate=1e-12)
+    args |= dict(batch_size=8, hidden_dims=(8,), policy_noise=0.4, eval_episodes=0)
+    td3.train(td3.Args(**args, run_dir=str(tmp_path / "run")))
+    jax.effects_barrier()
+    smoothed, stored = (np.concatenate([np.asarray(rows) for rows in seen[name]]) for name in seen)
+    assert smoothed.shape == stored.shape == (800, 2)
+    assert np.ptp(smoothed, axis=0) == pytest.approx(1, abs=1e-6)
+    assert np.abs(stored).max() <= 1 and np.abs(stored).max(axis=0) == pytest.approx(1, abs=0.1)
+
+
 @ALGORITHMS
 def test_a_restarted_episode_starts_without_noise(algorithm, tmp_path, monkeypatch):
     """`--env-reset restart` begins a new episode on resume; the noise starts from 0 there."""
