@@ -201,7 +201,7 @@ def update(state, batch, key, index, args):
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
     # actor and temperature, against the new critics
     target_entropy = -args.target_entropy_scale * batch.action.shape[-1]
-    state, policy_metrics = jax.lax.cond(  # of a plain True XLA leaves no branch, which costs 3%
+    state, policy_metrics = jax.lax.cond(  # a branch costs 3%; of a plain True XLA leaves none
         args.policy_frequency == 1 or index % args.policy_frequency == 0,
         lambda state: improve_policy(state, batch, action_key, target_entropy, args),
         lambda state: (state, state.policy_metrics),
