@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -213,7 +214,7 @@ def compare_on_a_run(folder: str) -> None:
     newest = commit.segments[-1].load()
     obs, dim = jnp.asarray(newest.obs[0][-1000::5]), newest.action.shape[-1]
     state = trained_state(sql, commit, args, obs.shape[-1], dim)
-    samples_key, *keys = jax.random.split(jax.random.key(0), 129)
+    samples_key, *keys = jax.random.split(jax.random.key(0), 97)
     samples = sql.sample(state.actor.params, sql.for_each(obs, 16), samples_key)
     state = state.replace(target_critics=state.critics.params)
 
@@ -221,14 +222,16 @@ def compare_on_a_run(folder: str) -> None:
         rows = sql.for_each(obs, action.shape[1])
         return state.critics.apply_fn(state.critics.params, rows, action).min(axis=0) / args.alpha
 
+    @partial(jax.jit, static_argnums=1)
     def uniform(key, count):
         few = replace(args, value_particles=count)
         return sql.soft_value(state, obs, dim, key, few) / args.alpha
 
+    @partial(jax.jit, static_argnums=1)
     def mixture(key, count):
         return mixture_value(log_q, samples, key, count)
 
-    values = np.stack([jax.jit(mixture, static_argnums=1)(key, 256) for key in keys[:64]])
+    values = np.stack([mixture(key, 256) for key in keys[:64]])
     half, exact = (logsumexp(values[:count], axis=0) - math.log(count) for count in (32, 64))
     print(f"{folder} at step {commit.steps:,}: V/α is {exact.mean():.1f} nats in the mean of the states")
     print(f"({half.mean() - exact.mean():+.2f} with half of the proposals)\n")
@@ -238,7 +241,7 @@ def compare_on_a_run(folder: str) -> None:
     for count in (16, 50, 256):
         cells = []
         for estimate in (uniform, mixture):
-            errors = np.stack([jax.jit(estimate, static_argnums=1)(k, count) for k in keys[64:96]]) - exact
+            errors = np.stack([estimate(key, count) for key in keys[64:]]) - exact
             cells += [f"{errors.mean():.2f}", f"{errors.std(axis=0).mean():.2f}"]
         print(f"| {count} | {' | '.join(cells)} |")
 
