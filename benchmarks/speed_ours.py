@@ -169,6 +169,12 @@ def gigaflop(algorithm: ModuleType, given: Parts, envs: SeedEnvs) -> float:
     return statistics.mean(one.compile().cost_analysis()["flops"] for one in compiled) / 1e9
 
 
+def about(given: About) -> dict[str, Any]:
+    """Machine, versions, threads and flags, as a run has them."""
+    set_up_device("auto")
+    return describe_machine()
+
+
 def profile(given: Profile) -> dict[str, float]:
     """Kind of operation, as XLA names it → share of the busy time of its threads; from 1%, largest first."""
     set_up_device("cpu")
@@ -223,5 +229,5 @@ def time_environments(envs: SeedEnvs, steps: int) -> float:
 
 if __name__ == "__main__":
     chosen = tyro.cli(Run | Parts | Profile | About)
-    kinds = {Run: run, Parts: parts, Profile: profile, About: lambda _: describe_machine()}
+    kinds = {Run: run, Parts: parts, Profile: profile, About: about}
     print(json.dumps(kinds[type(chosen)](chosen)))
