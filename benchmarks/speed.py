@@ -29,8 +29,9 @@ HERE = Path(__file__).parent
 PEERS = {"SBX": "sbx", "SB3": "stable_baselines3"}
 THREADS = ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS")  # would favour one side
 DIFFERENCES = (
-    "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full; peers log "
-    "nothing. Peers' replay is in NumPy, whose memory counts only once it is written to; ours counts whole."
+    "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full, with jax "
+    "0.10 on a CPU by Eigen; peers log nothing. Peers' replay is in NumPy, whose memory counts only once "
+    "it is written to; ours counts whole."
 )
 PEER_NAMES = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC", "maxent_pg": "PPO"}  # what peers have
 ON_POLICY = ("maxent_pg",)  # no update of a single batch, which would be timed alone

@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.arguments import NonFiniteError, UsageError
+from cleanrl_maxent.common.devices import LIBRARY, set_up_device
 from cleanrl_maxent.common.envs import EVALUATION, SeedEnvs, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.evaluation import Evaluation
 
@@ -255,6 +256,24 @@ sac.train(args)
         four, one = (rows(tmp_path / name / f"seed-{seed}" / "metrics.jsonl") for name in ("four", "one"))
         for a, b in zip(four, one, strict=True):
             assert a == pytest.approx(b, rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "expected"),
+    [
+        ("0.10.2", "", LIBRARY),
+        ("0.10.2", "--xla_cpu_enable_fast_math=false", f"{LIBRARY} --xla_cpu_enable_fast_math=false"),
+        ("0.10.2", f"{LIBRARY}LIBRARY_FUSION_TYPE_DOT", f"{LIBRARY}LIBRARY_FUSION_TYPE_DOT"),
+        ("0.12.0.1", "", ""),
+    ],
+)
+def test_library_of_products(version, given, expected, monkeypatch):
+    """Eigen with jax 0.10; what the user chose stays, and a second run of the process adds nothing."""
+    monkeypatch.setattr(jax, "__version__", version)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    for _ in range(2):
+        set_up_device("auto")
+        assert os.environ["XLA_FLAGS"] == expected
 
 
 def test_wandb_offline(tmp_path):
