@@ -30,6 +30,7 @@ from scipy.special import logsumexp
 
 from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged, like
+from cleanrl_maxent.common.devices import set_up_device
 from cleanrl_maxent.common.runs import below
 from cleanrl_maxent.environments.multigoal import GOALS, MultiGoal
 
@@ -127,6 +128,14 @@ def trained_policy(algorithm: ModuleType, state: Any, deterministic: bool) -> Po
     return policy
 
 
+def newest_commit(folder: Path) -> Commit:
+    """The last commit of a run. Raises UsageError where there is none, Damaged where it is not whole."""
+    checkpoints = Checkpoints(folder / "checkpoint")
+    if not checkpoints.commits():
+        raise UsageError(f"{folder} has no commit yet")
+    return checkpoints.read(checkpoints.commits()[0])
+
+
 def trained_state(algorithm: ModuleType, commit: Commit, args: Any, obs_dim: int, action_dim: int) -> Any:
     """What the first seed of a run had learned at a commit."""
     init = jax.vmap(lambda key: algorithm.init(key, obs_dim, action_dim, args))
@@ -186,6 +195,7 @@ def draw(shown: list[tuple], path: Path) -> None:
 
 def compare(args: Args, env: MultiGoal, V: np.ndarray) -> None:
     """Prints a row for every finished run and draws the first of each algorithm beside the optimum."""
+    set_up_device("cpu")
     name, grids = sweep.read_suite("multigoal")
     shown = [("exact soft optimum", partial(exact_values, env, V), exact_policy(env, V))]
     for cell in sweep.expand(grids, Path("runs") / name, "cpu", 1):
@@ -193,9 +203,7 @@ def compare(args: Args, env: MultiGoal, V: np.ndarray) -> None:
             print(f"{cell.folder} is not finished: left out", file=sys.stderr)
             continue
         algorithm, label = import_module(f"cleanrl_maxent.{cell.algorithm}"), cell.args.exp_name
-        checkpoints = Checkpoints(cell.folder / "checkpoint")
-        commit = checkpoints.read(checkpoints.commits()[0])
-        state = trained_state(algorithm, commit, cell.args, 2, 2)
+        state = trained_state(algorithm, newest_commit(cell.folder), cell.args, 2, 2)
         policy = trained_policy(algorithm, state, deterministic=cell.algorithm == "ddpg")
         for start, options in (("", {}), (", from (0, 0)", {"init_sigma": 0.0})):
             print(row(f"{label}, seed {cell.args.seed}{start}", play(policy, args.episodes, **options)))

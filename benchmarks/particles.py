@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from multigoal import trained_state
+from multigoal import newest_commit, trained_state
 from scipy.special import logsumexp
 from speed_ours import prepare_update
 
 from cleanrl_maxent import sac, sql
 from cleanrl_maxent.common.arguments import UsageError, recorded
-from cleanrl_maxent.common.checkpoint import Checkpoints, Damaged
+from cleanrl_maxent.common.checkpoint import Damaged
 from cleanrl_maxent.common.devices import set_up_device
 from cleanrl_maxent.common.envs import SeedEnvs
 from cleanrl_maxent.common.replay import Transition
@@ -108,7 +108,7 @@ def train_sampler(
     with mock.patch.object(sql, "log_density", density):
         keys = jax.random.split(jax.random.key(1), steps)
         state = jax.jit(lambda state: jax.lax.scan(step, state, keys)[0])(state)
-    return np.asarray(sql.act(state.actor.params, jnp.zeros((100_000, 1)), jax.random.key(2)))
+    return np.asarray(sql.act(state.actor.params, jnp.zeros((100_000, 1)), jax.random.key(2), False))
 
 
 def fine_probabilities(energy: Energy, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,16 +201,13 @@ def compare_proposals() -> None:
 
 
 def compare_on_a_run(folder: str) -> None:
-    """Prints bias and deviation of the soft value of 200 states that a run met, in nats of exp(Q/α).
+    """Prints bias and deviation of the soft value of 200 of a run's last states, in nats of exp(Q/α).
 
     The mixture's Gaussian is fitted to 16 samples of the run's own sampler. The value itself is that of 64
     times 256 proposals of the mixture; half of them tell how far it can be trusted.
     """
     args = recorded(sql.Args, folder)
-    checkpoints = Checkpoints(Path(folder) / "checkpoint")
-    if not checkpoints.commits():
-        raise UsageError(f"{folder} has no commit yet")
-    commit = checkpoints.read(checkpoints.commits()[0])
+    commit = newest_commit(Path(folder))
     newest = commit.segments[-1].load()
     obs, dim = jnp.asarray(newest.obs[0][-1000::5]), newest.action.shape[-1]
     state = trained_state(sql, commit, args, obs.shape[-1], dim)
@@ -233,10 +230,14 @@ def compare_on_a_run(folder: str) -> None:
 
     values = np.stack([mixture(key, 256) for key in keys[:64]])
     half, exact = (logsumexp(values[:count], axis=0) - math.log(count) for count in (32, 64))
-    print(f"{folder} at step {commit.steps:,}: V/α is {exact.mean():.1f} nats in the mean of the states")
+    print(
+        f"{folder} at step {commit.steps:,}: V/α is {exact.mean():.1f} nats in the mean of {len(obs)} states"
+    )
     print(f"({half.mean() - exact.mean():+.2f} with half of the proposals)\n")
     print(
-        "| proposals | uniform | standard deviation | mixture | standard deviation |\n" + "| --- " * 5 + "|"
+        "| proposals | uniform: bias | standard deviation | mixture: bias | standard deviation |\n"
+        + "| --- " * 5
+        + "|"
     )
     for count in (16, 50, 256):
         cells = []
@@ -265,7 +266,6 @@ def updates_per_second(algorithm: Any, args: Any, envs: SeedEnvs, updates: int) 
 
 def compare_cost(updates: int) -> None:
     """Prints updates per second, medians of three rounds in turn, and SAC's beside them."""
-    set_up_device("auto")
     args, envs = sql.Args(), SeedEnvs("HalfCheetah-v4", [1])
     rows = {"SAC": updates_per_second(sac, sac.Args(), envs, updates)}
     for value, svgd in ((4, 4), (8, 8), (16, 16), (32, 16), (16, 32), (32, 32), (50, 32)):
@@ -287,6 +287,7 @@ def main(args: Args) -> None:
     """Raises UsageError for bad input."""
     if args.steps < 1 or args.updates < 1:
         raise UsageError(f"steps and updates must be >= 1; got {args.steps} and {args.updates}")
+    set_up_device("auto")
     if args.what == "samplers":
         compare_samplers(args.steps)
     elif args.what == "proposals":

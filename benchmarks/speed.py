@@ -29,9 +29,9 @@ HERE = Path(__file__).parent
 PEERS = {"SBX": "sbx", "SB3": "stable_baselines3"}
 THREADS = ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS")  # would favour one side
 DIFFERENCES = (
-    "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full, with jax "
-    "0.10 on a CPU by Eigen; peers log nothing. Peers' replay is in NumPy, whose memory counts only once "
-    "it is written to; ours counts whole."
+    "Ours writes metrics, TensorBoard files and commits, and computes float32 products in full (with jax "
+    "before 0.12 on a CPU by Eigen; SBX by XLA's default); peers log nothing. Peers' replay is in NumPy, "
+    "whose memory counts only once it is written to; ours counts whole."
 )
 PEER_NAMES = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC", "maxent_pg": "PPO"}  # what peers have
 ON_POLICY = ("maxent_pg",)  # no update of a single batch, which would be timed alone
@@ -183,8 +183,10 @@ def table(rounds: list[dict[str, Figures]]) -> str:
     for name in (name for name in names if name not in parts):
         rates = column(name, "steps_per_second")
         times = spread(ratios(column(first, "steps_per_second"), rates), 2)
-        memory = rounds[0][name].get("host_megabytes")
-        lines.append(f"| {name} | {spread(rates)} | {times} | {f'{memory:,.0f}' if memory else ''} |")
+        memory = ""
+        if "host_megabytes" in rounds[0][name]:
+            memory = f"{statistics.median(column(name, 'host_megabytes')):,.0f}"
+        lines.append(f"| {name} | {spread(rates)} | {times} | {memory} |")
     for name in parts:
         bare = column(name, "updates_per_second")
         shares = {"bare update ÷ its floor": ratios(bare, column(name, "floor_updates_per_second"))}

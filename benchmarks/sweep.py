@@ -36,7 +36,7 @@ from rich.table import Table
 
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.arguments import UsageError, validate
-from cleanrl_maxent.common.devices import cpu_count, recorded_threads
+from cleanrl_maxent.common.devices import cpu_count, recorded_settings
 from cleanrl_maxent.common.envs import make_env
 from cleanrl_maxent.common.folder import check_same_args, file_name, read_json
 from cleanrl_maxent.common.replay import replay_bytes
@@ -282,7 +282,9 @@ class LocalExecutor:
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **slot}
         environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the older name of the same variable
-        if threads := recorded_threads(str(cell.folder)):  # which exact resume needs again
+        if threads := recorded_settings(str(cell.folder)).get(
+            "cpu_threads"
+        ):  # which exact resume needs again
             environment["NPROC"] = str(threads)
         with open(cell.log(), "ab") as log:
             process = subprocess.Popen(

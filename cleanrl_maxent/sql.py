@@ -117,7 +117,7 @@ def sample(params, obs, key):
     return Actor(tuple(hidden_dims), action_dim).apply(params, obs, noise)
 
 
-def act(params, obs, key, deterministic=False):
+def act(params, obs, key, deterministic):
     """Action in [-1, 1], `(..., action_dim)`: tanh of a sample, also where `deterministic`."""
     return jnp.tanh(sample(params, obs, key))
 
@@ -200,11 +200,12 @@ def log_density(particles, obs, state, args):
 def stein_direction(fixed, moved, score):
     """SVGD's direction for particles of one state (eq. 13), `(moved, D)`; `fixed`, `score`: `(fixed, D)`.
 
-    Kernel exp(-‖x - y‖²/h), h the lower median of ‖x - y‖² over log of the number of fixed ones, >= 1e-3.
+    Kernel exp(-‖x - y‖²/h); h is the lower median of ‖x - y‖² divided by the log of the number of fixed
+    particles, and at least 1e-3.
     """
     difference = fixed[:, None] - moved  # (fixed, moved, D)
     squared = jnp.sum(difference**2, axis=-1)
-    # floats from 0 on sort as their bits do, which XLA does five times as fast on a CPU
+    # floats >= 0 have the order of their bits as integers, which XLA sorts several times as fast on a CPU
     bits = jnp.sort(squared.ravel().astype(jnp.float32).view(jnp.int32))
     median = bits[(squared.size - 1) // 2].view(jnp.float32)
     width = jnp.maximum(median / math.log(len(fixed)), 1e-3)
@@ -214,7 +215,10 @@ def stein_direction(fixed, moved, score):
 
 
 def actor_loss(params, state, batch, key, args):
-    """Its gradient descends the KL from exp(Q/α)/Z (eq. 12) along Stein directions (eq. 14)."""
+    """Its gradient descends the KL from exp(Q/α)/Z (eq. 12) along Stein directions (eq. 14).
+
+    The fixed samples stand for the sampler's distribution, the moved ones are others: none repels itself.
+    """
     fixed_key, moved_key = jax.random.split(key)
     n_fixed = args.svgd_particles - args.moved_particles
     fixed = sample_particles(state.actor.params, batch.obs, fixed_key, n_fixed, args)
@@ -257,15 +261,16 @@ def train(args):
     needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
     check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
     count = max(args.n_critics * args.value_particles, args.svgd_particles)
-    needed = 4 * args.num_seeds * args.batch_size * count * max(args.hidden_dims)  # float32
-    check_memory(needed, f"a layer of {count} particles", "--value-particles or --svgd-particles")
+    pairs = args.moved_particles * (args.svgd_particles - args.moved_particles)
+    floats = args.num_seeds * args.batch_size * max(count * max(args.hidden_dims), pairs)
+    check_memory(4 * floats, f"a layer of {count} particles", "--value-particles or --svgd-particles")
     evaluate = Evaluation(args, act, policies=("eval_stochastic",))
 
     def explore(key, step):
         return jax.random.uniform(jax.random.fold_in(key, step), (action_dim,), minval=-1, maxval=1)
 
     def behave(params, obs, key, step):
-        return act(params, obs, jax.random.fold_in(key, step))
+        return act(params, obs, jax.random.fold_in(key, step), False)
 
     def learn(state, replay, key, step):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))

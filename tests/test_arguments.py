@@ -53,6 +53,8 @@ BAD = [
     (dict(reward_scale=float("inf")), "reward_scale must be a finite number > 0; got inf"),
     (dict(n_critics=0), "n_critics must be an integer in [1, 2147483647]"),
     (dict(value_particles=0), "value_particles must be an integer in [1, 2147483647]"),
+    (dict(svgd_particles=0), "svgd_particles must be an integer in [1, 2147483647]"),
+    (dict(update_ratio=0.0), "update_ratio must be in (0, 1); got 0.0"),
     (dict(update_ratio=1.0), "update_ratio must be in (0, 1); got 1.0"),
     (dict(update_ratio=float("nan")), "update_ratio must be in (0, 1); got nan"),
     (dict(num_envs=0), "num_envs must be an integer in [1, 2147483647]"),
@@ -78,6 +80,8 @@ OF_ONE = [
     (sac, dict(alpha=0.0), "--no-autotune"),
     (sql, dict(alpha=0.0), "alpha must be > 0: soft Q-learning divides by it"),
     (sql, dict(svgd_particles=2), "svgd_particles 2 x update_ratio 0.5 moves 1 and leaves 1"),
+    (sql, dict(svgd_particles=10, update_ratio=0.05), "moves 0 and leaves 10; at least 1 and 2 are needed"),
+    (sql, dict(svgd_particles=3, update_ratio=0.7), "moves 2 and leaves 1; at least 1 and 2 are needed"),
     (maxent_pg, dict(alpha=0.0, autotune=True), "--no-autotune"),
     (maxent_pg, dict(alpha=5.0, autotune=True), "alpha is tuned within [0.0001, 1]; got 5.0"),
     (maxent_pg, dict(total_timesteps=1000), "num_envs 8 x num_steps 256 is longer than total_timesteps 1000"),
@@ -97,6 +101,7 @@ def test_validate(algorithm, given, words):
 @ALGORITHMS
 def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
     validate(algorithm.Args())
+    validate(sql.Args(svgd_particles=3))
     kinds = {field.name: type(field.default) for field in fields(algorithm.Args)}
     assert {name for name, kind in kinds.items() if kind in (int, float)} <= RANGES.keys()
 
@@ -109,13 +114,14 @@ def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
             dict(value_particles=10**6),
             "a layer of 1000000 particles needs 262.1 GB, 20.0 GB available; lower --v",
         ),
+        (dict(svgd_particles=20_000), "a layer of 20000 particles needs 102.4 GB, 20.0 GB available"),
         (dict(device="cuda"), "no CUDA device found; available: cpu"),
         (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
     ],
 )
 @ALGORITHMS
 def test_train_refuses_and_leaves_nothing(algorithm, given, words, tmp_path, monkeypatch):
-    if "value_particles" in given and algorithm is not sql:
+    if given.keys() & {"value_particles", "svgd_particles"} and algorithm is not sql:
         pytest.skip("has no particles")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "available_memory", lambda: 20e9)

@@ -309,18 +309,20 @@ def test_other_versions_are_named(stopped, pendulum, monkeypatch):
     assert differences(pendulum, digests(stopped)) == []
 
 
-def test_recorded_threads_are_used(stopped, tmp_path):
-    """Bits depend on XLA's threads, so a resumed run has those it began with."""
+@pytest.mark.parametrize("flags", ["--xla_cpu_enable_fast_math=false", None])
+def test_recorded_threads_and_flags_are_used(stopped, flags):
+    """Bits depend on them, so a resumed run has those it began with."""
     config = json.loads((stopped / "config.json").read_text())
     assert config["cpu_threads"] == int(THREADS)
+    assert config["xla_flags"] == (os.environ["XLA_FLAGS"] or None)
     program = (
         "import os\nfrom cleanrl_maxent.common.devices import set_up_device\n"
-        f"set_up_device('cpu', {str(stopped)!r})\nprint(os.environ['NPROC'])"
+        f"set_up_device('cpu', {str(stopped)!r})\nprint(os.environ['NPROC'], os.environ['XLA_FLAGS'])"
     )
-    clean = {name: value for name, value in os.environ.items() if name != "NPROC"}
-    (stopped / "config.json").write_text(json.dumps(config | {"cpu_threads": 5}))
+    clean = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
+    (stopped / "config.json").write_text(json.dumps(config | {"cpu_threads": 5, "xla_flags": flags}))
     done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True)
-    assert done.stdout == "5\n"
+    assert done.stdout == f"5 {flags or ''}\n"
 
 
 def test_one_writer(tmp_path):

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import envs as probes
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.arguments import NonFiniteError, UsageError
-from cleanrl_maxent.common.devices import LIBRARY, set_up_device
+from cleanrl_maxent.common.devices import EIGEN, set_up_xla
 from cleanrl_maxent.common.envs import EVALUATION, SeedEnvs, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.evaluation import Evaluation
 
@@ -261,19 +262,43 @@ sac.train(args)
 @pytest.mark.parametrize(
     ("version", "given", "expected"),
     [
-        ("0.10.2", "", LIBRARY),
-        ("0.10.2", "--xla_cpu_enable_fast_math=false", f"{LIBRARY} --xla_cpu_enable_fast_math=false"),
-        ("0.10.2", f"{LIBRARY}LIBRARY_FUSION_TYPE_DOT", f"{LIBRARY}LIBRARY_FUSION_TYPE_DOT"),
-        ("0.12.0.1", "", ""),
+        ((0, 10, 2), "", EIGEN),
+        ((0, 11, 0), "--xla_cpu_enable_fast_math=false", f"{EIGEN} --xla_cpu_enable_fast_math=false"),
+        ((0, 10, 2), f"{EIGEN}LIBRARY_FUSION_TYPE_DOT", f"{EIGEN}LIBRARY_FUSION_TYPE_DOT"),
+        ((0, 10, 1), "", ""),
+        ((0, 12, 0, 1), "", ""),
     ],
 )
-def test_library_of_products(version, given, expected, monkeypatch):
-    """Eigen with jax 0.10; what the user chose stays, and a second run of the process adds nothing."""
-    monkeypatch.setattr(jax, "__version__", version)
+def test_flags_of_xla(version, given, expected, monkeypatch):
+    """Eigen where YNNPACK errs; what the user chose stays, and a second run of the process adds nothing."""
+    monkeypatch.setattr(jax, "__version_info__", version)
     monkeypatch.setenv("XLA_FLAGS", given)
     for _ in range(2):
-        set_up_device("auto")
+        set_up_xla(None)
         assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_sum_of_products_of_many_rows():
+    """YNNPACK gets it wrong in jax 0.10.2: https://github.com/jax-ml/jax/issues/39103."""
+    rows = jnp.arange(32_769.0)[:, None] * jnp.array([1.0, 0.0, 0.0])
+    squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    assert squares[-1] == 32_768**2
+
+
+def test_a_process_that_has_computed_before_is_told(tmp_path):
+    """Its threads and flags are unknown, and recorded as such."""
+    args = dict(SMALL, learning_starts=16, total_timesteps=20, run_dir=str(tmp_path / "run"))
+    program = f"""
+import jax
+jax.numpy.ones(3).block_until_ready()
+from cleanrl_maxent import sac
+sac.train(sac.Args(**{args!r}))
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
+    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True)
+    assert "JAX has computed before; this run cannot be resumed to the bit" in done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["cpu_threads"] is None and config["xla_flags"] is None
 
 
 def test_wandb_offline(tmp_path):

@@ -103,6 +103,15 @@ def test_bias_of_uniform_proposals(kappa, dim, biases):
         assert abs(float(value.mean()) - exact - bias) < 4 * error + digit
 
 
+def test_mixture_of_proposals():
+    """Its estimate of the same value is right, with proposals that come from exp(Q/α)/Z in part."""
+    exact = 2 * math.log(2 * math.sinh(3) / 3)
+    share = np.random.default_rng(0).uniform(1e-6, 1, (100, 64, 2))
+    samples = jnp.arctanh(jnp.float32(1 + np.log(share + (1 - share) * math.exp(-6)) / 3))
+    value = particles.mixture_value(lambda a: 3 * a.sum(-1), samples, jax.random.key(0), 4096)
+    assert np.allclose(value, exact, atol=0.1) and float(value.mean()) == pytest.approx(exact, abs=0.01)
+
+
 PROBE = sql.Args(
     hidden_dims=(64,),
     gamma=0.9,
@@ -162,8 +171,10 @@ def test_stein_direction():
     assert np.allclose(sql.stein_direction(jnp.array(fixed), jnp.array(moved), jnp.array(score)), expected)
     away = sql.stein_direction(jnp.zeros((2, 1)), jnp.array([[0.5], [-0.5]]), jnp.zeros((2, 1)))
     assert away[0] > 0 > away[1]
+    near = sql.stein_direction(jnp.zeros((2, 1)), jnp.array([[0.01]]), jnp.ones((2, 1)))
+    assert near == pytest.approx(math.exp(-0.1) * (1 + 2 * 0.01 / 1e-3))  # the width is at least 1e-3
     together = sql.stein_direction(jnp.zeros((2, 1)), jnp.zeros((1, 1)), jnp.ones((2, 1)))
-    assert together == pytest.approx(1)  # the width is at least 1e-3
+    assert together == pytest.approx(1)
 
 
 @pytest.mark.parametrize("n_critics", [1, 2])
@@ -304,21 +315,25 @@ def test_init():
     ):
         assert np.array_equal(target, learned)
     kernels = state.critics.params["params"]["Dense_0"]["kernel"]
+    assert 0.99 / math.sqrt(23) < jnp.abs(kernels).max() <= 1 / math.sqrt(23)
     assert kernels.shape == (2, 23, 256) and not np.allclose(kernels[0], kernels[1])
     assert state.actor.params["params"]["Dense_0"]["kernel"].shape == (23, 256)  # observation and noise
 
 
-def test_targets_are_copied_when_their_turn_comes_and_it_compiles_once():
-    args = sql.Args(**{**vars(ARGS), "target_network_frequency": 3})
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_targets_move_when_their_turn_comes_and_it_compiles_once(tau):
+    args = sql.Args(**{**vars(ARGS), "target_network_frequency": 3, "tau": tau})
     update = jax.jit(lambda state, index: sql.update(state, make_batch(), jax.random.key(1), index, args)[0])
-    state, copied = make_state(args), []
+    state = make_state(args)
     for index in range(6):
         after = update(state, index)
-        pairs = zip(*map(jax.tree.leaves, (after.target_critics, after.critics.params)), strict=True)
-        copied.append(all(np.array_equal(a, b) for a, b in pairs))
+        weight = tau if index in (0, 3) else 0
+        trees = (after.target_critics, after.critics.params, state.target_critics)
+        for target, new, old in zip(*map(jax.tree.leaves, trees), strict=True):
+            assert np.allclose(target, weight * new + (1 - weight) * old, rtol=1e-6, atol=1e-7)
         assert not np.array_equal(*(s.actor.params["params"]["Dense_0"]["kernel"] for s in (state, after)))
         state = after
-    assert copied == [True, False, False] * 2 and update._cache_size() == 1
+    assert update._cache_size() == 1
 
 
 def test_the_sampler_steps_towards_the_new_critics():
@@ -373,6 +388,14 @@ def test_noise_is_another_one_for_every_state_and_particle():
 def test_reward_scale_is_that_of_the_environment_unless_given(env_id, scale):
     assert sql.reward_scale(sql.Args(env_id=env_id)) == scale
     assert sql.reward_scale(sql.Args(env_id=env_id, reward_scale=2.5)) == 2.5
+
+
+def test_the_fewest_particles_learn():
+    args = sql.Args(**{**vars(ARGS), "svgd_particles": 3})  # one moves, two stay
+    state = make_state(args)
+    after, metrics = jax.jit(lambda s: sql.update(s, make_batch(), jax.random.key(1), 0, args))(state)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.actor.params, metrics)))
+    assert not np.array_equal(*(s.actor.params["params"]["Dense_0"]["kernel"] for s in (state, after)))
 
 
 SMALL_RUN = PENDULUM | dict(value_particles=3, svgd_particles=4, n_critics=2)

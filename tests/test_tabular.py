@@ -753,28 +753,6 @@ def test_stein_identity_of_the_sampler_in_either_space():
     assert weight[1] - weight[0] > 1
 
 
-@pytest.mark.parametrize(
-    "kappa, dims, particles, bias, rounding",
-    [
-        (1, 1, 16, -0.01, 0.005),
-        (10, 1, 16, -0.42, 0.005),
-        (10, 1, 50, -0.11, 0.005),
-        (3, 6, 16, -2.2, 0.05),
-        (3, 6, 50, -1.3, 0.05),
-        (10, 6, 16, -20, 0.5),
-    ],
-)
-def test_uniform_proposals_underestimate_the_soft_value(kappa, dims, particles, bias, rounding):
-    """log-mean-exp over K uniform actions of κ Σ a, plus D log 2, against D log(2 sinh κ/κ): 4,000 draws."""
-    action = np.random.default_rng(0).uniform(-1, 1, (4_000, particles, dims))
-    log_sum = np.logaddexp.reduce(kappa * action.sum(axis=-1), axis=-1)
-    value = log_sum - math.log(particles) + dims * math.log(2)
-    exact = dims * math.log(2 * math.sinh(kappa) / kappa)
-    error, standard_error = value.mean() - exact, value.std() / math.sqrt(4_000)
-    assert error <= 4 * standard_error
-    assert error == pytest.approx(bias, abs=4 * standard_error + rounding)
-
-
 @pytest.mark.parametrize("form", ["α (H - H̄)", "log α (H - H̄)"])
 def test_dual_of_the_temperature_has_its_closed_form(form):
     """Q = -k/2 ‖u‖²: π is N(0, α/k I), H = D/2 log(2πe α/k), so α* = k exp(2 H̄/D)/(2πe)."""

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src.xla_bridge import backends_are_initialized
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cleanrl_maxent.common.arguments import UsageError
 
-LIBRARY = "--xla_cpu_experimental_ynn_fusion_type="  # of matrix products; none named: Eigen
+EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
 
 
 def cpu_count() -> int:
@@ -20,30 +21,43 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def recorded_threads(run_dir: str | None) -> int | None:
-    """XLA's CPU threads of the run in a folder; None where there is none. Bits depend on them."""
-    config = Path(run_dir or ".", "config.json")
+def recorded_settings(run_dir: str | None) -> dict:
+    """`config.json` of the run in a folder, which has XLA's threads and flags; empty where there is none."""
     try:
-        return json.loads(config.read_text())["cpu_threads"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return dict(json.loads(Path(run_dir or ".", "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def set_up_xla(run_dir: str | None) -> None:
+    """XLA's threads on a CPU, `NPROC`, and its `XLA_FLAGS`: those given, or of the run in `run_dir`.
+
+    A process that has computed before has its own already, unknown here, and gets a line of warning.
+    """
+    if "NPROC" not in os.environ and backends_are_initialized():
+        print("warning: JAX has computed before; this run cannot be resumed to the bit", file=sys.stderr)
+        return
+    recorded, flags = recorded_settings(run_dir), os.environ.get("XLA_FLAGS")
+    threads = os.environ.setdefault("NPROC", str(recorded.get("cpu_threads") or cpu_count()))
+    if not threads.isdigit() or int(threads) < 1:
+        raise UsageError(f"NPROC must be a number of threads >= 1; got {threads!r}")
+    if flags is None and "xla_flags" in recorded:
+        flags = recorded["xla_flags"]
+    # YNNPACK gets some sums of products of more than 32,000 rows wrong, until 0.12 crashes on others, and is
+    # slower: https://github.com/jax-ml/jax/issues/39103 and 39257, docs/speed.md
+    elif (0, 10, 2) <= jax.__version_info__ < (0, 12) and EIGEN not in (flags or ""):
+        flags = f"{EIGEN} {flags or ''}".strip()
+    os.environ["XLA_FLAGS"] = flags or ""
 
 
 def set_up_device(device: str, run_dir: str | None = None) -> None:
     """Chooses the platform and sets JAX up; to be called before the first computation.
 
-    XLA's CPU threads are `NPROC` (default: those of the run to be resumed in `run_dir`, else the cores of
-    this process), matmuls are float32 (no TF32) and on a CPU Eigen's, compiled programs are kept in the
-    user's cache folder.
+    XLA's threads and flags are those of the run to be resumed in `run_dir`, where there is one, matmuls are
+    float32 (no TF32), compiled programs are kept in the user's cache folder.
     Raises UsageError where `device` does not exist, or NPROC is no number.
     """
-    threads = os.environ.setdefault("NPROC", str(recorded_threads(run_dir) or cpu_count()))
-    if not threads.isdigit() or int(threads) < 1:
-        raise UsageError(f"NPROC must be a number of threads >= 1; got {threads!r}")
-    flags = os.environ.get("XLA_FLAGS", "")
-    # the default of jax 0.10 makes an update 8% slower, that of 0.12 does not (docs/speed.md)
-    if jax.__version__.startswith("0.10.") and LIBRARY not in flags:
-        os.environ["XLA_FLAGS"] = f"{LIBRARY} {flags}".strip()
+    set_up_xla(run_dir)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "cleanrl_maxent"))

@@ -37,8 +37,7 @@ class Evaluation:
         """
         self.args, self.policies = args, policies
         self.has_density = sample_action is not None and "eval_stochastic" in policies
-        episodes = args.eval_episodes
-        fresh = args.env_reset == "fresh"
+        episodes, fresh = args.eval_episodes, args.env_reset == "fresh"
         self.envs = [
             Replayable(lambda: make_env(args.env_id, args.takes_discrete), fresh)
             for _ in range(args.num_seeds * len(policies) * episodes)
@@ -88,18 +87,15 @@ class Evaluation:
             check_finite(steps, seeds, evaluation_action=action)
             for i in np.flatnonzero(running):
                 env = self.envs[i]
-                scaled = scale_action(action[i], env.action_space)
-                obs[i], reward, terminated, truncated, _ = env.step(scaled)
+                obs[i], reward, terminated, truncated, _ = env.step(scale_action(action[i], env.action_space))
                 returns[i] += reward
                 neg_log_probs[i] -= log_prob[i]
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
         check_finite(steps, seeds, evaluation_return=returns)
         soft = returns.reshape(shape) + np.reshape(alpha, (-1, 1, 1)) * neg_log_probs.reshape(shape)
-        return [
-            self.metrics(returns.reshape(shape)[k], lengths.reshape(shape)[k], soft[k])
-            for k in range(len(seeds))
-        ]
+        tables = (returns.reshape(shape), lengths.reshape(shape), soft)
+        return [self.metrics(*of_seed) for of_seed in zip(*tables, strict=True)]
 
     def metrics(self, returns: np.ndarray, lengths: np.ndarray, soft: np.ndarray) -> dict[str, float]:
         """Means and standard deviations over episodes; every array is `(policy, episode)`."""

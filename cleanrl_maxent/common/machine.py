@@ -27,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
         "versions": versions,
         "device": {"platform": device.platform, "kind": device.device_kind, "processor": processor()},
         "cpu_threads": int(os.environ.get("NPROC", 0)) or None,
-        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "xla_flags": os.environ.get("XLA_FLAGS") or None,
         "git_commit": git_commit(),
     }
 

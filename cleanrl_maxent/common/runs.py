@@ -213,12 +213,11 @@ class Run:
         seconds = time.perf_counter() - self.started
         self.terminal.finish(seconds)
         self.close(exit_code=0)
-        evaluations = {str(s): row for s, row in zip(self.args.seeds, self.evaluations, strict=True)}
         result = {
             "run_dir": str(self.folder),
             "total_timesteps": self.args.total_timesteps,
             "seconds": round(seconds, 3),
-            "evaluations": evaluations,
+            "evaluations": {str(s): row for s, row in zip(self.args.seeds, self.evaluations, strict=True)},
         }
         self.write_json("result.json", result)
         return result

@@ -16,8 +16,7 @@ class Terminal:
     """One live line where there is a terminal, a plain line now and then where there is none."""
 
     def __init__(self, args: RunArgs, folder: Path):
-        self.args, self.steps, self.speed = args, 0, 0.0
-        self.evaluation = ""
+        self.args, self.steps, self.speed, self.evaluation = args, 0, 0.0, ""
         self.console = Console(soft_wrap=True, highlight=False)
         self.last_line = time.perf_counter()
         self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
@@ -58,8 +57,7 @@ class Terminal:
         """The last line of a run that ended well."""
         self.steps = self.args.last_step
         self.stop()
-        line = f"done: {self.steps:,} steps in {seconds:.0f} s{self.evaluation}"
-        self.console.print(line, markup=False)
+        self.console.print(f"done: {self.steps:,} steps in {seconds:.0f} s{self.evaluation}", markup=False)
 
     def stop(self) -> None:
         self.live.stop()

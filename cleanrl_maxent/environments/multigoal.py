@@ -1,6 +1,7 @@
 """A point in the plane and four goals, the example of soft Q-learning.
 
-Dynamics and rewards: Haarnoja et al. 2017, https://arxiv.org/abs/1702.08165, as in the code they published.
+Dynamics and rewards are those of the code that Haarnoja et al. published with their paper of 2017,
+https://arxiv.org/abs/1702.08165, whose own figure describes another reward.
 """
 
 import gymnasium as gym
@@ -10,11 +11,12 @@ GOALS = np.array([[5.0, 0], [-5, 0], [0, 5], [0, -5]])
 
 
 class MultiGoal(gym.Env):
-    """A point moved by the action until it is at a goal; its position is observed; both `(2,)` float32.
+    """A point at p, moved to p + a until it is at a goal; p is observed; both `(2,)` float32.
 
     A step's reward is -`action_cost` ‖a‖² - `distance_cost` ‖p - g‖² for the new position p and the goal g
     nearest to it, and `goal_reward` more where ‖p - g‖ < `goal_radius`, which ends the episode. Positions
-    are clipped to [-7, 7]; the first is drawn from N(0, `init_sigma`²).
+    are clipped to [-7, 7], actions to [-1, 1]; the first position is drawn from N(0, `init_sigma`²). As
+    cleanrl_maxent/MultiGoal-v0 an episode is cut off after 30 steps.
     """
 
     def __init__(
