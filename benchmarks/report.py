@@ -255,24 +255,25 @@ def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
 def draw_curves(curves: list[Curve], path: Path) -> None:
     """Return against steps and against hours: mean, 95% interval over seeds, and published means."""
     plt = pyplot()
-    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(12, 3.6), sharey=True, layout="constrained")
     for number, curve in enumerate(curves):
         color, mean = f"C{number}", curve.returns.mean(axis=0)
         half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
-        label = f"{curve.exp_name}, {curve.protocol}, {len(curve.seeds)} seeds"
+        count = f"{len(curve.seeds)} seed" + "s" * (len(curve.seeds) > 1)
+        label = f"{curve.exp_name}, {curve.protocol}, {count}"
         by_step.plot(curve.steps, mean, color=color, label=label)
         by_step.fill_between(curve.steps, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
         for row in published(curve) if curve.exp_name == curve.algorithm else []:
-            beside = (
-                (number - (len(curves) - 1) / 2) * 0.015 * curve.steps[-1]
-            )  # algorithms next to each other
+            # algorithms next to each other
+            beside = (number - (len(curves) - 1) / 2) * 0.015 * curve.steps[-1]
             point = int(row["step"]) + beside, float(row["mean"]), float(row["spread"] or 0)
             by_step.errorbar(*point, fmt="o", color=color, mfc="none", lw=0.8)
         hours = curve.seconds.mean(axis=0) / 3600
         by_time.plot(hours, mean, color=color)
         by_time.fill_between(hours, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
     by_step.set(xlabel="environment steps", ylabel="return", title=curves[0].env_id)
-    by_step.legend(frameon=False, title="circles: published ± deviation of seeds", fontsize="small")
+    title = "circles: published ± deviation of seeds"
+    figure.legend(loc="outside right upper", frameon=False, title=title, fontsize="small")
     by_time.set(xlabel="hours")
     for axes in (by_step, by_time):
         axes.grid(alpha=0.3)
