@@ -282,9 +282,8 @@ class LocalExecutor:
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **slot}
         environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the older name of the same variable
-        if threads := recorded_settings(str(cell.folder)).get(
-            "cpu_threads"
-        ):  # which exact resume needs again
+        # exact resume needs as many again
+        if threads := recorded_settings(str(cell.folder)).get("cpu_threads"):
             environment["NPROC"] = str(threads)
         with open(cell.log(), "ab") as log:
             process = subprocess.Popen(
