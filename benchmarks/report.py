@@ -28,6 +28,7 @@ from intervals import (
     prediction_interval,
     stratified_bootstrap,
 )
+from speed import seeds_in_words
 
 from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.common.folder import file_name
@@ -259,8 +260,7 @@ def draw_curves(curves: list[Curve], path: Path) -> None:
     for number, curve in enumerate(curves):
         color, mean = f"C{number}", curve.returns.mean(axis=0)
         half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
-        count = f"{len(curve.seeds)} seed" + "s" * (len(curve.seeds) > 1)
-        label = f"{curve.exp_name}, {curve.protocol}, {count}"
+        label = f"{curve.exp_name}, {curve.protocol}, {seeds_in_words(len(curve.seeds))}"
         by_step.plot(curve.steps, mean, color=color, label=label)
         by_step.fill_between(curve.steps, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
         for row in published(curve) if curve.exp_name == curve.algorithm else []:

@@ -117,7 +117,7 @@ def measure_script(python: Path, script: Path, args: Args) -> Figures:
     return {"steps_per_second": args.steps / (seconds[1] - seconds[0])}
 
 
-def seeds(k: int) -> str:
+def seeds_in_words(k: int) -> str:
     return "1 seed" if k == 1 else f"{k} seeds"
 
 
@@ -135,7 +135,7 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
         return ours("run", *common, "--warm", warm, "--steps", steps, *flags)
 
     def add_run(k: int) -> None:
-        add(seeds(k), run(k, 1000, args.warm, "--num-seeds", k))
+        add(seeds_in_words(k), run(k, 1000, args.warm, "--num-seeds", k))
 
     add_run(args.num_seeds[0])
     if algorithm not in PEER_NAMES:
@@ -158,7 +158,8 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
         if algorithm not in ON_POLICY:
             add(f"parts, {k}", ours("parts", *common, "--num-seeds", k, "--updates", max(1000 // k, 100)))
         if k in args.evaluated:  # whole evaluations, the first of them before the clock starts
-            add(f"{seeds(k)}, evaluated", run(k, 5000, 6000, "--num-seeds", k, "--eval-episodes", 10))
+            name = f"{seeds_in_words(k)}, evaluated"
+            add(name, run(k, 5000, 6000, "--num-seeds", k, "--eval-episodes", 10))
     return chosen
 
 
@@ -190,7 +191,7 @@ def table(rounds: list[dict[str, Figures]]) -> str:
     for name in parts:
         bare = column(name, "updates_per_second")
         shares = {"bare update ÷ its floor": ratios(bare, column(name, "floor_updates_per_second"))}
-        whole = seeds(int(name.removeprefix("parts, ")))
+        whole = seeds_in_words(int(name.removeprefix("parts, ")))
         shares["whole run ÷ bare update"] = ratios(column(whole, "steps_per_second"), bare)
         lines += ["", f"| {name} | median (lowest–highest) |", "|---|---|"]
         for figure in rounds[0][name]:

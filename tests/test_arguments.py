@@ -101,7 +101,6 @@ def test_validate(algorithm, given, words):
 @ALGORITHMS
 def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
     validate(algorithm.Args())
-    validate(sql.Args(svgd_particles=3))
     kinds = {field.name: type(field.default) for field in fields(algorithm.Args)}
     assert {name for name, kind in kinds.items() if kind in (int, float)} <= RANGES.keys()
 
