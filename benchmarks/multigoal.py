@@ -9,6 +9,7 @@ Prints a table and writes docs/figures/multigoal.png, the figure of Haarnoja et 
 100 episodes. The runs are those of benchmarks/suites/multigoal.toml. Needs matplotlib (the extra `plots`).
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,16 +29,17 @@ from report import pyplot
 from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp
 
+from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged, like
 from cleanrl_maxent.common.devices import set_up_device
 from cleanrl_maxent.common.runs import below
-from cleanrl_maxent.environments.multigoal import GOALS, MultiGoal
+from cleanrl_maxent.environments.multigoal import BOUND, GOALS, MultiGoal
 
 ENV_ID = "cleanrl_maxent/MultiGoal-v0"
 ALPHA, GAMMA = 10.0, 0.99  # reward per nat; discount per step
 STATES = np.array([[-2.5, 0.0], [0.0, 0.0], [2.5, 2.5]])  # where the paper draws its contours
-GRID = np.linspace(-7, 7, 57)  # positions of the dynamic program, in each dimension
+GRID = np.linspace(-BOUND, BOUND, 57)  # positions of the dynamic program, in each dimension
 CELL = 0.1  # side of a cell of actions
 CELLS = (np.arange(20) + 0.5) * CELL - 1  # their centres, in each dimension
 ACTIONS = np.stack(np.meshgrid(CELLS, CELLS, indexing="ij"), axis=-1).reshape(-1, 2)  # (400, 2)
@@ -48,7 +50,7 @@ Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # positions (n
 class Args:
     """Soft Q-learning, SAC and DDPG on the multi-goal task, beside the exact soft optimum."""
 
-    runs: bool = True  # the trained policies, and not the exact optimum alone
+    runs: bool = True  # trained policies too; without: the exact optimum alone
     train: bool = True  # train what is not trained yet (sweep.py multigoal)
     episodes: int = 200  # of each policy in the table
     out_dir: Path = Path("docs/figures")  # of the figure
@@ -72,7 +74,7 @@ def soft_values(env: MultiGoal, tolerance: float = 1e-6) -> np.ndarray:
 def action_values(env: MultiGoal, V: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Q of every cell of actions, `(..., 400)`, at positions `(..., 2)`."""
     new_positions, reward, reached = env.move(positions[..., None, :], ACTIONS)
-    coordinates = np.moveaxis((new_positions + 7) / (GRID[1] - GRID[0]), -1, 0)
+    coordinates = np.moveaxis((new_positions + BOUND) / (GRID[1] - GRID[0]), -1, 0)
     return reward + GAMMA * np.where(reached, 0.0, map_coordinates(V, coordinates, order=1, mode="nearest"))
 
 
@@ -115,6 +117,12 @@ def exact_policy(env: MultiGoal, V: np.ndarray) -> Policy:
         return ACTIONS[cells] + rng.uniform(-CELL / 2, CELL / 2, (len(positions), 2))
 
     return act
+
+
+def exact_values(env: MultiGoal, V: np.ndarray, position: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Q of actions `(n, 2)` at a position under the exact optimum, from that of the cells, `(n,)`."""
+    q = action_values(env, V, position).reshape(len(CELLS), len(CELLS))
+    return map_coordinates(q, ((actions + 1) / CELL - 0.5).T, order=1, mode="nearest")
 
 
 def trained_policy(algorithm: ModuleType, state: Any, deterministic: bool) -> Policy:
@@ -162,16 +170,12 @@ def row(name: str, played: dict[str, Any]) -> str:
     )
 
 
-def exact_values(env: MultiGoal, V: np.ndarray, position: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """Q of actions `(n, 2)` at a position under the exact optimum, from that of the cells, `(n,)`."""
-    q = action_values(env, V, position).reshape(len(CELLS), len(CELLS))
-    return map_coordinates(q, ((actions + 1) / CELL - 0.5).T, order=1, mode="nearest")
-
-
 def draw(shown: list[tuple], path: Path) -> None:
     """A figure with a row for each `(name, Q of (position, actions), policy)`: three states, and episodes."""
     plt = pyplot()
-    figure, axes = plt.subplots(len(shown), 4, figsize=(12, 3 * len(shown)), layout="constrained")
+    figure, axes = plt.subplots(
+        len(shown), 4, figsize=(12, 3 * len(shown)), layout="constrained", squeeze=False
+    )
     fine = np.linspace(-1, 1, 41)
     mesh = np.stack(np.meshgrid(fine, fine, indexing="ij"), axis=-1).reshape(-1, 2)
     rng = np.random.default_rng(0)
@@ -185,7 +189,7 @@ def draw(shown: list[tuple], path: Path) -> None:
         for episode in play(policy, 100)["paths"]:
             panels[3].plot(*episode.T, linewidth=0.7, alpha=0.6)
         panels[3].plot(*GOALS.T, "k*", markersize=9)
-        panels[3].set(xlim=(-7, 7), ylim=(-7, 7), title="100 episodes")
+        panels[3].set(xlim=(-BOUND, BOUND), ylim=(-BOUND, BOUND), title="100 episodes")
         for panel in panels:
             panel.set_aspect("equal")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,15 +197,24 @@ def draw(shown: list[tuple], path: Path) -> None:
     plt.close(figure)
 
 
-def compare(args: Args, env: MultiGoal, V: np.ndarray) -> None:
-    """Prints a row for every finished run and draws the first of each algorithm beside the optimum."""
-    set_up_device("cpu")
+def finished_cells() -> list[sweep.Cell]:
+    """The suite's finished runs; names the others. Raises UsageError where none is finished."""
     name, grids = sweep.read_suite("multigoal")
-    shown = [("exact soft optimum", partial(exact_values, env, V), exact_policy(env, V))]
-    for cell in sweep.expand(grids, Path("runs") / name, "cpu", 1):
-        if not cell.finished():
+    cells = sweep.expand(grids, Path("runs") / name, "cpu", 1)
+    finished = [cell for cell in cells if cell.finished()]
+    if not finished:
+        raise UsageError(f"no run in {Path('runs') / name} is finished; leave --no-train out to train them")
+    for cell in cells:
+        if cell not in finished:
             print(f"{cell.folder} is not finished: left out", file=sys.stderr)
-            continue
+    return finished
+
+
+def compare(args: Args, env: MultiGoal, V: np.ndarray, cells: list[sweep.Cell]) -> None:
+    """Prints a row for every run and draws the first of each name beside the optimum."""
+    set_up_device("cpu")
+    shown = [("exact soft optimum", partial(exact_values, env, V), exact_policy(env, V))]
+    for cell in cells:
         algorithm, label = import_module(f"cleanrl_maxent.{cell.algorithm}"), cell.args.exp_name
         state = trained_state(algorithm, newest_commit(cell.folder), cell.args, 2, 2)
         policy = trained_policy(algorithm, state, deterministic=cell.algorithm == "ddpg")
@@ -220,8 +233,12 @@ def main(args: Args) -> int:
     if args.runs:
         pyplot()  # before hours of training
     if args.runs and args.train:
-        if status := sweep.run(sweep.Args(suite="multigoal", device="cpu", seeds_per_run=1)):
+        status = sweep.run(sweep.Args(suite="multigoal", device="cpu", seeds_per_run=1))
+        for number in signals.SIGNALS:  # nothing is left to be saved
+            signal.signal(number, signal.SIG_DFL)
+        if status:
             return status
+    cells = finished_cells() if args.runs else []
     env = MultiGoal()
     V = soft_values(env)
     origin = soft_policy(env, V, np.zeros(2))
@@ -233,13 +250,13 @@ def main(args: Args) -> int:
     print("\n| policy | return | length | success | right, left, up, down |\n| --- | --- | --- | --- | --- |")
     print(row("exact soft optimum, 4,000 episodes", play(exact_policy(env, V), 4000)))
     if args.runs:
-        compare(args, env, V)
+        compare(args, env, V, cells)
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Args)))
-    except (UsageError, Damaged) as problem:
+    except (UsageError, Damaged, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

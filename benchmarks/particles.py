@@ -6,7 +6,7 @@ what both cost.
     python benchmarks/particles.py trained --run-dir runs/…   # the same with the Q and the sampler of a run
     python benchmarks/particles.py cost         # updates per second over the number of particles, beside SAC
 
-Each prints a Markdown table; docs/sql.md has them, and what follows.
+Each prints a Markdown table; docs/sql.md has them, and what follows from them.
 """
 
 import math
@@ -45,6 +45,7 @@ STATES = 4_000  # over which the bias of the soft value is averaged
 class Args:
     """Measures soft Q-learning's particles."""
 
+    # the table to print; trained needs --run-dir
     what: tyro.conf.Positional[Literal["samplers", "proposals", "trained", "cost"]]
     run_dir: str | None = None  # trained: a run of sql.py
     steps: int = 2_000  # Adam steps of each sampler
@@ -84,7 +85,7 @@ def with_energy(args: sql.Args, energy: Energy, dim: int) -> sql.State:
 
 def uncorrected(particle: jax.Array, obs: jax.Array, state: sql.State, args: sql.Args) -> jax.Array:
     """Q/α of particles that are actions, without the Jacobian of tanh: eq. 13 read literally."""
-    obs = sql.for_each(obs, particle.shape[1])
+    obs = sql.repeat(obs, particle.shape[1])
     return state.critics.apply_fn(state.critics.params, obs, particle)[0] / args.alpha
 
 
@@ -212,11 +213,11 @@ def compare_on_a_run(folder: str) -> None:
     obs, dim = jnp.asarray(newest.obs[0][-1000::5]), newest.action.shape[-1]
     state = trained_state(sql, commit, args, obs.shape[-1], dim)
     samples_key, *keys = jax.random.split(jax.random.key(0), 97)
-    samples = sql.sample(state.actor.params, sql.for_each(obs, 16), samples_key)
+    samples = sql.sample(state.actor.params, sql.repeat(obs, 16), samples_key)
     state = state.replace(target_critics=state.critics.params)
 
     def log_q(action):
-        rows = sql.for_each(obs, action.shape[1])
+        rows = sql.repeat(obs, action.shape[1])
         return state.critics.apply_fn(state.critics.params, rows, action).min(axis=0) / args.alpha
 
     @partial(jax.jit, static_argnums=1)

@@ -3,10 +3,11 @@
 Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", 2017, https://arxiv.org/abs/1702.08165.
 Equation numbers refer to it. Deliberate deviations, with their reasons in docs/sql.md:
   - inside the agent actions lie in [-1, 1]; proposals and densities refer to these units;
-  - Stein's particles and scores are taken before tanh, where their fixed point is exp(Q/α);
-    `--svgd-space action` takes them after it, as the code that Haarnoja et al. published;
-  - proposals for the soft value are drawn for every transition, as in Algorithm 1 (their code: a batch);
-  - the kernel's width is that of their code: the median over log of the number of fixed particles;
+  - actions end in tanh; Stein's particles and scores are taken before it, where the fixed point is exp(Q/α);
+    `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
+  - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
+  - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
+  - the kernel's width is that of that code: the median over log of the number of fixed particles;
   - weights and biases start as U(±1/√fan_in) instead of Glorot, as in the sibling files.
 
     python cleanrl_maxent/sql.py --env-id Hopper-v4
@@ -54,9 +55,9 @@ class Args(RunArgs):
     n_critics: Integer = 1  # critics; the smallest value counts
     value_particles: Integer = 16  # uniform actions for the soft value
     svgd_particles: Integer = 16  # actions of the sampler per state
-    update_ratio: float = 0.5  # share of these that moves
-    svgd_space: Literal["raw", "action"] = "raw"  # of particles: before tanh or after
-    target_network_frequency: Integer = 1_000  # updates per target update
+    update_ratio: float = 0.5  # share of svgd_particles that moves, rounded down
+    svgd_space: Literal["raw", "action"] = "raw"  # where they move: before tanh (raw) or after
+    target_network_frequency: Integer = 1_000  # critic updates per target update
     hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
 
     @property
@@ -66,7 +67,7 @@ class Args(RunArgs):
 
 
 def reward_scale(args):
-    """c: `--reward-scale`, or that of the environment."""
+    """c of the target c r + γ V(s'): `--reward-scale`, or that of the environment."""
     if args.reward_scale is not None:
         return args.reward_scale
     name = args.env_id.rpartition(":")[2].rpartition("-v")[0]  # without module and version
@@ -147,7 +148,7 @@ def init(key, obs_dim, action_dim, args):
     )
 
 
-def for_each(obs, count):
+def repeat(obs, count):
     """Every state `count` times, `(batch, count, obs_dim)`."""
     return jnp.broadcast_to(obs[:, None], (len(obs), count, obs.shape[-1]))
 
@@ -156,14 +157,14 @@ def soft_value(state, obs, action_dim, key, args):
     """V(s) = α log ∫ exp(Q(s, a)/α) da of the targets, `(batch,)`: eq. 10 with uniform actions."""
     shape = (len(obs), args.value_particles, action_dim)
     action = jax.random.uniform(key, shape, minval=-1, maxval=1)
-    obs = for_each(obs, args.value_particles)
+    obs = repeat(obs, args.value_particles)
     q = state.critics.apply_fn(state.target_critics, obs, action).min(axis=0)
     log_mean = nn.logsumexp(q / args.alpha, axis=-1) - math.log(args.value_particles)
     return args.alpha * (log_mean + action_dim * math.log(2))  # actions fill a volume of 2^action_dim
 
 
 def critic_loss(params, state, batch, key, args):
-    """Soft Bellman residual of the critics (eq. 11) against the soft value of the target."""
+    """Soft Bellman residual of the critics (eq. 11), with the soft value of the target critics."""
     action_dim = batch.action.shape[-1]
     next_value = soft_value(state, batch.next_obs, action_dim, key, args)
     target = reward_scale(args) * batch.reward + args.gamma * (1 - batch.terminated) * next_value
@@ -175,15 +176,15 @@ def critic_loss(params, state, batch, key, args):
 
 def sample_particles(params, obs, key, count, args):
     """Samples for each state, `(batch, count, action_dim)`, in the space of `--svgd-space`."""
-    u = sample(params, for_each(obs, count), key)
+    u = sample(params, repeat(obs, count), key)
     return u if args.svgd_space == "raw" else jnp.tanh(u)
 
 
 def log_density(particles, obs, state, args):
-    """Logarithm of exp(Q/α) as a density of particles, `(batch, count)`, up to a constant.
+    """log p of particles, `(batch, count)`, up to a constant; of actions, p is exp(Q/α)/Z (eq. 12).
 
-    Before tanh it is that of u, with the Jacobian 1 - tanh²u. Actions as particles get the same Jacobian, as
-    in the published code, and so have another fixed point: exp(Q/α) Π(1 - a²).
+    A particle before tanh has that density times the Jacobian 1 - tanh²u. Particles that are actions keep the
+    factor 1 - a², as in the published code, and so have another fixed point: exp(Q/α) Π(1 - a²).
     """
     if args.svgd_space == "raw":
         action = jnp.tanh(particles)
@@ -192,20 +193,20 @@ def log_density(particles, obs, state, args):
     else:
         action = particles
         log_jacobian = jnp.log(1 - particles**2 + 1e-6)
-    obs = for_each(obs, particles.shape[1])
+    obs = repeat(obs, particles.shape[1])
     q = state.critics.apply_fn(state.critics.params, obs, action).min(axis=0)
     return q / args.alpha + log_jacobian.sum(axis=-1)
 
 
 def stein_direction(fixed, moved, score):
-    """SVGD's direction for particles of one state (eq. 13), `(moved, D)`; `fixed`, `score`: `(fixed, D)`.
+    """Δf/α of eq. 13 for the `moved` particles of one state, `(moved, action_dim)`.
 
-    Kernel exp(-‖x - y‖²/h); h is the lower median of ‖x - y‖² divided by the log of the number of fixed
-    particles, and at least 1e-3.
+    `score`: ∇ log p at the `fixed` particles; both `(fixed, action_dim)`. κ(x, y) = exp(-‖x - y‖²/h), with
+    the width h = the lower median of ‖x - y‖² over the log of the number of fixed particles, at least 1e-3.
     """
     difference = fixed[:, None] - moved  # (fixed, moved, D)
     squared = jnp.sum(difference**2, axis=-1)
-    # floats >= 0 have the order of their bits as integers, which XLA sorts several times as fast on a CPU
+    # floats >= 0 sort as their bits do as integers, and XLA sorts integers several times as fast on a CPU
     bits = jnp.sort(squared.ravel().astype(jnp.float32).view(jnp.int32))
     median = bits[(squared.size - 1) // 2].view(jnp.float32)
     width = jnp.maximum(median / math.log(len(fixed)), 1e-3)
@@ -215,9 +216,9 @@ def stein_direction(fixed, moved, score):
 
 
 def actor_loss(params, state, batch, key, args):
-    """Its gradient descends the KL from exp(Q/α)/Z (eq. 12) along Stein directions (eq. 14).
+    """Minus ⟨Δf/α, f_φ(ξ; s)⟩ with Δf held constant: by eq. 14 a step down it lowers the KL of eq. 12.
 
-    The fixed samples stand for the sampler's distribution, the moved ones are others: none repels itself.
+    The fixed samples estimate the mean of eq. 13; the moved ones are drawn apart, so that none repels itself.
     """
     fixed_key, moved_key = jax.random.split(key)
     n_fixed = args.svgd_particles - args.moved_particles
@@ -260,10 +261,12 @@ def train(args):
     obs_dim, action_dim = envs.obs_dim, envs.action_dim
     needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
     check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
+    # the largest array of an update: a hidden layer over all particles, or pairs of fixed and moved ones
     count = max(args.n_critics * args.value_particles, args.svgd_particles)
     pairs = args.moved_particles * (args.svgd_particles - args.moved_particles)
     floats = args.num_seeds * args.batch_size * max(count * max(args.hidden_dims), pairs)
-    check_memory(4 * floats, f"a layer of {count} particles", "--value-particles or --svgd-particles")
+    flags = "--batch-size, --n-critics, --value-particles or --svgd-particles"
+    check_memory(4 * floats, f"an array over {count} particles a transition", flags)
     evaluate = Evaluation(args, act, policies=("eval_stochastic",))
 
     def explore(key, step):

@@ -73,17 +73,22 @@ def test_the_diff_of_the_siblings_is_the_paper():
 
 
 def test_siblings_have_the_same_functions_in_the_same_order():
-    """What SAC needs besides: its density, its temperature, and that temperature's loss."""
+    """What SAC needs besides: its density, its temperature, and that temperature's loss. Soft Q-learning: the
+    scale of rewards, its sampler, the soft value, and Stein's direction.
+    """
 
     def names(name):
         return re.findall(r"^(?:def|class) (\w+)", (PACKAGE / f"{name}.py").read_text(), re.MULTILINE)
 
     added = {"gaussian", "sample_action", "temperature", "alpha_loss"}
-    ddpg, td3, sac = (
+    added |= {"reward_scale", "sample", "repeat", "soft_value"}
+    added |= {"sample_particles", "log_density", "stein_direction"}
+    ddpg, td3, sac, sql = (
         [name for name in names(file) if name not in added | {"next_noise"}]
-        for file in ("ddpg", "td3", "sac")
+        for file in ("ddpg", "td3", "sac", "sql")
     )
     assert ddpg == td3 == sac
+    assert sql == [name for name in sac if name != "improve_policy"]
 
 
 def test_readme_names_every_file():

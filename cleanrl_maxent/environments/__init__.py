@@ -6,6 +6,8 @@ and, for the others, of the functions in `finite.py` that build their MDPs.
 
 import gymnasium as gym
 
+from cleanrl_maxent.environments.multigoal import MAX_EPISODE_STEPS
+
 FINITE = "cleanrl_maxent.environments.finite"
 
 gym.register("cleanrl_maxent/TwoRooms-v0", f"{FINITE}:TwoRooms")
@@ -14,5 +16,5 @@ gym.register("cleanrl_maxent/RandomMDP-v0", f"{FINITE}:RandomMDP", max_episode_s
 gym.register(
     "cleanrl_maxent/MultiGoal-v0",
     "cleanrl_maxent.environments.multigoal:MultiGoal",
-    max_episode_steps=30,
+    max_episode_steps=MAX_EPISODE_STEPS,
 )
