@@ -7,6 +7,7 @@ import envs as probes
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import mixture
 import multigoal
 import numpy as np
 import optax
@@ -111,6 +112,11 @@ def test_mixture_of_proposals():
     samples = jnp.arctanh(jnp.float32(1 + np.log(share + (1 - share) * math.exp(-6)) / 3))
     value = particles.mixture_value(lambda a: 3 * a.sum(-1), samples, jax.random.key(0), 4096)
     assert np.allclose(value, exact, atol=0.1) and float(value.mean()) == pytest.approx(exact, abs=0.01)
+    args = sql.Args(value_particles=4096, alpha=0.5)
+    state = with_critic(lambda obs, action: 0.5 * 3 * action.sum(-1), args, action_dim=2)
+    obs = jnp.zeros((100, 1))  # the sampler is untrained
+    value = mixture.soft_value(state, obs, 2, jax.random.key(0), args)
+    assert float(value.mean()) == pytest.approx(0.5 * exact, abs=0.01)
 
 
 PROBE = sql.Args(
