@@ -254,12 +254,14 @@ def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
 
 
 def draw_curves(curves: list[Curve], path: Path) -> None:
-    """Return against steps and against hours: mean, 95% interval over seeds, and published means."""
+    """Return against steps and against hours: mean, 95% interval of three seeds or more, published means."""
     plt = pyplot()
     figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(12, 3.6), sharey=True, layout="constrained")
     for number, curve in enumerate(curves):
         color, mean = f"C{number}", curve.returns.mean(axis=0)
         half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
+        if len(curve.seeds) < 3:  # that of two is as wide as the figure
+            half_width = np.zeros(len(curve.steps))
         label = f"{curve.exp_name}, {curve.protocol}, {seeds_in_words(len(curve.seeds))}"
         by_step.plot(curve.steps, mean, color=color, label=label)
         by_step.fill_between(curve.steps, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
@@ -299,14 +301,15 @@ def scored(curves: list[Curve]) -> dict[tuple[str, int], list[Curve]]:
 def draw_profiles(curves: list[Curve], path: Path) -> None:
     """Share of runs above each score, by algorithm."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     thresholds = np.linspace(0, 1.2, 200)
-    for (exp_name, steps), group in scored(curves).items():
+    for number, ((exp_name, steps), group) in enumerate(scored(curves).items()):
         profile = performance_profile([score(curve) for curve in group], thresholds)
         environments = ", ".join(curve.family for curve in group)
-        axes.plot(thresholds, profile, label=f"{exp_name}, {steps:,} steps, {environments}")
+        label, style = f"{exp_name}, {steps:,} steps, {environments}", "-" if number < 10 else "--"
+        axes.plot(thresholds, profile, style, label=label)
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1M steps)", ylabel="share of runs with score > τ")
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
