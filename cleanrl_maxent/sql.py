@@ -7,7 +7,7 @@ Equation numbers refer to it. Deliberate deviations, with their reasons in docs/
     `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
   - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
-  - the kernel's width is that of that code: the median over log of the number of fixed particles;
+  - the kernel's width is their code's: the median over log of the number of fixed particles;
   - weights and biases start as U(±1/√fan_in) instead of Glorot, as in the sibling files.
 
     python cleanrl_maxent/sql.py --env-id Hopper-v4
@@ -56,7 +56,7 @@ class Args(RunArgs):
     value_particles: Integer = 16  # uniform actions for the soft value
     svgd_particles: Integer = 16  # actions of the sampler per state
     update_ratio: float = 0.5  # share of svgd_particles that moves, rounded down
-    svgd_space: Literal["raw", "action"] = "raw"  # where they move: before tanh (raw) or after
+    svgd_space: Literal["raw", "action"] = "raw"  # where the sampler's particles move: before tanh or after
     target_network_frequency: Integer = 1_000  # critic updates per target update
     hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
 
@@ -181,10 +181,10 @@ def sample_particles(params, obs, key, count, args):
 
 
 def log_density(particles, obs, state, args):
-    """log p of particles, `(batch, count)`, up to a constant; of actions, p is exp(Q/α)/Z (eq. 12).
+    """log p of particles, `(batch, count)`, up to a constant: of exp(Q/α)/Z (eq. 12) times Π(1 - a²).
 
-    A particle before tanh has that density times the Jacobian 1 - tanh²u. Particles that are actions keep the
-    factor 1 - a², as in the published code, and so have another fixed point: exp(Q/α) Π(1 - a²).
+    Before tanh that factor is the Jacobian, so that actions follow exp(Q/α)/Z. After tanh, as in the
+    published code, it changes what they follow to exp(Q/α) Π(1 - a²).
     """
     if args.svgd_space == "raw":
         action = jnp.tanh(particles)
@@ -261,12 +261,12 @@ def train(args):
     obs_dim, action_dim = envs.obs_dim, envs.action_dim
     needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
     check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
-    # the largest array of an update: a hidden layer over all particles, or pairs of fixed and moved ones
-    count = max(args.n_critics * args.value_particles, args.svgd_particles)
-    pairs = args.moved_particles * (args.svgd_particles - args.moved_particles)
-    floats = args.num_seeds * args.batch_size * max(count * max(args.hidden_dims), pairs)
-    flags = "--batch-size, --n-critics, --value-particles or --svgd-particles"
-    check_memory(4 * floats, f"an array over {count} particles a transition", flags)
+    # about the largest array of an update: a layer over all particles, or pairs of fixed and moved ones
+    n_fixed = args.svgd_particles - args.moved_particles
+    count = max(args.n_critics * max(args.value_particles, n_fixed), args.svgd_particles)
+    floats = args.batch_size * max(count * max(args.hidden_dims), args.moved_particles * n_fixed)
+    flags = "--batch-size, --num-seeds, --n-critics, --value-particles or --svgd-particles"
+    check_memory(4 * args.num_seeds * floats, "an update with so many particles", flags)
     evaluate = Evaluation(args, act, policies=("eval_stochastic",))
 
     def explore(key, step):

@@ -111,11 +111,11 @@ def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
         (dict(env_id="Humanoid-v4", num_seeds=100), " GB, 20.0 GB available; lower --"),
         (
             dict(value_particles=10**6),
-            "an array over 1000000 particles a transition needs 262.1 GB, 20.0 GB available; lower --b",
+            "an update with so many particles needs 262.1 GB, 20.0 GB available; lower --b",
         ),
         (
             dict(svgd_particles=20_000),
-            "an array over 20000 particles a transition needs 102.4 GB, 20.0 GB available",
+            "an update with so many particles needs 102.4 GB, 20.0 GB available",
         ),
         (dict(device="cuda"), "no CUDA device found; available: cpu"),
         (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache, partial
+from unittest import mock
 
 import envs as probes
 import gymnasium as gym
@@ -20,7 +21,7 @@ from test_resume import PENDULUM, interrupted
 from test_sac import ACTION_DIM, OBS_DIM, finite_difference, make_batch, mlp
 
 from cleanrl_maxent import sql
-from cleanrl_maxent.common.arguments import UsageError, validate
+from cleanrl_maxent.common.arguments import UsageError, recorded, validate
 from cleanrl_maxent.environments.multigoal import MultiGoal
 
 ARGS = sql.Args(
@@ -112,11 +113,27 @@ def test_mixture_of_proposals():
     samples = jnp.arctanh(jnp.float32(1 + np.log(share + (1 - share) * math.exp(-6)) / 3))
     value = particles.mixture_value(lambda a: 3 * a.sum(-1), samples, jax.random.key(0), 4096)
     assert np.allclose(value, exact, atol=0.1) and float(value.mean()) == pytest.approx(exact, abs=0.01)
-    args = sql.Args(value_particles=4096, alpha=0.5)
-    state = with_critic(lambda obs, action: 0.5 * 3 * action.sum(-1), args, action_dim=2)
-    obs = jnp.zeros((100, 1))  # the sampler is untrained
-    value = mixture.soft_value(state, obs, 2, jax.random.key(0), args)
-    assert float(value.mean()) == pytest.approx(0.5 * exact, abs=0.01)
+
+
+def test_training_with_the_mixture(tmp_path):
+    """Its soft value is that of the smaller target, by quadrature; its command trains with it, and sql.py
+    does not go on with such a run.
+    """
+    args = sql.Args(**{**vars(ARGS), "value_particles": 8192, "n_critics": 2})
+    state, obs = make_state(args), make_batch().obs
+    middles = (np.arange(40) + 0.5) / 20 - 1
+    grid = np.stack(np.meshgrid(*[middles] * ACTION_DIM), axis=-1).reshape(1, -1, ACTION_DIM)
+    q = reference_q(state.target_critics, repeated(obs, grid.shape[1]), grid.repeat(len(obs), axis=0))
+    exact = args.alpha * np.log(np.exp(q / args.alpha).mean(axis=1) * 2**ACTION_DIM)
+    value = jax.jit(lambda state, obs, key: mixture.soft_value(state, obs, ACTION_DIM, key, args))
+    assert np.allclose(value(state, obs, jax.random.key(0)), exact, atol=0.02)
+    with pytest.raises(UsageError, match="value_particles must be even, half of each kind; got 3"):
+        mixture.train(mixture.Args(value_particles=3))
+    with mock.patch.object(mixture, "mixture_value", side_effect=RuntimeError("called")):
+        with pytest.raises(RuntimeError, match="called"):
+            mixture.train(mixture.Args(**SMALL_RUN | dict(value_particles=4), run_dir=str(tmp_path / "run")))
+    with pytest.raises(UsageError):
+        recorded(sql.Args, str(tmp_path / "run"))
 
 
 PROBE = sql.Args(
@@ -486,6 +503,7 @@ def test_exact_soft_optimum_of_multigoal():
 
 def test_multigoal_without_runs_says_so_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multigoal, "soft_values", None)  # a minute of dynamic programming
     with pytest.raises(UsageError, match="no run in runs/multigoal is finished; leave --no-train out"):
         multigoal.main(multigoal.Args(train=False))
 
