@@ -56,7 +56,7 @@ class Args(RunArgs):
     value_particles: Integer = 16  # uniform actions for the soft value
     svgd_particles: Integer = 16  # actions of the sampler per state
     update_ratio: float = 0.5  # share of svgd_particles that moves, rounded down
-    svgd_space: Literal["raw", "action"] = "raw"  # where the sampler's particles move: before tanh or after
+    svgd_space: Literal["raw", "action"] = "raw"  # particles before tanh, or after
     target_network_frequency: Integer = 1_000  # critic updates per target update
     hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
 
