@@ -132,7 +132,7 @@ def test_training_with_the_mixture(tmp_path):
     with mock.patch.object(mixture, "mixture_value", side_effect=RuntimeError("called")):
         with pytest.raises(RuntimeError, match="called"):
             mixture.train(mixture.Args(**SMALL_RUN | dict(value_particles=4), run_dir=str(tmp_path / "run")))
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="is a run of another program: value_proposals differs"):
         recorded(sql.Args, str(tmp_path / "run"))
 
 
