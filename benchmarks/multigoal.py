@@ -9,7 +9,6 @@ Prints a table and writes docs/figures/multigoal.png, the figure of Haarnoja et 
 100 episodes. The runs are those of benchmarks/suites/multigoal.toml. Needs matplotlib (the extra `plots`).
 """
 
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from report import pyplot
 from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp
 
-from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.arguments import UsageError
 from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged, like
 from cleanrl_maxent.common.devices import set_up_device
@@ -234,8 +232,6 @@ def main(args: Args) -> int:
         pyplot()  # before hours of training
     if args.runs and args.train:
         status = sweep.run(sweep.Args(suite="multigoal", device="cpu", seeds_per_run=1))
-        for number in signals.SIGNALS:  # nothing is left to be saved
-            signal.signal(number, signal.SIG_DFL)
         if status:
             return status
     cells = finished_cells() if args.runs else []

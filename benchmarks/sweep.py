@@ -375,7 +375,11 @@ def duration(seconds: float) -> str:
 
 
 def reconcile(sweep: Sweep) -> int:
-    """Steps the sweep until nothing is left to do, 0, or a signal comes, STOPPED."""
+    """Steps the sweep until nothing is left to do, 0, or a signal comes, STOPPED.
+
+    Meanwhile signals ask it to stop; afterwards they do what they did before.
+    """
+    handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
     signals.listen()
     console = Console(soft_wrap=True, highlight=False)
     try:
@@ -391,6 +395,8 @@ def reconcile(sweep: Sweep) -> int:
                 time.sleep(0.2)
     finally:
         sweep.executor.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
 
 

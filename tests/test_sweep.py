@@ -188,6 +188,12 @@ def test_a_signal_saves_every_run(tmp_path):
     assert list((timing.parent / "checkpoint").glob("commit-*"))
 
 
+def test_after_a_sweep_signals_do_what_they_did_before():
+    before = [signal.getsignal(number) for number in sweep.signals.SIGNALS]
+    assert sweep.reconcile(sweep.Sweep([], sweep.LocalExecutor([]), retries=0)) == 0
+    assert [signal.getsignal(number) for number in sweep.signals.SIGNALS] == before
+
+
 def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "cpu_count", lambda: 2)
     args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)
