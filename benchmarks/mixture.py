@@ -10,7 +10,7 @@ from typing import Literal
 from unittest import mock
 
 import jax
-from particles import mixture_value
+from particles import mixture_value, target_energy
 
 from cleanrl_maxent import sql
 from cleanrl_maxent.common.arguments import UsageError, run_from_command_line
@@ -30,12 +30,8 @@ def soft_value(state, obs, action_dim, key, args):
     """
     samples_key, key = jax.random.split(key)
     samples = sql.sample(state.actor.params, sql.repeat(obs, args.value_particles), samples_key)
-
-    def log_q(action):
-        rows = sql.repeat(obs, action.shape[1])
-        return state.critics.apply_fn(state.target_critics, rows, action).min(axis=0) / args.alpha
-
-    return args.alpha * mixture_value(log_q, samples, key, args.value_particles)
+    energy = target_energy(state, obs, args)
+    return args.alpha * mixture_value(energy, samples, key, args.value_particles)
 
 
 def train(args):

@@ -156,7 +156,17 @@ def compare_samplers(steps: int) -> None:
             )
 
 
-def mixture_value(log_q: Energy, samples: jax.Array, key: jax.Array, count: int) -> jax.Array:
+def target_energy(state: sql.State, obs: jax.Array, args: sql.Args) -> Energy:
+    """Q/α of the target critics, `(batch, count)`, of `count` actions for each state of `obs`."""
+
+    def energy(action):
+        rows = sql.repeat(obs, action.shape[1])
+        return state.critics.apply_fn(state.target_critics, rows, action).min(axis=0) / args.alpha
+
+    return energy
+
+
+def mixture_value(energy: Energy, samples: jax.Array, key: jax.Array, count: int) -> jax.Array:
     """log ∫ exp(Q/α) da, `(batch,)`, by half uniform proposals and half from a squashed Gaussian.
 
     The Gaussian has the mean and 1.5 times the deviation of a sampler's `samples` before tanh,
@@ -170,7 +180,7 @@ def mixture_value(log_q: Energy, samples: jax.Array, key: jax.Array, count: int)
     log_jacobian = (2 * (math.log(2) - u - nn.softplus(-2 * u))).sum(axis=-1)
     log_normal = -0.5 * ((u - mean) / std) ** 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
     log_density = jnp.logaddexp(log_normal.sum(axis=-1) - log_jacobian, -shape[-1] * math.log(2))
-    weights = log_q(jnp.tanh(u)) - log_density + math.log(2)
+    weights = energy(jnp.tanh(u)) - log_density + math.log(2)
     return nn.logsumexp(weights, axis=1) - math.log(2 * (count // 2))
 
 
@@ -215,10 +225,7 @@ def compare_on_a_run(folder: str) -> None:
     samples_key, *keys = jax.random.split(jax.random.key(0), 97)
     samples = sql.sample(state.actor.params, sql.repeat(obs, 16), samples_key)
     state = state.replace(target_critics=state.critics.params)
-
-    def log_q(action):
-        rows = sql.repeat(obs, action.shape[1])
-        return state.critics.apply_fn(state.critics.params, rows, action).min(axis=0) / args.alpha
+    energy = target_energy(state, obs, args)
 
     @partial(jax.jit, static_argnums=1)
     def uniform(key, count):
@@ -227,7 +234,7 @@ def compare_on_a_run(folder: str) -> None:
 
     @partial(jax.jit, static_argnums=1)
     def mixture(key, count):
-        return mixture_value(log_q, samples, key, count)
+        return mixture_value(energy, samples, key, count)
 
     values = np.stack([mixture(key, 256) for key in keys[:64]])
     half, exact = (logsumexp(values[:count], axis=0) - math.log(count) for count in (32, 64))
