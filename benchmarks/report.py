@@ -259,9 +259,9 @@ def draw_curves(curves: list[Curve], path: Path) -> None:
     figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(12, 3.6), sharey=True, layout="constrained")
     for number, curve in enumerate(curves):
         color, mean = f"C{number}", curve.returns.mean(axis=0)
-        half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
-        if len(curve.seeds) < 3:  # that of two is as wide as the figure
-            half_width = np.zeros(len(curve.steps))
+        half_width = 0.0  # the interval of two seeds is as wide as the figure
+        if len(curve.seeds) >= 3:
+            half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
         label = f"{curve.exp_name}, {curve.protocol}, {seeds_in_words(len(curve.seeds))}"
         by_step.plot(curve.steps, mean, color=color, label=label)
         by_step.fill_between(curve.steps, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
