@@ -41,7 +41,7 @@ class Args(RunArgs):
     """Soft Q-learning (Haarnoja et al., 2017)."""
 
     exp_name: str = "sql"  # part of the run folder's name
-    learning_starts: Integer = 1_000  # environment steps of uniform actions
+    learning_starts: Integer = 5_000  # environment steps of uniform actions
     buffer_size: Integer = 1_000_000  # transitions kept of each seed
     batch_size: Integer = 256  # transitions of an update
     gamma: float = 0.99  # discount per step
@@ -58,7 +58,7 @@ class Args(RunArgs):
     update_ratio: float = 0.5  # share of svgd_particles that moves, rounded down
     svgd_space: Literal["raw", "action"] = "raw"  # particles before tanh, or after
     target_network_frequency: Integer = 1_000  # critic updates per target update
-    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
+    hidden_dims: tuple[int, ...] = (128, 128)  # widths of the hidden layers
 
     @property
     def moved_particles(self):

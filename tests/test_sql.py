@@ -354,8 +354,8 @@ def test_init():
         assert np.array_equal(target, learned)
     kernels = state.critics.params["params"]["Dense_0"]["kernel"]
     assert 0.99 / math.sqrt(23) < jnp.abs(kernels).max() <= 1 / math.sqrt(23)
-    assert kernels.shape == (2, 23, 256) and not np.allclose(kernels[0], kernels[1])
-    assert state.actor.params["params"]["Dense_0"]["kernel"].shape == (23, 256)  # observation and noise
+    assert kernels.shape == (2, 23, 128) and not np.allclose(kernels[0], kernels[1])
+    assert state.actor.params["params"]["Dense_0"]["kernel"].shape == (23, 128)  # observation and noise
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.3])
