@@ -281,8 +281,11 @@ def compare_cost(updates: int) -> None:
         rows[f"SQL, {value} for the value, {svgd} of Stein"] = updates_per_second(
             sql, particles, envs, updates
         )
-    two = replace(args, n_critics=2)
-    rows["SQL, 16 and 16, two critics"] = updates_per_second(sql, two, envs, updates)
+    for name, changes in (
+        ("two critics", {"n_critics": 2}),
+        ("SAC's layers", {"hidden_dims": sac.Args.hidden_dims}),
+    ):
+        rows[f"SQL, 16 and 16, {name}"] = updates_per_second(sql, replace(args, **changes), envs, updates)
     rounds = [{name: measure() for name, measure in rows.items()} for _ in range(3)]
     print("| update | per second | of SAC's |\n| --- | --- | --- |")
     for name in rows:
