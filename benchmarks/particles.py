@@ -157,7 +157,7 @@ def compare_samplers(steps: int) -> None:
 
 
 def target_energy(state: sql.State, obs: jax.Array, args: sql.Args) -> Energy:
-    """Q/α of the target critics, `(batch, count)`, of `count` actions for each state of `obs`."""
+    """Q/α of the target critics, `(batch, count)`, as a function of actions `(batch, count, D)` in `obs`."""
 
     def energy(action):
         rows = sql.repeat(obs, action.shape[1])
@@ -224,6 +224,7 @@ def compare_on_a_run(folder: str) -> None:
     state = trained_state(sql, commit, args, obs.shape[-1], dim)
     samples_key, *keys = jax.random.split(jax.random.key(0), 97)
     samples = sql.sample(state.actor.params, sql.repeat(obs, 16), samples_key)
+    # soft_value reads the targets; here the newest critics are meant
     state = state.replace(target_critics=state.critics.params)
     energy = target_energy(state, obs, args)
 

@@ -56,6 +56,7 @@ class Collect:
     A policy that an algorithm does not have leaves its column empty."""
 
     run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # runs, or folders of runs
+    results: Path = RESULTS  # folder of evaluations.csv and manifest.json
 
 
 @dataclass
@@ -131,7 +132,7 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict]:
     return rows, config | {"seconds": result["seconds"]}
 
 
-def collect(run_dirs: Iterable[Path], results: Path = RESULTS) -> None:
+def collect(run_dirs: Iterable[Path], results: Path) -> None:
     """Reads every run into evaluations.csv and manifest.json."""
     rows, manifest_path = read_csv(results / "evaluations.csv"), results / "manifest.json"
     manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
@@ -141,7 +142,7 @@ def collect(run_dirs: Iterable[Path], results: Path = RESULTS) -> None:
         rows = [row for row in rows if identity(row) not in identities] + added
         manifest |= {" ".join(name): entry for name in identities}
     rows.sort(key=lambda row: (row["exp_name"], row["env_id"], int(row["seed"]), int(row["step"])))
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     with (results / "evaluations.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
@@ -420,8 +421,9 @@ def main(command: Collect | Draw | Compare) -> int:
         raise UsageError("name an --out-dir for a report of your own runs")
     folders = finished_runs(command.run_dirs)
     if isinstance(command, Collect):
-        collect(folders)
-        print(f"{len(folders)} runs are in {RESULTS}; report.py draw makes the figures and tables")
+        collect(folders, command.results)
+        hint = "; report.py draw makes the figures and tables" if command.results == RESULTS else ""
+        print(f"{len(folders)} runs are in {command.results}{hint}")
         return 0
     rows = [row for folder in folders for row in read_run(folder)[0]]
     if isinstance(command, Draw):

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sweep
@@ -188,9 +189,15 @@ def test_a_signal_saves_every_run(tmp_path):
     assert list((timing.parent / "checkpoint").glob("commit-*"))
 
 
-def test_after_a_sweep_signals_do_what_they_did_before():
+def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
+    def step():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(sweep.signals, "received", [])
     before = [signal.getsignal(number) for number in sweep.signals.SIGNALS]
-    assert sweep.reconcile(sweep.Sweep([], sweep.LocalExecutor([]), retries=0)) == 0
+    busy = SimpleNamespace(waiting=["a cell"], executor=sweep.LocalExecutor([]), step=step)
+    assert sweep.reconcile(busy) == sweep.signals.STOPPED
     assert [signal.getsignal(number) for number in sweep.signals.SIGNALS] == before
 
 
