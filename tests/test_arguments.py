@@ -111,7 +111,7 @@ def test_defaults_are_valid_and_every_flag_has_a_check(algorithm):
         (dict(env_id="Humanoid-v4", num_seeds=100), " GB, 20.0 GB available; lower --"),
         (
             dict(value_particles=10**6),
-            "an update with so many particles needs 262.1 GB, 20.0 GB available; lower --b",
+            "an update with so many particles needs 131.1 GB, 20.0 GB available; lower --b",
         ),
         (
             dict(svgd_particles=20_000),
