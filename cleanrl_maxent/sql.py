@@ -62,8 +62,13 @@ class Args(RunArgs):
 
     @property
     def moved_particles(self):
-        """Particles of a state that are moved; the others are fixed."""
+        """Particles of a state that are moved."""
         return int(self.update_ratio * self.svgd_particles)
+
+    @property
+    def fixed_particles(self):
+        """The others, which are fixed."""
+        return self.svgd_particles - self.moved_particles
 
 
 def reward_scale(args):
@@ -221,8 +226,7 @@ def actor_loss(params, state, batch, key, args):
     The fixed samples estimate the mean of eq. 13; the moved ones are drawn apart, so that none repels itself.
     """
     fixed_key, moved_key = jax.random.split(key)
-    n_fixed = args.svgd_particles - args.moved_particles
-    fixed = sample_particles(state.actor.params, batch.obs, fixed_key, n_fixed, args)
+    fixed = sample_particles(state.actor.params, batch.obs, fixed_key, args.fixed_particles, args)
     moved = sample_particles(params, batch.obs, moved_key, args.moved_particles, args)
     score = jax.grad(lambda fixed: log_density(fixed, batch.obs, state, args).sum())(fixed)
     direction = jax.vmap(stein_direction)(fixed, jax.lax.stop_gradient(moved), score)
@@ -262,9 +266,8 @@ def train(args):
     needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
     check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
     # about the largest array of an update: a layer over all particles, or pairs of fixed and moved ones
-    n_fixed = args.svgd_particles - args.moved_particles
-    count = max(args.n_critics * max(args.value_particles, n_fixed), args.svgd_particles)
-    floats = args.batch_size * max(count * max(args.hidden_dims), args.moved_particles * n_fixed)
+    count = max(args.n_critics * max(args.value_particles, args.fixed_particles), args.svgd_particles)
+    floats = args.batch_size * max(count * max(args.hidden_dims), args.moved_particles * args.fixed_particles)
     flags = "--batch-size, --num-seeds, --n-critics, --value-particles or --svgd-particles"
     check_memory(4 * args.num_seeds * floats, "an update with so many particles", flags)
     evaluate = Evaluation(args, act, policies=("eval_stochastic",))

@@ -156,11 +156,11 @@ def validate(args: RunArgs) -> None:
             f"noise diverges unless 0 < ou_theta * ou_dt < 2; got {args.ou_theta} * {args.ou_dt}"
         )
     if "svgd_particles" in given:
-        moved = args.moved_particles
-        if moved < 1 or args.svgd_particles - moved < 2:
+        moved, fixed = args.moved_particles, args.fixed_particles
+        if moved < 1 or fixed < 2:
             raise UsageError(
                 f"svgd_particles {args.svgd_particles} x update_ratio {args.update_ratio} moves {moved} and "
-                f"leaves {args.svgd_particles - moved}; at least 1 and 2 are needed"
+                f"leaves {fixed}; at least 1 and 2 are needed"
             )
         if args.alpha == 0:
             raise UsageError("alpha must be > 0: soft Q-learning divides by it")
