@@ -1,11 +1,11 @@
 """Maximum-entropy policy gradient: an actor-critic whose reward is r - α log π.
 
-Its gradient is derived in docs/maxent_pg.md, whose equation numbers are used here. Advantages: Schulman et
-al. 2016 (GAE), https://arxiv.org/abs/1506.02438. Several epochs of a rollout: Schulman et al. 2017 (PPO),
-https://arxiv.org/abs/1707.06347. What is particular to this file:
+Its gradient is derived in docs/algorithms/maxent_pg.md, whose equation numbers are used here.
+Advantages: Schulman et al. 2016 (GAE), https://arxiv.org/abs/1506.02438. Several epochs of a rollout:
+Schulman et al. 2017 (PPO), https://arxiv.org/abs/1707.06347. What is particular to this file:
   - `--backup-entropy`: the entropy of later states counts in values and advantages, as the objective has it;
     `--no-backup-entropy`: a state's entropy is a bonus to that state alone, as in A3C and PPO;
-  - the policy is a squashed Gaussian with a deviation for every state, or categorical;
+  - the policy is a squashed Gaussian with a standard deviation for every state, or categorical;
   - a time limit does not end the return, only the trace of advantages;
   - `--normalize-reward` scales r alone, so that α is in scaled reward per nat; `--norm-adv` scales advantages
     and α alike.
@@ -24,47 +24,75 @@ import numpy as np
 import optax
 from flax import struct
 from flax.training.train_state import TrainState
+from jax.tree_util import Partial
 
-from cleanrl_maxent.common.arguments import Integer, RunArgs, run_from_command_line, validate
-from cleanrl_maxent.common.devices import check_memory, seed_sharding, set_up_device
-from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.cli import RunArgs, run_from_command_line
+from cleanrl_maxent.common.data import Statistics, Transition, transition_bytes
+from cleanrl_maxent.common.devices import check_memory, per_seed
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
-from cleanrl_maxent.common.replay import Transition, replay_bytes
-from cleanrl_maxent.common.runs import Run
+from cleanrl_maxent.common.ranges import Count, Decay, Discount, Magnitude, Number, Rate, Widths
+from cleanrl_maxent.common.run.run import Run
+from cleanrl_maxent.common.run.start import start
 
 
 @dataclass(frozen=True)
 class Args(RunArgs):
     """Maximum-entropy policy gradient, actor-critic, with clipped surrogate."""
 
-    takes_discrete: ClassVar[bool] = True
+    action_spaces: ClassVar = ("Box", "Discrete")
 
-    exp_name: str = "maxent_pg"  # part of the run folder's name
-    num_envs: Integer = 8  # environments of each seed
-    num_steps: Integer = 256  # steps of each in a rollout
-    gamma: float = 0.99  # discount per step
-    gae_lambda: float = 0.95  # decay of the trace of advantages
+    num_envs: Count = 8  # environments of each seed
+    num_steps: Count = 256  # steps of each in a rollout
+    gamma: Discount = 0.99  # discount per step
+    gae_lambda: Decay = 0.95  # decay of the trace of advantages
     gamma_power: bool = False  # weigh step t by γ^t
-    update_epochs: Integer = 10  # passes over a rollout
-    num_minibatches: Integer = 32  # gradient steps of a pass
-    clip_coef: float = 0.2  # of probability ratios; 0: no clip
+    update_epochs: Count = 10  # passes over a rollout
+    num_minibatches: Count = 32  # gradient steps of a pass
+    clip_coef: Magnitude = 0.2  # of probability ratios; 0: no clip
     norm_adv: bool = True  # scale advantages and α alike
-    learning_rate: float = 3e-4  # Adam, actor and critic
+    learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: float = 0.5  # of actor and critic, each
-    alpha: float = 0.01  # temperature, in scaled reward per nat
+    max_grad_norm: Rate = 0.5  # of actor and critic, each
+    alpha: Magnitude = 0.01  # temperature, in scaled reward per nat
     autotune: bool = False  # learn it, within [1e-4, 1]
-    alpha_lr: float = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: float = 0.5  # of -action_dim or of log n, in nats
+    alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
+    target_entropy_scale: Number = 0.5  # of -action_dim or of log n, in nats
     backup_entropy: bool = True  # count the entropy of later states
-    normalize_observation: bool = True  # by mean and deviation, clipped to ±10
-    normalize_reward: bool = True  # by the deviation of the return
-    hidden_dims: tuple[int, ...] = (64, 64)  # widths of the hidden layers
+    normalize_observation: bool = True  # by mean and std, clipped to ±10
+    normalize_reward: bool = True  # by the std of the return
+    hidden_dims: Widths = (64, 64)  # widths of the hidden layers
+
+    def check(self):
+        super().check()
+        rollout, total = (
+            f"a rollout of num_envs {self.num_envs} x num_steps {self.num_steps}",
+            self.total_timesteps,
+        )
+        require(self.steps_per_update <= total, f"{rollout} is longer than total_timesteps {total}")
+        even = self.steps_per_update % self.num_minibatches == 0
+        require(even, f"{rollout} cannot be split evenly into num_minibatches {self.num_minibatches}")
+        too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps"
+        require(self.gradient_steps < 2**31, too_many)
+        tunable = self.alpha > 0 or not self.autotune
+        require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
+        within = 1e-4 <= self.alpha <= 1 or not self.autotune
+        require(within, f"alpha is tuned within [0.0001, 1]; got {self.alpha}")
 
     @property
-    def stride(self):
+    def steps_per_update(self):
         """Environment steps of a rollout."""
         return self.num_envs * self.num_steps
+
+    @property
+    def gradient_steps(self):
+        """Those of the whole run, over which the learning rate is annealed."""
+        return self.last_step // self.steps_per_update * self.update_epochs * self.num_minibatches
+
+    @property
+    def length_is_fixed(self):
+        """Annealing ends at total_timesteps, so a longer run would have learned otherwise all along."""
+        return self.anneal_lr
 
 
 def linear(x, features, scale, name=None):
@@ -85,8 +113,74 @@ class Critic(nn.Module):
         return linear(x, 1, 1.0).squeeze(-1)
 
 
+@struct.dataclass
+class Categorical:
+    """Over the numbers of actions; a sample is its own action."""
+
+    logits: jax.Array  # (..., action_dim)
+
+    def sample(self, key):
+        """A number, `(...)`."""
+        return jax.random.categorical(key, self.logits)
+
+    def action(self, u):
+        return u
+
+    def mode(self):
+        """The likeliest number, `(...)`."""
+        return self.logits.argmax(axis=-1)
+
+    def log_prob(self, u):
+        """log π of a number, in nats, `(...)`."""
+        return jnp.take_along_axis(nn.log_softmax(self.logits), u[..., None], axis=-1).squeeze(-1)
+
+    def entropy(self, u):
+        """In nats, `(...)`: exact, whatever the sample."""
+        log_probs = nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+    def entropy_unit(self):
+        """What `--target-entropy-scale` multiplies, in nats: the largest entropy."""
+        return math.log(self.logits.shape[-1])
+
+
+@struct.dataclass
+class TanhGaussian:
+    """Of actions tanh(u), where u is Gaussian, `(..., action_dim)`; densities are those of the action."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key):
+        """u before the squash, `(..., action_dim)`, reparameterised."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def action(self, u):
+        return jnp.tanh(u)
+
+    def mode(self):
+        """tanh of the mean, `(..., action_dim)`."""
+        return jnp.tanh(self.mean)
+
+    def log_prob(self, u):
+        """log π of tanh(u), in nats, `(...)`."""
+        deviation = (u - self.mean) / jnp.exp(self.log_std)
+        log_normal = -0.5 * deviation**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh²u), written to stay finite for large |u|
+        log_jacobian = 2 * (math.log(2) - u - nn.softplus(-2 * u))
+        return (log_normal - log_jacobian).sum(axis=-1)
+
+    def entropy(self, u):
+        """In nats, `(...)`: an estimate from the sample u."""
+        return -self.log_prob(u)
+
+    def entropy_unit(self):
+        """What `--target-entropy-scale` multiplies, in nats: minus the number of dimensions."""
+        return -self.mean.shape[-1]
+
+
 class Actor(nn.Module):
-    """π_φ: logits of actions, or mean and log standard deviation before the squash, `(..., action_dim)`."""
+    """π_φ: the distribution of actions in a state."""
 
     hidden_dims: tuple[int, ...]
     action_dim: int
@@ -98,92 +192,45 @@ class Actor(nn.Module):
         for dim in self.hidden_dims:
             x = nn.tanh(linear(x, dim, math.sqrt(2)))
         if self.discrete:
-            return linear(x, self.action_dim, 0.01, "logits")
+            return Categorical(linear(x, self.action_dim, 0.01, "logits"))
         mean, log_std = (linear(x, self.action_dim, 0.01, head) for head in ("mean", "log_std"))
-        return mean, jnp.clip(log_std, -20, 2)
-
-
-def is_discrete(params):
-    """True where `params` are those of a categorical policy."""
-    return "logits" in params["params"]
-
-
-def heads(params, obs):
-    """The actor's output; its widths are those of `params`, layer by layer."""
-    layers = params["params"]
-    hidden_dims = tuple(layers[name]["bias"].shape[-1] for name in layers if name.startswith("Dense"))
-    action_dim = layers["logits" if is_discrete(params) else "mean"]["bias"].shape[-1]
-    return Actor(hidden_dims, action_dim, is_discrete(params)).apply(params, obs)
-
-
-def draw(params, obs, key):
-    """A sample u before the squash and its action tanh(u), `(..., action_dim)`; or twice a number."""
-    if is_discrete(params):
-        number = jax.random.categorical(key, heads(params, obs))
-        return number, number
-    mean, log_std = heads(params, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-    return u, jnp.tanh(u)
-
-
-def log_prob(params, obs, u):
-    """log π of a sample, in nats, `(...)`; of tanh(u), as a density of the action, where it is squashed."""
-    if is_discrete(params):
-        log_probs = nn.log_softmax(heads(params, obs))
-        return jnp.take_along_axis(log_probs, u[..., None], axis=-1).squeeze(-1)
-    mean, log_std = heads(params, obs)
-    log_normal = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-    # log(1 - tanh²u), written to stay finite for large |u|
-    log_jacobian = 2 * (math.log(2) - u - nn.softplus(-2 * u))
-    return (log_normal - log_jacobian).sum(axis=-1)
-
-
-def policy_entropy(params, obs, key):
-    """H(π(·|s)) in nats, `(...)`: exact where discrete, else of one reparameterised sample."""
-    if is_discrete(params):
-        log_probs = nn.log_softmax(heads(params, obs))
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
-    return -log_prob(params, obs, draw(params, obs, key)[0])
-
-
-@struct.dataclass
-class Statistics:
-    """Mean and variance of the rows so far, and their number; with none, nothing is normalised."""
-
-    mean: jax.Array
-    var: jax.Array
-    count: jax.Array
-
-
-def add_rows(statistics, rows):
-    """Statistics with `rows` besides, `(n, ...)` (Chan et al. 1979)."""
-    count, total = statistics.count, statistics.count + len(rows)
-    difference = rows.mean(axis=0) - statistics.mean
-    squares = count * statistics.var + len(rows) * rows.var(axis=0)
-    squares += difference**2 * count * len(rows) / total
-    mean = statistics.mean + difference * len(rows) / total
-    return Statistics(mean=mean, var=squares / total, count=total)
+        return TanhGaussian(mean, jnp.clip(log_std, -20, 2))
 
 
 def normalized(statistics, obs):
-    """Observations less their mean, over their deviation, clipped to ±10."""
+    """Observations less their mean, over their standard deviation, clipped to ±10; the first as they are."""
     scaled = jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.var + 1e-8), -10, 10)
     return jnp.where(statistics.count > 0, scaled, obs)
 
 
+@struct.dataclass
+class Policy:
+    """What `act` needs: the actor with its parameters, and the statistics of its observations."""
+
+    actor: Partial
+    observations: Statistics
+
+    def __call__(self, obs):
+        """The distribution of actions at observations as the environment gives them."""
+        return self.actor(normalized(self.observations, obs))
+
+
+def policy(state):
+    """What `act` needs."""
+    return Policy(Partial(state.actor.apply_fn, state.actor.params), state.observations)
+
+
 def sample_action(policy, obs, key):
     """Action in [-1, 1], `(..., action_dim)`, or its number, `(...)`; and its log π in nats, `(...)`."""
-    params, obs = policy["actor"], normalized(policy["observations"], obs)
-    u, action = draw(params, obs, key)
-    return action, log_prob(params, obs, u)
+    pi = policy(obs)
+    u = pi.sample(key)
+    return pi.action(u), pi.log_prob(u)
 
 
 def act(policy, obs, key, deterministic):
     """Action as of `sample_action`; if `deterministic`, tanh of the mean, or the likeliest number."""
-    params, obs = policy["actor"], normalized(policy["observations"], obs)
-    if not deterministic:
-        return draw(params, obs, key)[1]
-    return heads(params, obs).argmax(axis=-1) if is_discrete(params) else jnp.tanh(heads(params, obs)[0])
+    pi = policy(obs)
+    return pi.mode() if deterministic else pi.action(pi.sample(key))
 
 
 @struct.dataclass
@@ -198,13 +245,13 @@ class State:
     running_return: jax.Array  # in each environment, (num_envs,)
 
 
-def init(key, obs_dim, action_dim, args, discrete=False):
+def init(key, task, args):
     """State of one seed; the key is consumed."""
     actor_key, critic_key = jax.random.split(key)
-    actor, critic = Actor(args.hidden_dims, action_dim, discrete), Critic(args.hidden_dims)
-    obs = jnp.zeros(obs_dim)
-    steps = args.last_step // args.stride * args.update_epochs * args.num_minibatches
-    rate = optax.linear_schedule(args.learning_rate, 0, steps) if args.anneal_lr else args.learning_rate
+    actor = Actor(args.hidden_dims, task.action_dim, task.discrete)
+    critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
+    annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
+    rate = annealed if args.anneal_lr else args.learning_rate
     adam = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(rate, eps=1e-5))
     log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also where alpha is 0
     alpha_adam = optax.adam(args.alpha_lr)
@@ -212,15 +259,10 @@ def init(key, obs_dim, action_dim, args, discrete=False):
         actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=adam),
         critic=TrainState.create(apply_fn=critic.apply, params=critic.init(critic_key, obs), tx=adam),
         alpha=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=alpha_adam),
-        observations=Statistics(jnp.zeros(obs_dim), jnp.ones(obs_dim), jnp.zeros(())),
-        returns=Statistics(jnp.zeros(()), jnp.ones(()), jnp.zeros(())),
+        observations=Statistics.create(obs.shape),
+        returns=Statistics.create(),
         running_return=jnp.zeros(args.num_envs),
     )
-
-
-def policy_of(state):
-    """What `act` needs."""
-    return {"actor": state.actor.params, "observations": state.observations}
 
 
 def temperature(state):
@@ -228,8 +270,8 @@ def temperature(state):
     return jnp.exp(state.alpha.params["log_alpha"])
 
 
-def return_deviation(state):
-    """Deviation of the discounted return, by which rewards are divided."""
+def return_std(state):
+    """Standard deviation of the discounted return, by which rewards are divided."""
     return jnp.sqrt(state.returns.var + 1e-8)
 
 
@@ -238,7 +280,7 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    u: jax.Array  # of `draw`
+    u: jax.Array  # samples of the policy
     ended: jax.Array  # the episode: terminated, or truncated by a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
@@ -256,7 +298,8 @@ class Samples:
 
 
 def track_returns(state, rollout, args):
-    """The state with the deviation of discounted returns brought up to this rollout."""
+    """The state with the statistics of discounted returns brought up to this rollout."""
+    begins = rollout.elapsed[0] == 0  # also if a resumed run begins new episodes
 
     def step(running_return, row):
         reward, ended = row
@@ -264,8 +307,8 @@ def track_returns(state, rollout, args):
         return running_return * (1 - ended), running_return
 
     rows = rollout.transition.reward, rollout.ended
-    running_return, returns = jax.lax.scan(step, state.running_return, rows)
-    return state.replace(running_return=running_return, returns=add_rows(state.returns, returns.ravel()))
+    running_return, returns = jax.lax.scan(step, jnp.where(begins, 0, state.running_return), rows)
+    return state.replace(running_return=running_return, returns=state.returns.add(returns.ravel()))
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
@@ -282,15 +325,15 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 def to_samples(state, rollout, args):
     """Samples of a rollout, and the temperature in the units of their advantages."""
-    made = rollout.transition
-    obs, next_obs = (normalized(state.observations, x) for x in (made.obs, made.next_obs))
-    reward = made.reward
+    steps, actor = rollout.transition, policy(state).actor
+    obs, next_obs = (normalized(state.observations, x) for x in (steps.obs, steps.next_obs))
+    reward = steps.reward
     if args.normalize_reward:
-        reward = reward / return_deviation(state)
-    alpha, old_log_prob = temperature(state), log_prob(state.actor.params, obs, rollout.u)
+        reward = reward / return_std(state)
+    alpha, old_log_prob = temperature(state), actor(obs).log_prob(rollout.u)
     soft_reward = reward - alpha * old_log_prob if args.backup_entropy else reward
     value, next_value = (state.critic.apply_fn(state.critic.params, x) for x in (obs, next_obs))
-    advantage = advantages(soft_reward, value, next_value, made.terminated, rollout.ended, args)
+    advantage = advantages(soft_reward, value, next_value, steps.terminated, rollout.ended, args)
     value_target = advantage + value
     if args.backup_entropy:
         advantage += alpha * old_log_prob  # this step's entropy is left to actor_loss
@@ -308,17 +351,19 @@ def critic_loss(params, state, batch):
     return loss, {"losses/value_loss": loss}
 
 
-def actor_loss(params, batch, alpha, key, args):
+def actor_loss(params, state, batch, alpha, key, args):
     """Minus the surrogate, and α times the policy's own entropy (eq. 8)."""
-    ratio = jnp.exp(log_prob(params, batch.obs, batch.u) - batch.log_prob)
+    actor = Partial(state.actor.apply_fn, params)
+    log_ratio = actor(batch.obs).log_prob(batch.u) - batch.log_prob
+    ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - args.clip_coef, 1 + args.clip_coef) if args.clip_coef else ratio
     surrogate = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
-    entropy = policy_entropy(params, batch.obs, key)
+    entropy = actor(batch.obs).entropy(actor(batch.obs).sample(key))
     loss = -jnp.mean(batch.weight * (surrogate + alpha * entropy))
     return loss, {
         "losses/actor_loss": loss,
         "losses/entropy": entropy.mean(),
-        "losses/approx_kl": jnp.mean(ratio - 1 - jnp.log(ratio)),
+        "losses/approx_kl": jnp.mean(ratio - 1 - log_ratio),
         "losses/clipfrac": jnp.mean(ratio != clipped),
     }
 
@@ -330,11 +375,10 @@ def alpha_loss(params, entropy, target_entropy):
     return loss, {"losses/alpha_loss": loss, "losses/alpha": alpha}
 
 
-def improve_temperature(state, entropy, args):
+def improve_temperature(state, samples, args):
     """A step of the temperature, at the entropy that the policy had in the rollout."""
-    params = state.actor.params
-    head = params["params"]["logits" if is_discrete(params) else "mean"]["bias"]
-    target_entropy = args.target_entropy_scale * (math.log(head.size) if is_discrete(params) else -head.size)
+    target_entropy = args.target_entropy_scale * policy(state).actor(samples.obs).entropy_unit()
+    entropy = -samples.log_prob.mean()
     grads, metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
     if args.autotune:
         alpha = state.alpha.apply_gradients(grads=grads)
@@ -343,8 +387,8 @@ def improve_temperature(state, entropy, args):
     return state, metrics
 
 
-def update(state, rollout, key, args):
-    """Learns from one rollout of one seed; the key is consumed.
+def update(state, rollout, key, index, args):
+    """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
 
     Returns the new state, and metrics from before each gradient step, their means, scalars.
     """
@@ -357,82 +401,72 @@ def update(state, rollout, key, args):
         grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
         state = state.replace(critic=state.critic.apply_gradients(grads=grads))
         params = state.actor.params
-        grads, metrics = jax.grad(actor_loss, has_aux=True)(params, batch, alpha, key, args)
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(params, state, batch, alpha, key, args)
         return state.replace(actor=state.actor.apply_gradients(grads=grads)), critic_metrics | metrics
 
     order_key, noise_key = jax.random.split(key)
-    order = jnp.tile(jnp.arange(args.stride), (args.update_epochs, 1))
+    order = jnp.tile(jnp.arange(args.steps_per_update), (args.update_epochs, 1))
     order = jax.random.permutation(order_key, order, axis=1, independent=True)
     minibatches = order.reshape(args.update_epochs * args.num_minibatches, -1)
     state, metrics = jax.lax.scan(step, state, (minibatches, jax.random.split(noise_key, len(minibatches))))
-    state, alpha_metrics = improve_temperature(state, -samples.log_prob.mean(), args)
+    state, alpha_metrics = improve_temperature(state, samples, args)
     # the policy acts and learns on the same statistics: new ones are for the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
-        state = state.replace(observations=add_rows(state.observations, obs.reshape(-1, obs.shape[-1])))
+        state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
     metrics = jax.tree.map(jnp.mean, metrics) | alpha_metrics
-    return state, metrics | {"losses/return_deviation": return_deviation(state)}
+    return state, metrics | {"losses/return_deviation": return_std(state)}
 
 
 def train(args):
-    """Trains the seeds side by side and returns what `result.json` holds.
-
-    Goes on with the run in `run_dir` where there is one. Raises UsageError for bad input, before anything
-    is written; NonFiniteError; OSError where the disk fails; Stopped after a signal; and Finished where
-    `run_dir` holds all that is asked for.
-    """
-    validate(args)
-    set_up_device(args.device, args.run_dir)
-    envs = SeedEnvs(args.env_id, args.seeds, args.env_reset, args.num_envs, args.takes_discrete)
-    obs_dim, action_dim = envs.obs_dim, envs.action_dim
-    needed = 2 * replay_bytes(args.num_seeds, args.stride, obs_dim, action_dim)
-    check_memory(needed, f"rollout of {args.num_seeds} x {args.stride} steps", "--num-steps or --num-envs")
+    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    envs, keys = start(args, copies=args.num_envs)
+    steps = args.num_seeds * args.steps_per_update
+    what = f"rollout of {args.num_seeds} x {args.steps_per_update} steps"
+    check_memory(2 * steps * transition_bytes(envs.example), what, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act, sample_action)
 
     def behave(policy, obs, key, step):
-        obs = normalized(policy["observations"], obs)
-        return draw(policy["actor"], obs, jax.random.fold_in(key, step))
+        pi = policy(obs)
+        u = pi.sample(jax.random.fold_in(key, step))
+        return u, pi.action(u)
 
-    def learn(state, rollout, key, step):
-        return update(state, rollout, jax.random.fold_in(key, step), args)
+    def learn(state, rollout, key, step, index):
+        return update(state, rollout, jax.random.fold_in(key, step), index, args)
 
-    # every seed: its own keys and state; from here on all arrays lead with the axis (seed,)
-    sharding = seed_sharding(args.num_seeds)
-    seeds = jax.device_put(np.array(args.seeds), sharding)
-    streams = jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))
-    init_keys, act_keys, update_keys, eval_keys = jax.jit(streams)(seeds)
-    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args, envs.discrete)))(init_keys)
-    behave = jax.jit(jax.vmap(behave, (0, 0, 0, None)))
-    learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
+    # vectorised: from here on all arrays lead with the axis (seed,)
+    state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    behave = per_seed(behave, shared=1)
+    learn = per_seed(learn, shared=2, donate_argnums=0)
+
+    def split_seeds(rows):  # (seed · env, ...) -> (seed, env, ...)
+        return rows.reshape(args.num_seeds, args.num_envs, *rows.shape[1:])
 
     def by_seed(*steps):  # each (seed · env, ...) -> (seed, step, env, ...)
-        rows = np.stack(steps, axis=1)
-        return rows.reshape(args.num_seeds, args.num_envs, *rows.shape[1:]).swapaxes(1, 2)
+        return split_seeds(np.stack(steps, axis=1)).swapaxes(1, 2)
 
-    with Run(args, "maxent_pg") as run:
-        start, state, _ = run.resume(envs, state)
-        if args.env_reset == "restart":  # a resumed run begins new episodes
-            state = state.replace(running_return=0 * state.running_return)
-        for step in range(start, args.last_step + 1, args.stride):
+    with Run(args, envs) as run:
+        first, state, _ = run.resume(state)
+        for step in range(first, args.last_step + 1, args.steps_per_update):
             # first of all, so that a run resumed here makes up for an evaluation cut short
             if evaluate.due(step):
-                alpha = temperature(state) * (return_deviation(state) if args.normalize_reward else 1)
-                run.record_evaluation(step, evaluate(step, policy_of(state), eval_keys, alpha))
+                alpha = temperature(state) * (return_std(state) if args.normalize_reward else 1)
+                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate, alpha))
             if step == args.last_step:
                 break
-            policy, rollout = policy_of(state), []
-            for now in range(step, step + args.stride, args.num_envs):
-                obs, elapsed = envs.obs.reshape(args.num_seeds, args.num_envs, obs_dim), envs.elapsed
-                drawn = map(np.asarray, behave(policy, obs, act_keys, now))
-                u, action = (x.reshape(-1, *x.shape[2:]) for x in drawn)
+            end, rollout = step + args.steps_per_update, []
+            for now in range(step, end, args.num_envs):
+                elapsed = envs.elapsed
+                sampled = behave(policy(state), split_seeds(envs.obs), keys.act, now)
+                u, action = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in sampled)
                 episodes = envs.step(action)
                 run.record_episodes(now + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, u, envs.ended, elapsed))
-            state, losses = learn(state, jax.tree.map(by_seed, *rollout), update_keys, step)
-            run.record_losses(step + args.stride, losses)
-            run.checkpoint(step + args.stride, envs, state)
-        run.save_policy(policy_of(state))
-        return run.finish()
+            index = step // args.steps_per_update
+            state, losses = learn(state, jax.tree.map(by_seed, *rollout), keys.update, step, index)
+            run.record_losses(end, losses)
+            run.end_step(end, state)
+        return run.finish(policy(state))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Soft Actor-Critic with two critics and a learned temperature.
 
 Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://arxiv.org/abs/1812.05905.
-Equation numbers refer to it. Deliberate deviations, with their reasons in docs/sac.md:
-  - inside the agent actions lie in [-1, 1]; log-densities and entropies (nats) refer to these units;
-  - weights and biases start as U(±1/√fan_in) instead of Glorot, as in most published curves;
-  - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
+Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
+  - the temperature is learned through its logarithm, from the log-densities of the actor's loss;
+  - weights and biases start as U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/sac.py --env-id Hopper-v4
 """
@@ -19,33 +19,47 @@ import numpy as np
 import optax
 from flax import struct
 from flax.training.train_state import TrainState
+from jax.tree_util import Partial
 
-from cleanrl_maxent.common.arguments import Integer, RunArgs, run_from_command_line, validate
-from cleanrl_maxent.common.devices import check_memory, seed_sharding, set_up_device
-from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.cli import RunArgs, run_from_command_line
+from cleanrl_maxent.common.data import create_replays, store
+from cleanrl_maxent.common.devices import per_seed
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
-from cleanrl_maxent.common.replay import Replay, replay_bytes
-from cleanrl_maxent.common.runs import Run
+from cleanrl_maxent.common.ranges import Count, Discount, Magnitude, Natural, Number, Rate, Share, Widths
+from cleanrl_maxent.common.run.run import Run
+from cleanrl_maxent.common.run.start import start
+from cleanrl_maxent.common.schedule import every, representative
 
 
 @dataclass(frozen=True)
 class Args(RunArgs):
     """Soft Actor-Critic (Haarnoja et al., 2018) with a learned temperature."""
 
-    exp_name: str = "sac"  # part of the run folder's name
-    learning_starts: Integer = 10_000  # environment steps of uniform actions
-    buffer_size: Integer = 1_000_000  # transitions kept of each seed
-    batch_size: Integer = 256  # transitions of an update
-    gamma: float = 0.99  # discount per step
-    tau: float = 0.005  # weight of new parameters in targets
-    policy_lr: float = 3e-4  # Adam, actor and temperature
-    q_lr: float = 3e-4  # Adam, critics
-    alpha: float = 1.0  # temperature, in reward per nat; where it starts if autotune
+    learning_starts: Natural = 10_000  # environment steps of uniform actions
+    buffer_size: Count = 1_000_000  # transitions kept of each seed
+    batch_size: Count = 256  # transitions of an update
+    gamma: Discount = 0.99  # discount per step
+    tau: Share = 0.005  # weight of new parameters in targets
+    policy_lr: Rate = 3e-4  # Adam, actor and temperature
+    q_lr: Rate = 3e-4  # Adam, critics
+    alpha: Magnitude = 1.0  # temperature, in reward per nat; where it starts if autotune
     autotune: bool = True  # learn the temperature
-    target_entropy_scale: float = 1.0  # target is -scale * action_dim nats
-    policy_frequency: Integer = 1  # critic updates per actor update
-    target_network_frequency: Integer = 1  # critic updates per target update
-    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
+    target_entropy_scale: Number = 1.0  # target is -scale * action_dim nats
+    policy_frequency: Count = 1  # critic updates per actor update
+    target_network_frequency: Count = 1  # critic updates per target update
+    hidden_dims: Widths = (256, 256)  # widths of the hidden layers
+
+    def check(self):
+        super().check()
+        starts, batch = self.learning_starts, self.batch_size
+        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
+        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
+        few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
+        require(batch <= starts, f"{few}; raise --learning-starts")
+        tunable = self.alpha > 0 or not self.autotune
+        require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
 
 
 def linear(x, features):
@@ -59,7 +73,7 @@ def linear(x, features):
 
 
 class Critic(nn.Module):
-    """Q_θ(s, a): soft value of an action, `(...)`."""
+    """Q_θ(s, a), `(...)`."""
 
     hidden_dims: tuple[int, ...]
 
@@ -86,15 +100,14 @@ class Actor(nn.Module):
         return mean, jnp.clip(log_std, -20, 2)
 
 
-def gaussian(params, obs):
-    """Mean and log standard deviation; the actor's widths are those of `params`, layer by layer."""
-    *hidden_dims, heads = (layer["bias"].shape[-1] for layer in params["params"].values())
-    return Actor(tuple(hidden_dims), heads // 2).apply(params, obs)
+def policy(state):
+    """What `act` needs: the actor with its parameters."""
+    return Partial(state.actor.apply_fn, state.actor.params)
 
 
-def sample_action(params, obs, key):
+def sample_action(policy, obs, key):
     """Reparameterised action tanh(u) (eq. 8) and its log-density in nats (appendix C)."""
-    mean, log_std = gaussian(params, obs)
+    mean, log_std = policy(obs)
     noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
@@ -103,42 +116,37 @@ def sample_action(params, obs, key):
     return jnp.tanh(u), (log_normal - log_jacobian).sum(axis=-1)
 
 
-def act(params, obs, key, deterministic):
+def act(policy, obs, key, deterministic):
     """Action in [-1, 1], `(..., action_dim)`: tanh of the mean if `deterministic`, else a sample."""
-    if deterministic:
-        return jnp.tanh(gaussian(params, obs)[0])
-    return sample_action(params, obs, key)[0]
+    return jnp.tanh(policy(obs)[0]) if deterministic else sample_action(policy, obs, key)[0]
 
 
 @struct.dataclass
 class State:
-    """Everything learned, for one seed; two critics are stacked on axis 0."""
+    """Everything learned, for one seed."""
 
     actor: TrainState
-    critics: TrainState
+    critics: TrainState  # two, stacked on axis 0
     target_critics: dict
     alpha: TrainState  # its one parameter is log_alpha
-    policy_metrics: dict  # of the last step of actor and temperature
 
 
-def init(key, obs_dim, action_dim, args):
+def init(key, task, args):
     """State of one seed; the key is consumed."""
     actor_key, critic_key = jax.random.split(key)
-    actor, critic = Actor(args.hidden_dims, action_dim), Critic(args.hidden_dims)
-    obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
+    actor, critic = Actor(args.hidden_dims, task.action_dim), Critic(args.hidden_dims)
+    obs, action = jnp.zeros(task.obs_dim), jnp.zeros(task.action_dim)
     actor_params = actor.init(actor_key, obs)
-    critic_params = jax.vmap(critic.init, (0, None, None))(jax.random.split(critic_key), obs, action)
-    both_critics = jax.vmap(critic.apply, (0, None, None))
+    critic_keys = jax.random.split(critic_key, 2)
+    critic_params = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
+    apply_critics = jax.vmap(critic.apply, (0, None, None))
     policy_adam, q_adam = optax.adam(args.policy_lr), optax.adam(args.q_lr)
     log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also where alpha is 0
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
-        critics=TrainState.create(apply_fn=both_critics, params=critic_params, tx=q_adam),
+        critics=TrainState.create(apply_fn=apply_critics, params=critic_params, tx=q_adam),
         target_critics=jax.tree.map(jnp.copy, critic_params),
         alpha=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=policy_adam),
-        policy_metrics={
-            f"losses/{name}": jnp.float32(0) for name in ("actor_loss", "entropy", "alpha_loss", "alpha")
-        },
     )
 
 
@@ -149,7 +157,7 @@ def temperature(state):
 
 def critic_loss(params, state, batch, key, args):
     """Soft Bellman residual of both critics (eq. 5), with V of eq. 3 from the smaller target."""
-    next_action, next_log_prob = sample_action(state.actor.params, batch.next_obs, key)
+    next_action, next_log_prob = sample_action(policy(state), batch.next_obs, key)
     next_q = state.critics.apply_fn(state.target_critics, batch.next_obs, next_action)  # (2, batch)
     next_value = next_q.min(axis=0) - temperature(state) * next_log_prob
     target = batch.reward + args.gamma * (1 - batch.terminated) * next_value
@@ -165,7 +173,7 @@ def critic_loss(params, state, batch, key, args):
 
 def actor_loss(params, state, batch, key):
     """α times the KL of the policy from exp(Q/α)/Z, up to a term without φ (eq. 9); Q: smaller critic."""
-    action, log_prob = sample_action(params, batch.obs, key)
+    action, log_prob = sample_action(Partial(state.actor.apply_fn, params), batch.obs, key)
     q = state.critics.apply_fn(state.critics.params, batch.obs, action).min(axis=0)
     loss = jnp.mean(temperature(state) * log_prob - q)
     return loss, {"losses/actor_loss": loss, "losses/entropy": -log_prob.mean()}
@@ -178,16 +186,21 @@ def alpha_loss(params, entropy, target_entropy):
     return loss, {"losses/alpha_loss": loss, "losses/alpha": alpha}
 
 
-def improve_policy(state, batch, key, target_entropy, args):
+def improve_policy(state, batch, key, args):
     """A step of the actor, then of the temperature at the entropy that the actor had."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    params, entropy = state.alpha.params, metrics["losses/entropy"]
-    grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(params, entropy, target_entropy)
+    entropy, target_entropy = metrics["losses/entropy"], -args.target_entropy_scale * batch.action.shape[-1]
+    grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
     if args.autotune:
         state = state.replace(alpha=state.alpha.apply_gradients(grads=grads))
-    metrics |= alpha_metrics
-    return state.replace(policy_metrics=metrics), metrics
+    return state, metrics | alpha_metrics
+
+
+def move_targets(state, args):
+    """The targets a share τ of the way to the networks."""
+    target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
+    return state.replace(target_critics=target_critics), {}
 
 
 def update(state, batch, key, index, args):
@@ -195,87 +208,64 @@ def update(state, batch, key, index, args):
 
     Returns the new state, and metrics from before each step, scalars.
     """
-    next_action_key, action_key = jax.random.split(key)
-    params = state.critics.params
-    grads, metrics = jax.grad(critic_loss, has_aux=True)(params, state, batch, next_action_key, args)
+    key, noise_key = jax.random.split(key)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
-    # actor and temperature, against the new critics
-    target_entropy = -args.target_entropy_scale * batch.action.shape[-1]
-    state, policy_metrics = jax.lax.cond(  # a branch costs 3%; of a plain True XLA leaves none
-        args.policy_frequency == 1 or index % args.policy_frequency == 0,
-        lambda state: improve_policy(state, batch, action_key, target_entropy, args),
-        lambda state: (state, state.policy_metrics),
-        state,
-    )
-    tau = jnp.where(index % args.target_network_frequency == 0, args.tau, 0.0)
-    target_critics = optax.incremental_update(state.critics.params, state.target_critics, tau)
-    return state.replace(target_critics=target_critics), metrics | policy_metrics
+    state, policy_metrics = every(args.policy_frequency, index, improve_policy, state, batch, noise_key, args)
+    state, _ = every(args.target_network_frequency, index, move_targets, state, args)
+    return state, metrics | policy_metrics
 
 
 def train(args):
-    """Trains the seeds side by side and returns what `result.json` holds.
-
-    Goes on with the run in `run_dir` where there is one. Raises UsageError for bad input, before anything
-    is written; NonFiniteError; OSError where the disk fails; Stopped after a signal; and Finished where
-    `run_dir` holds all that is asked for.
-    """
-    validate(args)
-    set_up_device(args.device, args.run_dir)
-    envs = SeedEnvs(args.env_id, args.seeds, args.env_reset)
-    obs_dim, action_dim = envs.obs_dim, envs.action_dim
-    needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
-    check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
+    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    envs, keys = start(args)
+    memory_flags = "--buffer-size or --num-seeds"
+    replay = create_replays(args.num_seeds, args.buffer_size, envs.example, memory_flags)
     evaluate = Evaluation(args, act, sample_action)
+    frequencies = args.policy_frequency, args.target_network_frequency
 
     def explore(key, step):
-        return jax.random.uniform(jax.random.fold_in(key, step), (action_dim,), minval=-1, maxval=1)
+        key = jax.random.fold_in(key, step)
+        return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
-    def behave(params, obs, key, step):
-        return act(params, obs, jax.random.fold_in(key, step), False)
+    def behave(policy, obs, key, step):
+        return act(policy, obs, jax.random.fold_in(key, step), False)
 
-    def learn(state, replay, key, step):
+    def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
         batch = replay.sample(sample_key, args.batch_size, step)
-        return update(state, batch, update_key, step - args.learning_starts, args)
+        return update(state, batch, update_key, index, args)
 
-    # every seed: its own keys, state, replay; from here on all arrays lead with the axis (seed,)
-    sharding = seed_sharding(args.num_seeds)
-    seeds = jax.device_put(np.array(args.seeds), sharding)
-    streams = jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))
-    init_keys, act_keys, update_keys, eval_keys = jax.jit(streams)(seeds)
-    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_keys)
-    create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
-    replay = jax.jit(create, out_shardings=sharding)(seeds)
-    explore = jax.jit(jax.vmap(explore, (0, None)))
-    behave = jax.jit(jax.vmap(behave, (0, 0, 0, None)))
-    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
-    learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
+    # vectorised: from here on all arrays lead with the axis (seed,)
+    state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    explore = per_seed(explore, shared=1)
+    behave = per_seed(behave, shared=1)
+    learn = per_seed(learn, shared=2, static_argnums=4, donate_argnums=0)
 
-    with Run(args, "sac") as run:
-        start, state, replay = run.resume(envs, state, replay)
+    with Run(args, envs) as run:
+        first, state, replay = run.resume(state, replay)
         losses = {}
-        for step in range(start, args.total_timesteps + 1):
+        for step in range(first, args.total_timesteps + 1):
             # first of all, so that a run resumed here makes up for an evaluation cut short
             if evaluate.due(step):
-                metrics = evaluate(step, state.actor.params, eval_keys, temperature(state))
-                run.record_evaluation(step, metrics)
+                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate, temperature(state)))
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(act_keys, step)
+                action = explore(keys.act, step)
             else:
-                action = behave(state.actor.params, envs.obs, act_keys, step)
+                action = behave(policy(state), envs.obs, keys.act, step)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
-                state, losses = learn(state, replay, update_keys, step)
+                index = representative(step - args.learning_starts, *frequencies)
+                state, losses = learn(state, replay, keys.update, step, index)
             # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
             run.record_episodes(step + 1, episodes)
             run.record_losses(step + 1, losses)
-            run.checkpoint(step + 1, envs, state)
-        run.save_policy(state.actor.params)
-        return run.finish()
+            run.end_step(step + 1, state)
+        return run.finish(policy(state))
 
 
 if __name__ == "__main__":

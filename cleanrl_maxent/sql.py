@@ -1,14 +1,14 @@
 """Soft Q-learning: a critic of the soft optimum, and a network that samples from exp(Q/α).
 
 Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", 2017, https://arxiv.org/abs/1702.08165.
-Equation numbers refer to it. Deliberate deviations, with their reasons in docs/sql.md:
-  - inside the agent actions lie in [-1, 1]; proposals and densities refer to these units;
+Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
   - actions end in tanh; Stein's particles and scores are taken before it, where the fixed point is exp(Q/α);
     `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
   - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
   - the kernel's width is their code's: the median over log of the number of fixed particles;
-  - weights and biases start as U(±1/√fan_in) instead of Glorot, as in the sibling files.
+  - weights and biases start as U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/sql.py --env-id Hopper-v4
 """
@@ -24,15 +24,19 @@ import numpy as np
 import optax
 from flax import struct
 from flax.training.train_state import TrainState
+from jax.tree_util import Partial
 
-from cleanrl_maxent.common.arguments import Integer, RunArgs, run_from_command_line, validate
-from cleanrl_maxent.common.devices import check_memory, seed_sharding, set_up_device
-from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.cli import RunArgs, run_from_command_line
+from cleanrl_maxent.common.data import create_replays, store
+from cleanrl_maxent.common.devices import check_memory, per_seed
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
-from cleanrl_maxent.common.replay import Replay, replay_bytes
-from cleanrl_maxent.common.runs import Run
+from cleanrl_maxent.common.ranges import Count, Discount, Fraction, Magnitude, Natural, Rate, Share, Widths
+from cleanrl_maxent.common.run.run import Run
+from cleanrl_maxent.common.run.start import start
+from cleanrl_maxent.common.schedule import every, representative
 
-# c, by environment whatever its version: the published example's (docs/sql.md); 1 elsewhere
+# c, by environment whatever its version: the published example's (docs/algorithms/sql.md); 1 elsewhere
 REWARD_SCALES = dict(Swimmer=30, Hopper=30, HalfCheetah=30, Walker2d=10, Ant=300, Humanoid=100)
 
 
@@ -40,35 +44,42 @@ REWARD_SCALES = dict(Swimmer=30, Hopper=30, HalfCheetah=30, Walker2d=10, Ant=300
 class Args(RunArgs):
     """Soft Q-learning (Haarnoja et al., 2017)."""
 
-    exp_name: str = "sql"  # part of the run folder's name
-    learning_starts: Integer = 5_000  # environment steps of uniform actions
-    buffer_size: Integer = 1_000_000  # transitions kept of each seed
-    batch_size: Integer = 256  # transitions of an update
-    gamma: float = 0.99  # discount per step
-    tau: float = 1.0  # weight of new parameters in targets
-    policy_lr: float = 3e-4  # Adam, sampler
-    q_lr: float = 3e-4  # Adam, critics
-    alpha: float = 1.0  # temperature, in scaled reward per nat; alpha / reward_scale in reward per nat
-    # c, times the reward; None: 30 on Swimmer, Hopper, HalfCheetah, 10 Walker2d, 300 Ant, 100 Humanoid,
-    # 1 elsewhere
-    reward_scale: float | None = None
-    n_critics: Integer = 1  # critics; the smallest value counts
-    value_particles: Integer = 16  # uniform actions for the soft value
-    svgd_particles: Integer = 16  # actions of the sampler per state
-    update_ratio: float = 0.5  # share of svgd_particles that moves, rounded down
+    learning_starts: Natural = 5_000  # environment steps of uniform actions
+    buffer_size: Count = 1_000_000  # transitions kept of each seed
+    batch_size: Count = 256  # transitions of an update
+    gamma: Discount = 0.99  # discount per step
+    tau: Share = 1.0  # weight of new parameters in targets
+    policy_lr: Rate = 3e-4  # Adam, sampler
+    q_lr: Rate = 3e-4  # Adam, critics
+    alpha: Magnitude = 1.0  # temperature, in scaled reward per nat; alpha / reward_scale in reward per nat
+    # times the reward; None: 30 on Swimmer, Hopper, HalfCheetah, 10 Walker2d, 300 Ant, 100 Humanoid, else 1
+    reward_scale: Rate | None = None
+    n_critics: Count = 1  # critics; the smallest value counts
+    value_particles: Count = 16  # uniform actions for the soft value
+    svgd_particles: Count = 16  # actions of the sampler per state
+    update_ratio: Fraction = 0.5  # share of svgd_particles that moves, rounded down
     svgd_space: Literal["raw", "action"] = "raw"  # particles before tanh, or after
-    target_network_frequency: Integer = 1_000  # critic updates per target update
-    hidden_dims: tuple[int, ...] = (128, 128)  # widths of the hidden layers
+    target_network_frequency: Count = 1_000  # critic updates per target update
+    hidden_dims: Widths = (128, 128)  # widths of the hidden layers
+
+    def check(self):
+        super().check()
+        starts, batch = self.learning_starts, self.batch_size
+        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
+        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
+        few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
+        require(batch <= starts, f"{few}; raise --learning-starts")
+        (moved, fixed), total = self.particles, f"svgd_particles {self.svgd_particles}"
+        split = f"{total} x update_ratio {self.update_ratio} moves {moved} and leaves {fixed}"
+        require(moved >= 1 and fixed >= 2, f"{split}; at least 1 and 2 are needed")
+        require(self.alpha > 0, "alpha must be > 0: soft Q-learning divides by it")
 
     @property
-    def moved_particles(self):
-        """Particles of a state that are moved."""
-        return int(self.update_ratio * self.svgd_particles)
-
-    @property
-    def fixed_particles(self):
-        """The others, which are fixed."""
-        return self.svgd_particles - self.moved_particles
+    def particles(self):
+        """How many particles of a state move, and how many are fixed."""
+        moved = int(self.update_ratio * self.svgd_particles)
+        return moved, self.svgd_particles - moved
 
 
 def reward_scale(args):
@@ -90,7 +101,7 @@ def linear(x, features):
 
 
 class Critic(nn.Module):
-    """Q_θ(s, a): soft value of an action, `(...)`."""
+    """Q_θ(s, a), `(...)`."""
 
     hidden_dims: tuple[int, ...]
 
@@ -103,52 +114,52 @@ class Critic(nn.Module):
 
 
 class Actor(nn.Module):
-    """f_φ(ξ; s): a sample before the squash, `(..., action_dim)`, from Gaussian noise of the same shape."""
+    """f_φ(ξ; s): a sample before the squash, `(..., action_dim)`, from Gaussian noise ξ of the same shape."""
 
     hidden_dims: tuple[int, ...]
     action_dim: int
 
     @nn.compact
-    def __call__(self, obs, noise):
+    def __call__(self, obs, key):
+        noise = jax.random.normal(key, (*obs.shape[:-1], self.action_dim))
         x = jnp.concatenate([obs, noise], axis=-1)
         for dim in self.hidden_dims:
             x = nn.relu(linear(x, dim))
         return linear(x, self.action_dim)
 
 
-def sample(params, obs, key):
-    """u = f(ξ; s), `(..., action_dim)`; the sampler's widths are those of `params`, layer by layer."""
-    *hidden_dims, action_dim = (layer["bias"].shape[-1] for layer in params["params"].values())
-    noise = jax.random.normal(key, (*obs.shape[:-1], action_dim))
-    return Actor(tuple(hidden_dims), action_dim).apply(params, obs, noise)
+def policy(state):
+    """What `act` needs: the actor with its parameters."""
+    return Partial(state.actor.apply_fn, state.actor.params)
 
 
-def act(params, obs, key, deterministic):
-    """Action in [-1, 1], `(..., action_dim)`: tanh of a sample, also where `deterministic`."""
-    return jnp.tanh(sample(params, obs, key))
+def act(policy, obs, key, deterministic):
+    """Action in [-1, 1], `(..., action_dim)`: tanh of a sample, also if `deterministic`."""
+    return jnp.tanh(policy(obs, key))
 
 
 @struct.dataclass
 class State:
-    """Everything learned, for one seed; critics are stacked on axis 0."""
+    """Everything learned, for one seed."""
 
     actor: TrainState
-    critics: TrainState
+    critics: TrainState  # n_critics, stacked on axis 0
     target_critics: dict
 
 
-def init(key, obs_dim, action_dim, args):
+def init(key, task, args):
     """State of one seed; the key is consumed."""
     actor_key, critic_key = jax.random.split(key)
-    actor, critic = Actor(args.hidden_dims, action_dim), Critic(args.hidden_dims)
-    obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
-    actor_params = actor.init(actor_key, obs, action)
+    actor, critic = Actor(args.hidden_dims, task.action_dim), Critic(args.hidden_dims)
+    obs, action = jnp.zeros(task.obs_dim), jnp.zeros(task.action_dim)
+    actor_params = actor.init(actor_key, obs, actor_key)
     critic_keys = jax.random.split(critic_key, args.n_critics)
     critic_params = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
-    all_critics = jax.vmap(critic.apply, (0, None, None))
+    apply_critics = jax.vmap(critic.apply, (0, None, None))
+    policy_adam, q_adam = optax.adam(args.policy_lr), optax.adam(args.q_lr)
     return State(
-        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=optax.adam(args.policy_lr)),
-        critics=TrainState.create(apply_fn=all_critics, params=critic_params, tx=optax.adam(args.q_lr)),
+        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
+        critics=TrainState.create(apply_fn=apply_critics, params=critic_params, tx=q_adam),
         target_critics=jax.tree.map(jnp.copy, critic_params),
     )
 
@@ -170,8 +181,7 @@ def soft_value(state, obs, action_dim, key, args):
 
 def critic_loss(params, state, batch, key, args):
     """Soft Bellman residual of the critics (eq. 11), with the soft value of the target critics."""
-    action_dim = batch.action.shape[-1]
-    next_value = soft_value(state, batch.next_obs, action_dim, key, args)
+    next_value = soft_value(state, batch.next_obs, batch.action.shape[-1], key, args)
     target = reward_scale(args) * batch.reward + args.gamma * (1 - batch.terminated) * next_value
     q = state.critics.apply_fn(params, batch.obs, batch.action)  # (n_critics, batch)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
@@ -179,9 +189,9 @@ def critic_loss(params, state, batch, key, args):
     return losses.sum(), metrics | {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
 
 
-def sample_particles(params, obs, key, count, args):
+def sample_particles(policy, obs, key, count, args):
     """Samples for each state, `(batch, count, action_dim)`, in the space of `--svgd-space`."""
-    u = sample(params, repeat(obs, count), key)
+    u = policy(repeat(obs, count), key)
     return u if args.svgd_space == "raw" else jnp.tanh(u)
 
 
@@ -203,6 +213,13 @@ def log_density(particles, obs, state, args):
     return q / args.alpha + log_jacobian.sum(axis=-1)
 
 
+def lower_median(squared):
+    """The median of numbers >= 0, the lower one of an even count; a scalar."""
+    # floats >= 0 sort as their bits do as integers, and XLA sorts integers several times as fast on a CPU
+    bits = jnp.sort(squared.ravel().astype(jnp.float32).view(jnp.int32))
+    return bits[(squared.size - 1) // 2].view(jnp.float32)
+
+
 def stein_direction(fixed, moved, score):
     """Δf/α of eq. 13 for the `moved` particles of one state, `(moved, action_dim)`.
 
@@ -211,10 +228,7 @@ def stein_direction(fixed, moved, score):
     """
     difference = fixed[:, None] - moved  # (fixed, moved, D)
     squared = jnp.sum(difference**2, axis=-1)
-    # floats >= 0 sort as their bits do as integers, and XLA sorts integers several times as fast on a CPU
-    bits = jnp.sort(squared.ravel().astype(jnp.float32).view(jnp.int32))
-    median = bits[(squared.size - 1) // 2].view(jnp.float32)
-    width = jnp.maximum(median / math.log(len(fixed)), 1e-3)
+    width = jnp.maximum(lower_median(squared) / math.log(len(fixed)), 1e-3)
     kernel = jnp.exp(-squared / width)[..., None]
     repulsion = -2 * difference * kernel / width  # the gradient of the kernel in the fixed particle
     return jnp.mean(kernel * score[:, None] + repulsion, axis=0)
@@ -225,13 +239,19 @@ def actor_loss(params, state, batch, key, args):
 
     The fixed samples estimate the mean of eq. 13; the moved ones are drawn apart, so that none repels itself.
     """
-    fixed_key, moved_key = jax.random.split(key)
-    fixed = sample_particles(state.actor.params, batch.obs, fixed_key, args.fixed_particles, args)
-    moved = sample_particles(params, batch.obs, moved_key, args.moved_particles, args)
+    (moved, fixed), (fixed_key, moved_key) = args.particles, jax.random.split(key)
+    fixed = sample_particles(policy(state), batch.obs, fixed_key, fixed, args)
+    moved = sample_particles(Partial(state.actor.apply_fn, params), batch.obs, moved_key, moved, args)
     score = jax.grad(lambda fixed: log_density(fixed, batch.obs, state, args).sum())(fixed)
     direction = jax.vmap(stein_direction)(fixed, jax.lax.stop_gradient(moved), score)
     loss = -jnp.mean(jnp.sum(direction * moved, axis=-1))
     return loss, {"losses/actor_loss": loss}
+
+
+def move_targets(state, args):
+    """The targets a share τ of the way to the networks."""
+    target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
+    return state.replace(target_critics=target_critics), {}
 
 
 def update(state, batch, key, index, args):
@@ -239,87 +259,71 @@ def update(state, batch, key, index, args):
 
     Returns the new state, and metrics from before each step, scalars.
     """
-    value_key, noise_key = jax.random.split(key)
-    params = state.critics.params
-    grads, metrics = jax.grad(critic_loss, has_aux=True)(params, state, batch, value_key, args)
+    key, noise_key = jax.random.split(key)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
-    # the sampler, towards the new critics
     params = state.actor.params
     grads, policy_metrics = jax.grad(actor_loss, has_aux=True)(params, state, batch, noise_key, args)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    tau = jnp.where(index % args.target_network_frequency == 0, args.tau, 0.0)
-    target_critics = optax.incremental_update(state.critics.params, state.target_critics, tau)
-    return state.replace(target_critics=target_critics), metrics | policy_metrics
+    state, _ = every(args.target_network_frequency, index, move_targets, state, args)
+    return state, metrics | policy_metrics
 
 
 def train(args):
-    """Trains the seeds side by side and returns what `result.json` holds.
-
-    Goes on with the run in `run_dir` where there is one. Raises UsageError for bad input, before anything
-    is written; NonFiniteError; OSError where the disk fails; Stopped after a signal; and Finished where
-    `run_dir` holds all that is asked for.
-    """
-    validate(args)
-    set_up_device(args.device, args.run_dir)
-    envs = SeedEnvs(args.env_id, args.seeds, args.env_reset)
-    obs_dim, action_dim = envs.obs_dim, envs.action_dim
-    needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
-    check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
+    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    envs, keys = start(args)
+    memory_flags = "--buffer-size or --num-seeds"
+    replay = create_replays(args.num_seeds, args.buffer_size, envs.example, memory_flags)
     # about the largest array of an update: a layer over all particles, or pairs of fixed and moved ones
-    count = max(args.n_critics * max(args.value_particles, args.fixed_particles), args.svgd_particles)
-    floats = args.batch_size * max(count * max(args.hidden_dims), args.moved_particles * args.fixed_particles)
+    moved, fixed = args.particles
+    rows = max(args.n_critics * max(args.value_particles, fixed), args.svgd_particles)
+    floats = args.num_seeds * args.batch_size * max(rows * max(args.hidden_dims), moved * fixed)
     flags = "--batch-size, --num-seeds, --n-critics, --value-particles or --svgd-particles"
-    check_memory(4 * args.num_seeds * floats, "an update with so many particles", flags)
-    evaluate = Evaluation(args, act, policies=("eval_stochastic",))
+    check_memory(4 * floats, "an update with so many particles", flags)
+    evaluate = Evaluation(args, act, modes=("eval_stochastic",))
 
     def explore(key, step):
-        return jax.random.uniform(jax.random.fold_in(key, step), (action_dim,), minval=-1, maxval=1)
+        key = jax.random.fold_in(key, step)
+        return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
-    def behave(params, obs, key, step):
-        return act(params, obs, jax.random.fold_in(key, step), False)
+    def behave(policy, obs, key, step):
+        return act(policy, obs, jax.random.fold_in(key, step), False)
 
-    def learn(state, replay, key, step):
+    def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
         batch = replay.sample(sample_key, args.batch_size, step)
-        return update(state, batch, update_key, step - args.learning_starts, args)
+        return update(state, batch, update_key, index, args)
 
-    # every seed: its own keys, state, replay; from here on all arrays lead with the axis (seed,)
-    sharding = seed_sharding(args.num_seeds)
-    seeds = jax.device_put(np.array(args.seeds), sharding)
-    streams = jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))
-    init_keys, act_keys, update_keys, eval_keys = jax.jit(streams)(seeds)
-    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_keys)
-    create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
-    replay = jax.jit(create, out_shardings=sharding)(seeds)
-    explore = jax.jit(jax.vmap(explore, (0, None)))
-    behave = jax.jit(jax.vmap(behave, (0, 0, 0, None)))
-    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
-    learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
+    # vectorised: from here on all arrays lead with the axis (seed,)
+    state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    explore = per_seed(explore, shared=1)
+    behave = per_seed(behave, shared=1)
+    learn = per_seed(learn, shared=2, static_argnums=4, donate_argnums=0)
 
-    with Run(args, "sql") as run:
-        start, state, replay = run.resume(envs, state, replay)
+    with Run(args, envs) as run:
+        first, state, replay = run.resume(state, replay)
         losses = {}
-        for step in range(start, args.total_timesteps + 1):
+        for step in range(first, args.total_timesteps + 1):
             # first of all, so that a run resumed here makes up for an evaluation cut short
             if evaluate.due(step):
-                run.record_evaluation(step, evaluate(step, state.actor.params, eval_keys))
+                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(act_keys, step)
+                action = explore(keys.act, step)
             else:
-                action = behave(state.actor.params, envs.obs, act_keys, step)
+                action = behave(policy(state), envs.obs, keys.act, step)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
-                state, losses = learn(state, replay, update_keys, step)
+                index = representative(step - args.learning_starts, args.target_network_frequency)
+                state, losses = learn(state, replay, keys.update, step, index)
             # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
             run.record_episodes(step + 1, episodes)
             run.record_losses(step + 1, losses)
-            run.checkpoint(step + 1, envs, state)
-        run.save_policy(state.actor.params)
-        return run.finish()
+            run.end_step(step + 1, state)
+        return run.finish(policy(state))
 
 
 if __name__ == "__main__":

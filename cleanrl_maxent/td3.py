@@ -1,10 +1,8 @@
 """Twin Delayed DDPG: two critics, delayed policy and targets, smoothed target actions.
 
-Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018,
-https://arxiv.org/abs/1802.09477.
-Numbers in this file refer to it. Deliberate deviations, with their reasons on the page in docs/:
-  - inside the agent actions lie in [-1, 1]; noises are in these units;
-  - networks, learning rates, batch, warm-up and noise are those of the code that Fujimoto et al. keep;
+Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018, https://arxiv.org/abs/1802.09477.
+Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
   - weights and biases start as U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/td3.py --env-id Hopper-v4
@@ -21,35 +19,49 @@ import numpy as np
 import optax
 from flax import struct
 from flax.training.train_state import TrainState
+from jax.tree_util import Partial
 
-from cleanrl_maxent.common.arguments import Integer, RunArgs, run_from_command_line, validate
-from cleanrl_maxent.common.devices import check_memory, seed_sharding, set_up_device
-from cleanrl_maxent.common.envs import SeedEnvs
+from cleanrl_maxent.common.cli import RunArgs, run_from_command_line
+from cleanrl_maxent.common.data import create_replays, store
+from cleanrl_maxent.common.devices import per_seed
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
-from cleanrl_maxent.common.replay import Replay, replay_bytes
-from cleanrl_maxent.common.runs import Run
+from cleanrl_maxent.common.ranges import Count, Discount, Magnitude, Natural, Rate, Share, Widths
+from cleanrl_maxent.common.run.run import Run
+from cleanrl_maxent.common.run.start import start
+from cleanrl_maxent.common.schedule import every, representative
 
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Twin Delayed DDPG (Fujimoto et al., 2018)."""
+    """Twin Delayed DDPG (Fujimoto et al., 2018), with the settings of their code."""
 
-    exp_name: str = "td3"  # part of the run folder's name
-    learning_starts: Integer = 25_000  # environment steps of uniform actions
-    buffer_size: Integer = 1_000_000  # transitions kept of each seed
-    batch_size: Integer = 256  # transitions of an update
-    gamma: float = 0.99  # discount per step
-    tau: float = 0.005  # weight of new parameters in targets
-    learning_rate: float = 3e-4  # Adam, every network
+    learning_starts: Natural = 25_000  # environment steps of uniform actions
+    buffer_size: Count = 1_000_000  # transitions kept of each seed
+    batch_size: Count = 256  # transitions of an update
+    gamma: Discount = 0.99  # discount per step
+    tau: Share = 0.005  # weight of new parameters in targets
+    learning_rate: Rate = 3e-4  # Adam, every network
     noise: Literal["gaussian", "ou"] = "gaussian"  # exploration; ou: Ornstein-Uhlenbeck
-    exploration_noise: float = 0.1  # gaussian: deviation, half-ranges
-    ou_theta: float = 0.15  # ou: pull towards 0, per unit of time
-    ou_sigma: float = 0.2  # ou: deviation added in a unit of time, half-ranges
-    ou_dt: float = 1.0  # ou: time that a step takes
-    policy_noise: float = 0.2  # on target actions: deviation, half-ranges
-    noise_clip: float = 0.5  # on target actions: largest, half-ranges
-    policy_frequency: Integer = 2  # critic updates per update of actor and targets
-    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
+    exploration_noise: Magnitude = 0.1  # gaussian: std, units of the action
+    ou_theta: Magnitude = 0.15  # ou: pull towards 0, per unit of time
+    ou_sigma: Magnitude = 0.2  # ou: std added in a unit of time, units of the action
+    ou_dt: Rate = 1.0  # ou: time that a step takes
+    policy_noise: Magnitude = 0.2  # on target actions: std, units of the action
+    noise_clip: Magnitude = 0.5  # on target actions: largest, units of the action
+    policy_frequency: Count = 2  # critic updates per update of actor and targets
+    hidden_dims: Widths = (256, 256)  # widths of the hidden layers
+
+    def check(self):
+        super().check()
+        starts, batch = self.learning_starts, self.batch_size
+        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
+        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
+        few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
+        require(batch <= starts, f"{few}; raise --learning-starts")
+        holds = self.noise == "gaussian" or 0 < self.ou_theta * self.ou_dt < 2
+        require(holds, f"noise diverges unless 0 < ou_theta * ou_dt < 2; got {self.ou_theta} * {self.ou_dt}")
 
 
 def linear(x, features):
@@ -63,7 +75,7 @@ def linear(x, features):
 
 
 class Critic(nn.Module):
-    """Q_θ(s, a): value of an action, `(...)`."""
+    """Q_θ(s, a), `(...)`."""
 
     hidden_dims: tuple[int, ...]
 
@@ -89,63 +101,63 @@ class Actor(nn.Module):
         return jnp.tanh(linear(x, self.action_dim))
 
 
-def act(params, obs, key=None, deterministic=True):
-    """Action in [-1, 1], `(..., action_dim)`: μ(s), whatever `key` and `deterministic`.
-
-    The actor's widths are those of `params`, layer by layer.
-    """
-    *hidden_dims, action_dim = (layer["bias"].shape[-1] for layer in params["params"].values())
-    return Actor(tuple(hidden_dims), action_dim).apply(params, obs)
+def policy(state):
+    """What `act` needs: the actor with its parameters."""
+    return Partial(state.actor.apply_fn, state.actor.params)
 
 
-def next_noise(noise, key, args):
-    """Exploration noise of Algorithm 1 after `noise`, `(action_dim,)`; an episode starts from 0."""
-    normal = jax.random.normal(key, noise.shape)
+def next_noise(noise, elapsed, key, args):
+    """Exploration noise of Algorithm 1 after `noise`, `(action_dim,)`; every episode starts from 0."""
+    noise, normal = jnp.where(elapsed == 0, 0, noise), jax.random.normal(key, noise.shape)
     if args.noise == "gaussian":
         return args.exploration_noise * normal
     return noise - args.ou_theta * noise * args.ou_dt + args.ou_sigma * math.sqrt(args.ou_dt) * normal
 
 
+def act(policy, obs, key, deterministic):
+    """Action in [-1, 1], `(..., action_dim)`: μ(s), whatever `key` and `deterministic`."""
+    return policy(obs)
+
+
 @struct.dataclass
 class State:
-    """Everything learned, for one seed, and where its exploration noise is."""
+    """Everything learned, for one seed."""
 
     actor: TrainState
     target_actor: dict
     critics: TrainState  # two, stacked on axis 0
     target_critics: dict
-    noise: jax.Array  # (action_dim,)
-    policy_metrics: dict  # of the actor's last step
+    noise: jax.Array  # of the exploration, (action_dim,)
 
 
-def init(key, obs_dim, action_dim, args):
+def init(key, task, args):
     """State of one seed; the key is consumed."""
     actor_key, critic_key = jax.random.split(key)
-    actor, critic = Actor(args.hidden_dims, action_dim), Critic(args.hidden_dims)
-    obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
+    actor, critic = Actor(args.hidden_dims, task.action_dim), Critic(args.hidden_dims)
+    obs, action = jnp.zeros(task.obs_dim), jnp.zeros(task.action_dim)
     actor_params = actor.init(actor_key, obs)
-    critic_params = jax.vmap(critic.init, (0, None, None))(jax.random.split(critic_key), obs, action)
-    adam = optax.adam(args.learning_rate)
+    critic_keys = jax.random.split(critic_key, 2)
+    critic_params = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
+    apply_critics = jax.vmap(critic.apply, (0, None, None))
+    policy_adam = q_adam = optax.adam(args.learning_rate)
     return State(
-        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=adam),
+        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
         target_actor=jax.tree.map(jnp.copy, actor_params),
-        critics=TrainState.create(apply_fn=critic.apply, params=critic_params, tx=adam),
+        critics=TrainState.create(apply_fn=apply_critics, params=critic_params, tx=q_adam),
         target_critics=jax.tree.map(jnp.copy, critic_params),
-        noise=jnp.zeros(action_dim),
-        policy_metrics={"losses/actor_loss": jnp.float32(0)},
+        noise=jnp.zeros(task.action_dim),
     )
 
 
 def critic_loss(params, state, batch, key, args):
-    """Mean squared Bellman residual of both critics against one target: the smaller target critic (sec. 4.2)
-    at a smoothed target action (sec. 5.3)."""
-    both_critics = jax.vmap(state.critics.apply_fn, (0, None, None))
+    """Bellman residuals against the smaller target (sec. 4.2) at a smoothed target action (sec. 5.3)."""
     noise = args.policy_noise * jax.random.normal(key, batch.action.shape)
     noise = jnp.clip(noise, -args.noise_clip, args.noise_clip)
     next_action = jnp.clip(state.actor.apply_fn(state.target_actor, batch.next_obs) + noise, -1, 1)
-    next_q = both_critics(state.target_critics, batch.next_obs, next_action).min(axis=0)  # (batch,)
-    target = batch.reward + args.gamma * (1 - batch.terminated) * next_q
-    q = both_critics(params, batch.obs, batch.action)  # (2, batch)
+    next_q = state.critics.apply_fn(state.target_critics, batch.next_obs, next_action)  # (2, batch)
+    next_value = next_q.min(axis=0)
+    target = batch.reward + args.gamma * (1 - batch.terminated) * next_value
+    q = state.critics.apply_fn(params, batch.obs, batch.action)  # (2, batch)
     losses = jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
     return losses.sum(), {
         "losses/qf1_loss": losses[0],
@@ -158,107 +170,87 @@ def critic_loss(params, state, batch, key, args):
 def actor_loss(params, state, batch):
     """Minus the value of the actor's actions by the first critic (Algorithm 1)."""
     action = state.actor.apply_fn(params, batch.obs)
-    first_critic = jax.tree.map(lambda leaf: leaf[0], state.critics.params)
-    q = state.critics.apply_fn(first_critic, batch.obs, action)
+    q = state.critics.apply_fn(jax.tree.map(lambda leaf: leaf[:1], state.critics.params), batch.obs, action)
     loss = -q.mean()
     return loss, {"losses/actor_loss": loss}
 
 
 def improve_policy(state, batch, args):
-    """A step of the actor, then of the targets."""
+    """A step of the actor, then of the targets; both are delayed (sec. 5.2)."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
+    return move_targets(state, args), metrics
+
+
+def move_targets(state, args):
+    """The targets a share τ of the way to the networks."""
     target_actor = optax.incremental_update(state.actor.params, state.target_actor, args.tau)
     target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
-    state = state.replace(target_actor=target_actor, target_critics=target_critics)
-    return state.replace(policy_metrics=metrics), metrics
+    return state.replace(target_actor=target_actor, target_critics=target_critics)
 
 
 def update(state, batch, key, index, args):
-    """One gradient step of Algorithm 1 on one seed: number `index` (from 0), with a `key` of its own.
+    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
 
     Returns the new state, and metrics from before each step, scalars.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
-    state, policy_metrics = jax.lax.cond(
-        index % args.policy_frequency == 0,
-        lambda state: improve_policy(state, batch, args),
-        lambda state: (state, state.policy_metrics),  # a delay (sec. 5.2)
-        state,
-    )
+    state, policy_metrics = every(args.policy_frequency, index, improve_policy, state, batch, args)
     return state, metrics | policy_metrics
 
 
 def train(args):
-    """Trains the seeds side by side and returns what `result.json` holds.
-
-    Goes on with the run in `run_dir` where there is one. Raises UsageError for bad input, before anything
-    is written; NonFiniteError; OSError where the disk fails; Stopped after a signal; and Finished where
-    `run_dir` holds all that is asked for.
-    """
-    validate(args)
-    set_up_device(args.device, args.run_dir)
-    envs = SeedEnvs(args.env_id, args.seeds, args.env_reset)
-    obs_dim, action_dim = envs.obs_dim, envs.action_dim
-    needed = replay_bytes(args.num_seeds, args.buffer_size, obs_dim, action_dim)
-    check_memory(needed, f"replay of {args.num_seeds} x {args.buffer_size} transitions")
-    evaluate = Evaluation(args, act, policies=("eval",))
+    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    envs, keys = start(args)
+    memory_flags = "--buffer-size or --num-seeds"
+    replay = create_replays(args.num_seeds, args.buffer_size, envs.example, memory_flags)
+    evaluate = Evaluation(args, act, modes=("eval",))
 
     def explore(key, step):
-        return jax.random.uniform(jax.random.fold_in(key, step), (action_dim,), minval=-1, maxval=1)
+        key = jax.random.fold_in(key, step)
+        return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
-    def behave(params, obs, noise, key, step):
-        noise = next_noise(noise, jax.random.fold_in(key, step), args)
-        return jnp.clip(act(params, obs) + noise, -1, 1), noise
+    def behave(policy, obs, noise, elapsed, key, step):
+        noise = next_noise(noise, elapsed, jax.random.fold_in(key, step), args)
+        return jnp.clip(act(policy, obs, key, True) + noise, -1, 1), noise
 
-    def learn(state, replay, key, step):
+    def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
         batch = replay.sample(sample_key, args.batch_size, step)
-        return update(state, batch, update_key, step - args.learning_starts, args)
+        return update(state, batch, update_key, index, args)
 
-    # every seed: its own keys, state, replay; from here on all arrays lead with the axis (seed,)
-    sharding = seed_sharding(args.num_seeds)
-    seeds = jax.device_put(np.array(args.seeds), sharding)
-    streams = jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))
-    init_keys, act_keys, update_keys, eval_keys = jax.jit(streams)(seeds)
-    state = jax.jit(jax.vmap(lambda key: init(key, obs_dim, action_dim, args)))(init_keys)
-    create = jax.vmap(lambda _: Replay.create(args.buffer_size, obs_dim, action_dim))
-    replay = jax.jit(create, out_shardings=sharding)(seeds)
-    explore = jax.jit(jax.vmap(explore, (0, None)))
-    behave = jax.jit(jax.vmap(behave, (0, 0, 0, 0, None)))
-    store = jax.jit(jax.vmap(Replay.store, (0, 0, None)), donate_argnums=0)
-    learn = jax.jit(jax.vmap(learn, (0, 0, 0, None)), donate_argnums=0)
+    # vectorised: from here on all arrays lead with the axis (seed,)
+    state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    explore = per_seed(explore, shared=1)
+    behave = per_seed(behave, shared=1)
+    learn = per_seed(learn, shared=2, static_argnums=4, donate_argnums=0)
 
-    with Run(args, "td3") as run:
-        start, state, replay = run.resume(envs, state, replay)
-        if args.env_reset == "restart":  # a resumed run begins new episodes
-            state = state.replace(noise=0 * state.noise)
+    with Run(args, envs) as run:
+        first, state, replay = run.resume(state, replay)
         losses = {}
-        for step in range(start, args.total_timesteps + 1):
+        for step in range(first, args.total_timesteps + 1):
             # first of all, so that a run resumed here makes up for an evaluation cut short
             if evaluate.due(step):
-                run.record_evaluation(step, evaluate(step, state.actor.params, eval_keys))
+                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(act_keys, step)
+                action = explore(keys.act, step)
             else:
-                action, noise = behave(state.actor.params, envs.obs, state.noise, act_keys, step)
+                action, noise = behave(policy(state), envs.obs, state.noise, envs.elapsed, keys.act, step)
                 state = state.replace(noise=noise)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:
-                state, losses = learn(state, replay, update_keys, step)
+                index = representative(step - args.learning_starts, args.policy_frequency)
+                state, losses = learn(state, replay, keys.update, step, index)
             # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
-            for episode in episodes:
-                state = state.replace(noise=state.noise.at[episode.index].set(0))
             run.record_episodes(step + 1, episodes)
             run.record_losses(step + 1, losses)
-            run.checkpoint(step + 1, envs, state)
-        run.save_policy(state.actor.params)
-        return run.finish()
+            run.end_step(step + 1, state)
+        return run.finish(policy(state))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Where the arrays live: device, threads, compilation cache, and the seeds' axis over devices."""
+"""Where the arrays live: device, threads, compilation cache, memory, and the axis of the seeds."""
 
 import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax._src.xla_bridge import backends_are_initialized
+from jax._src.xla_bridge import backends_are_initialized  # there is no public way to ask
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.errors import UsageError
 
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
 
@@ -44,7 +45,7 @@ def set_up_xla(run_dir: str | None) -> None:
     if flags is None and "xla_flags" in recorded:
         flags = recorded["xla_flags"]
     # YNNPACK gets some sums of products of more than 32,000 rows wrong, until 0.12 crashes on others, and is
-    # slower: https://github.com/jax-ml/jax/issues/39103 and 39257, docs/speed.md
+    # slower: https://github.com/jax-ml/jax/issues/39103 and 39257, docs/develop/speed.md
     elif (0, 10, 2) <= jax.__version_info__ < (0, 12) and EIGEN not in (flags or ""):
         flags = f"{EIGEN} {flags or ''}".strip()
     os.environ["XLA_FLAGS"] = flags or ""
@@ -79,6 +80,20 @@ def seed_sharding(num_seeds: int) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices[:used]), ("seed",)), PartitionSpec("seed"))
 
 
+def per_seed(function: Callable, shared: int = 0, **options) -> Callable:
+    """`function` of one seed, compiled for all of them at once.
+
+    Arguments and results lead with the axis `(seed,)`, except for the last `shared` arguments, which the
+    seeds have in common. `options` are those of `jax.jit`.
+    """
+
+    def of_all(*inputs):
+        axes = [0] * (len(inputs) - shared) + [None] * shared
+        return jax.vmap(function, axes)(*inputs)
+
+    return jax.jit(of_all, **options)
+
+
 def available_memory() -> float | None:
     """Bytes free for arrays on the device, or None where nothing tells."""
     device = jax.config.jax_default_device or jax.devices()[0]
@@ -100,8 +115,8 @@ def container_memory() -> float:
     return int(limit.read_text()) - int(used.read_text())
 
 
-def check_memory(needed: int, what: str, flags: str = "--buffer-size or --num-seeds") -> None:
-    """Raises UsageError where `needed` bytes for `what` are more than the device has; lower `flags` then."""
+def check_memory(needed: int, what: str, flags: str) -> None:
+    """Raises UsageError, with the advice to lower `flags`, unless `what` has the `needed` bytes."""
     available = available_memory()
     if available is not None and needed > 0.9 * available:
         raise UsageError(

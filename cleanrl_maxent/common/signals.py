@@ -1,18 +1,15 @@
-"""Signals that ask a run to stop: it commits at the next step boundary and exits with STOPPED."""
+"""Signals that ask a program to stop: a run saves at the next step boundary and exits with STOPPED."""
 
 import os
 import signal
 import sys
 from types import FrameType
 
-STOPPED = 75  # exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h
+from cleanrl_maxent.common.errors import Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 received: list[signal.Signals] = []
-
-
-class Stopped(Exception):
-    """The run was asked to stop."""
 
 
 def listen() -> None:

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cleanrl_maxent.common.arguments import RunArgs
+from cleanrl_maxent.common.cli import RunArgs
 
 PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class Terminal:
-    """One live line where there is a terminal, a plain line now and then where there is none."""
+    """One live line on a terminal; a plain line now and then if there is none."""
 
     def __init__(self, args: RunArgs, folder: Path):
         self.args, self.steps, self.speed, self.evaluation = args, 0, 0.0, ""
@@ -37,7 +37,7 @@ class Terminal:
         return line + self.evaluation
 
     def show_evaluation(self, metrics: list[dict[str, float]]) -> None:
-        """Prints and keeps each seed's mean return, deterministic where the policy has a mean."""
+        """Prints and keeps each seed's mean return, deterministic if the policy has a mean."""
         name = "eval/return_mean" if "eval/return_mean" in metrics[0] else "eval_stochastic/return_mean"
         means = [row[name] for row in metrics]
         self.evaluation = "  return " + " ".join(f"{mean:.1f}" for mean in means)

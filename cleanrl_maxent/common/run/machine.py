@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.errors import UsageError
 
 PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
 
@@ -54,7 +54,7 @@ def processor() -> str:
 
 
 def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises UsageError, naming what changed, where a resumed run would not have the same bits."""
+    """Raises UsageError, naming what changed, if a resumed run would not have the same bits."""
     changes = [
         f"{name} {was}, now {now['versions'].get(name)}"
         for name, was in recorded["versions"].items()
@@ -65,5 +65,5 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
             changes.append(f"{name} {recorded[name]}, now {now[name]}")
     if changes:
         raise UsageError(
-            f"the run was made with {'; '.join(changes)}: not bit-exact; add --allow-version-change to go on"
+            f"the run was made with {'; '.join(changes)}: not bit-exact; add --allow-version-change to resume"
         )

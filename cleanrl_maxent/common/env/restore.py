@@ -1,4 +1,4 @@
-"""Environments that can be put exactly where another one is, by doing again what that one did."""
+"""Environments that are restored exactly, by replaying their random state and their actions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.errors import UsageError
 
 
-def generator(state: dict[str, Any]) -> np.random.Generator:
+def generator_at(state: dict[str, Any]) -> np.random.Generator:
     """The random generator in a given state of PCG64, the one of every Gymnasium environment."""
     bits = np.random.PCG64()
     bits.state = state
     return np.random.Generator(bits)
 
 
-class Replayable(gym.Wrapper):
+class RestorableEnv(gym.Wrapper):
     """Remembers the random state before the last reset, and the actions since.
 
     To be the outermost wrapper. With `fresh`, every reset builds the environment anew, which restores
@@ -52,7 +52,7 @@ class Replayable(gym.Wrapper):
         self.env.close()
         self.env = self.build()
         if self.before:
-            self.unwrapped.np_random = generator(self.before)
+            self.unwrapped.np_random = generator_at(self.before)
 
     def snapshot(self) -> tuple[dict[str, Any], np.ndarray]:
         """What JSON can hold, and the actions since the last reset, `(step, action_dim)`."""
@@ -69,19 +69,19 @@ class Replayable(gym.Wrapper):
         if self.before is None or not self.fresh:
             obs, _ = self.env.reset(seed=self.seed)
         if self.before is not None:
-            self.unwrapped.np_random = generator(self.before)
+            self.unwrapped.np_random = generator_at(self.before)
             obs, _ = self.env.reset()
         for action in actions:
             obs, *_ = self.step(action)
         return obs if self.random_state() == snapshot["now"] else None
 
 
-def check_replayable(env_id: str, build: Callable[[], gym.Env], fresh: bool) -> None:
+def check_restorable(env_id: str, build: Callable[[], gym.Env], fresh: bool) -> None:
     """Takes an environment over resets, restores another to it, and plays both on.
 
-    Raises UsageError where they part, with the ways out.
+    Raises UsageError if they part, with the ways out.
     """
-    env, other = Replayable(build, fresh), Replayable(build, fresh)
+    env, other = RestorableEnv(build, fresh), RestorableEnv(build, fresh)
     env.action_space.seed(0)
     env.reset(seed=0)
     for length in (37, 21, 12, 5):

@@ -1,4 +1,4 @@
-"""Which environments are taken, and what is said of the others."""
+"""Checks that an environment is supported, and explains when it is not; checks that values are finite."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ import re
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
 
 def check_name(env_id: str) -> None:
@@ -37,19 +37,22 @@ def explain(env_id: str, problem: Exception) -> str:
     return " ".join(str(problem).split()) or type(problem).__name__
 
 
-def check_spaces(env_id: str, observation: gym.Space, action: gym.Space, discrete: bool) -> None:
-    """Raises UsageError unless observations are a 1-D Box and actions a 1-D Box with finite bounds, or
-    Discrete where `discrete`."""
+def check_spaces(
+    env_id: str, observation: gym.Space, action: gym.Space, action_spaces: tuple[str, ...]
+) -> None:
+    """Raises UsageError unless observations are a 1-D Box and actions of one of the kinds `action_spaces`:
+    Box, 1-D with finite bounds, or Discrete."""
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         kind = f"{type(observation).__name__}{getattr(observation, 'shape', None) or ''}"
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; wrap it with FlattenObservation"
         )
-    if discrete and isinstance(action, gym.spaces.Discrete):
-        return
+    if type(action).__name__ not in action_spaces:
+        needed = {"Box": "a continuous one (Box)", "Discrete": "a discrete one (Discrete)"}
+        kinds = needed[action_spaces[0]] if len(action_spaces) == 1 else " or ".join(action_spaces)
+        raise UsageError(f"{env_id} has the action space {action}; {kinds} is needed")
     if not isinstance(action, gym.spaces.Box):
-        needed = "Box or Discrete" if discrete else "a continuous one (Box)"
-        raise UsageError(f"{env_id} has the action space {action}; {needed} is needed")
+        return
     if len(action.shape) != 1 or action.shape[0] == 0:
         raise UsageError(f"{env_id} has actions of shape {action.shape}; a 1-D Box is needed")
     if not np.issubdtype(action.dtype, np.floating):
@@ -62,3 +65,14 @@ def check_spaces(env_id: str, observation: gym.Space, action: gym.Space, discret
             )
         if low >= high:
             raise UsageError(f"action dimension {dim} of {env_id} has low={low} >= high={high}")
+
+
+def check_finite(step: int, seeds: list[int], **tensors: np.ndarray) -> None:
+    """Raises NonFiniteError naming step, seed and tensor; each tensor has a leading axis `(seed,)`."""
+    for name, values in tensors.items():
+        if not np.isfinite(values).all():
+            rows = np.reshape(values, (len(seeds), -1))
+            index, entry = np.argwhere(~np.isfinite(rows))[0]
+            raise NonFiniteError(
+                f"non-finite {name} at step {step}, seed {seeds[index]}: [{entry}] is {rows[index, entry]}"
+            )

@@ -13,15 +13,16 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar, text
 
-from cleanrl_maxent.common.arguments import RunArgs, UsageError
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.errors import UsageError
 
 FLUSH_EVERY = 5.0  # seconds until TensorBoard's file shows what was written: each time waits for the disk
 
 
-class Board:
+class TensorBoardFile:
     """TensorBoard's file: a mirror, which a full disk silences and which stops nothing.
 
-    `tensorboardX.SummaryWriter` writes from a thread; where that dies of a full disk the program hangs.
+    `tensorboardX.SummaryWriter` writes from a thread; if that dies of a full disk, the program hangs.
     """
 
     def __init__(self, folder: Path):
@@ -63,10 +64,10 @@ class Record:
         self.file.truncate(length)
         self.file.seek(length)  # until the first write, tell() is the old end otherwise
         self.sha256 = hashlib.sha256(kept)
-        self.board = Board(folder)
+        self.tensorboard = TensorBoardFile(folder)
         self.tracker: Any = None  # the seed's W&B run
         table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
-        self.board.add(0, text("hyperparameters", f"|flag|value|\n|-|-|\n{table}"))
+        self.tensorboard.add(0, text("hyperparameters", f"|flag|value|\n|-|-|\n{table}"))
         for line in kept.splitlines():
             self.show(json.loads(line))
 
@@ -85,7 +86,7 @@ class Record:
         """Sends a row to TensorBoard."""
         for name, value in row.items():
             if name != "global_step":
-                self.board.add(row["global_step"], scalar(name, value))
+                self.tensorboard.add(row["global_step"], scalar(name, value))
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
@@ -93,7 +94,7 @@ class Record:
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
 
     def close(self, exit_code: int) -> None:
-        self.board.close()
+        self.tensorboard.close()
         if self.tracker:
             self.tracker.finish(exit_code=exit_code)
             self.tracker = None
@@ -101,7 +102,7 @@ class Record:
 
 
 def read_start(path: Path, length: int) -> bytes:
-    """The first `length` bytes of a file; fewer where it is shorter."""
+    """The first `length` bytes of a file; fewer if it is shorter."""
     if not length:
         return b""
     with open(path, "rb") as file:
@@ -109,7 +110,7 @@ def read_start(path: Path, length: int) -> bytes:
 
 
 def unchanged(path: Path, synced: Mapping[str, Any]) -> bool:
-    """True where a record still starts with what `Record.sync` told of it."""
+    """True if a record still starts with what `Record.sync` told of it."""
     start = read_start(path, synced["bytes"]) if path.exists() else b""
     return len(start) == synced["bytes"] and hashlib.sha256(start).hexdigest() == synced["sha256"]
 
@@ -133,7 +134,7 @@ def start_trackers(args: RunArgs, records: Iterable[Record], group: Path, config
 
 
 def check_wandb(args: RunArgs) -> None:
-    """Raises UsageError where `--track` cannot work: no package, or no key."""
+    """Raises UsageError if `--track` cannot work: no package, or no key."""
     try:
         import wandb
     except ImportError as problem:

@@ -1,20 +1,21 @@
-"""Opening a run's folder: a new one, or one whose run goes on."""
+"""Opening a run's folder: a new one, or that of a run to be resumed."""
 
 import fcntl
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from cleanrl_maxent.common.arguments import Finished, RunArgs, UsageError
-from cleanrl_maxent.common.checkpoint import Checkpoints, Commit, Damaged
-from cleanrl_maxent.common.machine import check_same_machine
-from cleanrl_maxent.common.record import unchanged
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
+from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
+from cleanrl_maxent.common.run.machine import check_same_machine
+from cleanrl_maxent.common.run.record import unchanged
 
-# arguments that change nothing of what is learned or recorded, and so may differ on resume; an annealed
-# learning rate depends on total_timesteps
-FREE = {
+# arguments that change nothing of what is learned or recorded, and so may differ on resume
+MAY_DIFFER = {
     *("run_dir", "resume", "total_timesteps", "checkpoint_frequency", "device", "allow_version_change"),
     *("track", "wandb_project_name", "wandb_entity", "wandb_mode"),
 }
@@ -33,7 +34,7 @@ def default_run_dir(args: RunArgs) -> Path:
 def lock(folder: Path) -> TextIO:
     """Makes `folder` and takes its `.lock`, which the system gives back when the process ends.
 
-    Raises UsageError where it cannot be written, is not a run's, or another process has it.
+    Raises UsageError if it cannot be written, is not a run's, or another process has it.
     """
     try:
         names = os.listdir(folder) if folder.exists() else []
@@ -54,52 +55,55 @@ def lock(folder: Path) -> TextIO:
     return file
 
 
-def find_commit(
+def find_checkpoint(
     folder: Path, checkpoints: Checkpoints, args: RunArgs, config: dict[str, Any]
-) -> Commit | None:
-    """The newest good commit of the run in `folder`; None before its first.
+) -> Checkpoint | None:
+    """The newest good checkpoint of the run in `folder`; None before its first.
 
-    Raises UsageError where the folder holds another run or no good commit is left, and Finished where
+    Raises UsageError if the folder holds another run or no good checkpoint is left, and Finished if
     it holds all that `args` ask for.
     """
     if not (folder / "config.json").exists():
-        if checkpoints.commits():
+        if checkpoints.paths():
             raise UsageError(f"{folder}/config.json is missing; put it back, or name another --run-dir")
         return None
     recorded = read_json(folder / "config.json")
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
-    check_same_args(folder, recorded["args"], config["args"])
+    check_same_args(folder, recorded["args"], args)
     if (folder / "result.json").exists():
         done = read_json(folder / "result.json")["total_timesteps"]
         if done >= args.total_timesteps:
             raise Finished(f"{folder} is finished ({done} steps); nothing to do")
-    for path in checkpoints.commits():
+    checkpoints.check_version()
+    for path in checkpoints.paths():
         try:
-            commit = checkpoints.read(path)
-            for seed, synced in zip(args.seeds, commit.meta["records"], strict=True):
+            checkpoint = checkpoints.read(path)
+            for seed, synced in zip(args.seeds, checkpoint.meta["records"], strict=True):
                 record = folder / f"seed-{seed}" / "metrics.jsonl"
                 if not unchanged(record, synced):
                     raise Damaged(f"{record} is not what was written")
         except Damaged as problem:
-            print(f"warning: {problem}; trying the commit before")
+            print(f"warning: {problem}; trying the checkpoint before")
             continue
-        check_same_args(folder, commit.meta["args"], config["args"])
+        check_same_args(folder, checkpoint.meta["args"], args)
         if not args.allow_version_change:
-            check_same_machine(commit.meta["machine"], config)
-        if commit.steps > args.total_timesteps:
-            raise UsageError(f"{folder} has {commit.steps} steps already, more than {args.total_timesteps}")
-        return commit
-    if checkpoints.commits():
+            check_same_machine(checkpoint.meta["machine"], config)
+        if checkpoint.steps > args.total_timesteps:
+            raise UsageError(
+                f"{folder} has {checkpoint.steps} steps already, more than {args.total_timesteps}"
+            )
+        return checkpoint
+    if checkpoints.paths():
         raise UsageError(f"no good checkpoint left in {checkpoints.folder}; name another --run-dir")
     return None
 
 
-def check_same_args(folder: Path, recorded: dict[str, Any], given: dict[str, Any]) -> None:
+def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> None:
     """Raises UsageError, naming the arguments in which a run differs from what is asked for."""
-    given = json.loads(json.dumps(given))
-    free = FREE - {"total_timesteps"} if given.get("anneal_lr") else FREE
-    different = [name for name in given if name not in free and given[name] != recorded.get(name)]
+    given = json.loads(json.dumps(asdict(args)))
+    may_differ = MAY_DIFFER - {"total_timesteps"} if args.length_is_fixed else MAY_DIFFER
+    different = [name for name in given if name not in may_differ and given[name] != recorded.get(name)]
     if different:
         was = ", ".join(f"{name}={recorded.get(name)}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
@@ -107,7 +111,7 @@ def check_same_args(folder: Path, recorded: dict[str, Any], given: dict[str, Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a run's `config.json` or `result.json`; raises UsageError where it is none."""
+    """The content of a run's `config.json` or `result.json`; raises UsageError if it is none."""
     try:
         content = json.loads(path.read_text())
     except ValueError as problem:

@@ -1,0 +1,158 @@
+"""The arguments that every run has, their checks, and the way from a command line to a function and back."""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
+
+import tyro
+
+from cleanrl_maxent.common.errors import (
+    BAD_INPUT,
+    FINISHED,
+    STOPPED,
+    Finished,
+    NonFiniteError,
+    Stopped,
+    UsageError,
+    require,
+)
+from cleanrl_maxent.common.ranges import LARGEST, Count, Natural, expected
+from cleanrl_maxent.common.signals import listen
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """What to run, where, and what to keep of it; an algorithm's `Args` adds its hyperparameters."""
+
+    env_id: str = "Hopper-v4"  # Gymnasium id, or my_module:Id-v0
+    total_timesteps: Count = 1_000_000  # environment steps of each seed
+    seed: Natural = 1  # first seed
+    num_seeds: Count = 1  # seeds trained side by side: seed, seed + 1, …
+    exp_name: str = ""  # part of the run folder's name; by default the algorithm's
+    run_dir: str | None = None  # run folder; None: a new one in runs/
+    resume: str | None = None  # run folder to resume
+    checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: only the last
+    env_reset: Literal["reuse", "fresh", "restart"] = "reuse"  # see docs/guide/reliability.md
+    allow_version_change: bool = False  # resume elsewhere, not bit-exact
+    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
+    eval_frequency: Count = 5_000  # environment steps between evaluations
+    eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
+    track: bool = False  # log to Weights & Biases
+    wandb_project_name: str = "cleanrl_maxent"  # project there
+    wandb_entity: str | None = None  # team there
+    wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later
+
+    action_spaces: ClassVar[tuple[str, ...]] = ("Box",)  # kinds that the algorithm takes: Box, Discrete
+
+    def __init_subclass__(cls) -> None:
+        """Gives `exp_name` its default, as if the algorithm's file stated it."""
+        cls.__annotations__["exp_name"] = str
+        cls.exp_name = cls.algorithm()
+
+    def check(self) -> None:
+        """Raises UsageError unless the arguments go together. An algorithm adds its own rules."""
+        seeds = f"{self.seed} + {self.num_seeds}"
+        fits = self.seed + self.num_seeds <= LARGEST + 1
+        require(fits, f"seed + num_seeds goes beyond {LARGEST}: {seeds}")
+        named = bool(self.exp_name) and "/" not in self.exp_name and ".." not in self.exp_name
+        require(named, f"exp_name must be a name without '/' or '..'; got {self.exp_name!r}")
+        require(self.run_dir != "", "run_dir is empty; name a folder, or leave --run-dir out")
+        in_python = "resume is for the command line; in Python, give run_dir and the same arguments"
+        require(self.resume is None, in_python)
+
+    @classmethod
+    def algorithm(cls) -> str:
+        """The algorithm's name: that of the file which defines these arguments."""
+        return Path(inspect.getfile(cls)).stem
+
+    @property
+    def length_is_fixed(self) -> bool:
+        """True if more steps would change those already taken, so that a run cannot be extended."""
+        return False
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds trained side by side."""
+        return list(range(self.seed, self.seed + self.num_seeds))
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of a seed between two moments at which a run can stop: one, or a rollout."""
+        return 1
+
+    @property
+    def last_step(self) -> int:
+        """Where a run ends: `total_timesteps`, rounded down to whole updates."""
+        return self.total_timesteps // self.steps_per_update * self.steps_per_update
+
+    def crosses_multiple_of(self, frequency: int, steps: int) -> bool:
+        """True if the update that ends at `steps` reached or crossed a multiple of `frequency`."""
+        return steps // frequency > (steps - self.steps_per_update) // frequency
+
+
+def validate(args: RunArgs) -> None:
+    """Checks every argument that can be judged without an environment or a device.
+
+    Raises UsageError, naming the value and what to do.
+    """
+    kinds = get_type_hints(type(args), include_extras=True)
+    for name in (field.name for field in fields(args)):
+        value = getattr(args, name)
+        if (words := expected(value, kinds[name])) is not None:
+            got = repr(value) if isinstance(value, str) else value
+            raise UsageError(f"{name} must be {words}; got {got}")
+    args.check()
+
+
+def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
+    """Parses the command line into `args_class`, calls `function` with it, and exits.
+
+    Exit status: what the function returns if that is a number, else 0; as in `errors`, with one line,
+    where it raises one of them or OSError.
+    """
+    try:
+        result = function(tyro.cli(args_class))
+        sys.exit(result if isinstance(result, int) else FINISHED)
+    except Finished as done:
+        print(done)
+        sys.exit(FINISHED)
+    except Stopped as stop:
+        print(stop)
+        sys.exit(STOPPED)
+    except (UsageError, NonFiniteError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:
+    """`run_script` for an algorithm: a signal saves the run before it stops, and `--resume` resumes it."""
+    listen()
+    sys.path.append(os.getcwd())  # where the module of `--env-id my_module:MyEnv-v0` may be
+
+    def start_or_resume(args: RunArgs) -> None:
+        if args.resume is not None:
+            require(args.run_dir is None, "give --resume or --run-dir, not both")
+            args = tyro.cli(args_class, default=recorded_args(args_class, args.resume))
+            args = replace(args, run_dir=args.resume, resume=None)
+        train(args)
+
+    run_script(args_class, start_or_resume)
+
+
+def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
+    """The arguments of the run in `folder`; raises UsageError if there is none of this algorithm."""
+    path = Path(folder) / "config.json"
+    try:
+        given = json.loads(path.read_text())["args"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
+    unknown = given.keys() ^ {field.name for field in fields(args_class)}
+    if unknown:
+        raise UsageError(f"{folder} is a run of another program: {min(unknown)} differs")
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return args_class(**{**given, **lists, "allow_version_change": False})

@@ -1,0 +1,103 @@
+"""Transitions, a ring of them that lives on the device, and running statistics."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from cleanrl_maxent.common.devices import check_memory, seed_sharding
+
+
+@struct.dataclass
+class Transition:
+    """One step of the environment, or a batch of them; float32 but for discrete actions.
+
+    `obs`, `next_obs`: `(..., obs_dim)`. `action`: `(..., action_dim)`, in [-1, 1]; or `(...)`, int32, the
+    number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 where the MDP ended; a time limit
+    leaves 0.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    next_obs: jax.Array
+    terminated: jax.Array
+
+
+@struct.dataclass
+class Replay:
+    """Ring of transitions of one seed: `rows` has leading axis `(slot,)`.
+
+    Transition `i` of a run lies in slot `i % capacity`, so the count of transitions, which all seeds
+    share, is all there is to know about it.
+    """
+
+    rows: Transition
+
+    @classmethod
+    def create(cls, capacity: int, example: Transition) -> "Replay":
+        """An empty ring of `capacity` slots for transitions of the shapes and dtypes of `example`."""
+        return cls(jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), x.dtype), example))
+
+    @property
+    def capacity(self) -> int:
+        return self.rows.reward.shape[-1]
+
+    def store(self, transition: Transition, index: int | jax.Array) -> "Replay":
+        """The ring with transition number `index` (from 0) in its slot; or several, at most `capacity`."""
+        slot = index % self.capacity
+        return Replay(jax.tree.map(lambda row, new: row.at[slot].set(new), self.rows, transition))
+
+    def sample(self, key: jax.Array, size: int, count: int | jax.Array) -> Transition:
+        """`size` rows, uniform with replacement, of the last `min(count, capacity)` stored.
+
+        `count`: transitions stored so far, >= 1. The key is consumed.
+        """
+        rows = jax.random.randint(key, (size,), 0, jnp.minimum(count, self.capacity))
+        return jax.tree.map(lambda row: row[rows], self.rows)
+
+
+def transition_bytes(example: Transition) -> int:
+    """Bytes of one transition."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(example))
+
+
+def create_replays(num_seeds: int, capacity: int, example: Transition, flags: str) -> Replay:
+    """An empty ring for each seed, leading axis `(seed,)`, split over the devices as the seeds are.
+
+    Raises UsageError, with the advice to lower `flags`, if the memory does not hold them.
+    """
+    needed = num_seeds * capacity * transition_bytes(example)
+    check_memory(needed, f"replay of {num_seeds} x {capacity} transitions", flags)
+    create = jax.vmap(lambda _: Replay.create(capacity, example), axis_size=num_seeds)
+    return jax.jit(create, out_shardings=seed_sharding(num_seeds))(None)
+
+
+@partial(jax.jit, donate_argnums=0)
+def store(replays: Replay, transitions: Transition, index: int | jax.Array) -> Replay:
+    """`Replay.store` for every seed; leaves lead with `(seed,)`, those of `replays` are consumed."""
+    return jax.vmap(Replay.store, (0, 0, None))(replays, transitions, index)
+
+
+@struct.dataclass
+class Statistics:
+    """Mean and variance of the rows so far, and their number; 0, 1 and 0 before the first."""
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def create(cls, shape: tuple[int, ...] = ()) -> "Statistics":
+        """Those of no rows; `shape` is that of one row."""
+        return cls(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+    def add(self, rows: jax.Array) -> "Statistics":
+        """Statistics with `rows` besides, `(n, *shape)` (Chan et al. 1979)."""
+        count, total = self.count, self.count + len(rows)
+        difference = rows.mean(axis=0) - self.mean
+        squares = count * self.var + len(rows) * rows.var(axis=0)
+        squares += difference**2 * count * len(rows) / total
+        mean = self.mean + difference * len(rows) / total
+        return Statistics(mean=mean, var=squares / total, count=total)

@@ -1,0 +1,1 @@
+"""The environments of every seed: made and checked, stepped, and restored exactly."""

@@ -1,0 +1,157 @@
+"""The environments of every seed, stepped in turn."""
+
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from cleanrl_maxent.common.data import Transition
+from cleanrl_maxent.common.env.checks import check_finite
+from cleanrl_maxent.common.env.make import TRAINING, environment_seed, make_env, scale_action
+from cleanrl_maxent.common.env.restore import RestorableEnv, check_restorable
+from cleanrl_maxent.common.errors import UsageError
+
+
+class Task(NamedTuple):
+    """What an algorithm needs to know of its environment."""
+
+    obs_dim: int
+    action_dim: int  # entries of an action; of discrete ones, how many there are
+    discrete: bool = False
+    low: tuple[float, ...] = ()  # bounds of the environment's actions, for -1 and 1; none if discrete
+    high: tuple[float, ...] = ()
+
+
+class Episode(NamedTuple):
+    """A finished episode: its seed's index, undiscounted return, and length in steps."""
+
+    index: int
+    episodic_return: float
+    length: int
+
+
+class SeedEnvs:
+    """One environment per seed, or several copies, stepped in turn; each has its own random stream.
+
+    Arrays lead with `(seed · copy,)`. `task`: the dimensions. `obs`: the current observations,
+    `(..., obs_dim)` float32.
+    `transition`: the last step, with the true next observation also where an episode ended; `ended`: 1
+    where it did, be it terminated or truncated, float32. `steps`: steps taken with each seed.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        seeds: list[int],
+        env_reset: str = "reuse",
+        copies: int = 1,
+        action_spaces: tuple[str, ...] = ("Box",),
+    ):
+        """Makes and resets `copies` environments a seed; `env_reset` is the flag.
+
+        Raises UsageError as `make_env`, or if the environment cannot be restored exactly, and
+        NonFiniteError.
+        """
+        self.env_id, self.seeds, self.env_reset, self.copies = env_id, seeds, env_reset, copies
+        fresh = env_reset == "fresh"
+        if env_reset != "restart":
+            check_restorable(env_id, lambda: make_env(env_id, action_spaces), fresh)
+        self.envs = SyncVectorEnv(
+            [lambda: RestorableEnv(lambda: make_env(env_id, action_spaces), fresh)] * (len(seeds) * copies),
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+        self.task = describe_task(self.envs.single_observation_space, self.envs.single_action_space)
+        self.steps = 0
+        self.obs = self.reset()
+        self.transition: Transition | None = None
+        self.ended: np.ndarray | None = None
+        check_finite(0, seeds, obs=self.obs)
+
+    def reset(self, *indices: int) -> np.ndarray:
+        """Begins new episodes, whose seeds depend on the seed, on `indices` and on which copy it is."""
+        numbers = [(copy,) if copy else () for copy in range(self.copies)]
+        resets = [environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in numbers]
+        return self.envs.reset(seed=resets)[0]
+
+    @property
+    def example(self) -> Transition:
+        """A transition of zeros, whose shapes and dtypes are those of one environment's transitions."""
+        obs, scalar = np.zeros(self.task.obs_dim, np.float32), np.float32(0)
+        action = np.int32(0) if self.task.discrete else np.zeros(self.task.action_dim, np.float32)
+        return Transition(obs, action, scalar, obs, scalar)
+
+    @property
+    def elapsed(self) -> np.ndarray:
+        """Steps of the current episodes so far, `(seed · copy,)`."""
+        return np.array([len(env.actions) for env in self.envs.envs])
+
+    def step(self, action: np.ndarray) -> list[Episode]:
+        """Steps every environment; one that ends is reset at once. Returns the episodes that ended.
+
+        `action`: `(..., action_dim)` in [-1, 1], or `(...)` integers from 0. Raises NonFiniteError.
+        """
+        self.steps += self.copies
+        check_finite(self.steps, self.seeds, action=action)
+        scaled = scale_action(action, self.envs.single_action_space)
+        obs, reward, terminated, truncated, info = self.envs.step(scaled)
+        next_obs, episodes, ended = obs, [], terminated | truncated
+        if ended.any():
+            next_obs = obs.copy()
+            for index in np.flatnonzero(ended):
+                next_obs[index] = info["final_obs"][index]
+                episode = info["final_info"]["episode"]
+                seed = int(index) // self.copies
+                episodes.append(Episode(seed, float(episode["r"][index]), int(episode["l"][index])))
+        check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs, obs=obs)
+        self.transition = Transition(
+            obs=self.obs,
+            action=action,
+            reward=reward.astype(np.float32),
+            next_obs=next_obs,
+            terminated=terminated.astype(np.float32),
+        )
+        self.obs, self.ended = obs, ended.astype(np.float32)
+        return episodes
+
+    def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
+        """Where every environment is: what JSON can hold, and arrays."""
+        snapshots, actions = zip(*(env.snapshot() for env in self.envs.envs), strict=True)
+        arrays = {f"actions/{name}": taken for name, taken in zip(self.names(), actions, strict=True)}
+        arrays |= {f"transition/{name}": np.asarray(value) for name, value in vars(self.transition).items()}
+        return list(snapshots), {"obs": self.obs, **arrays}
+
+    def names(self) -> list[str]:
+        """What the environments are called in a snapshot: their seed, and which copy of several."""
+        numbers = range(self.copies)
+        return [f"{seed}/{copy}" if copy else f"{seed}" for seed in self.seeds for copy in numbers]
+
+    def restore(self, steps: int, snapshots: list[dict], arrays: dict[str, np.ndarray]) -> None:
+        """Restores freshly made environments to a snapshot, taken after `steps` steps.
+
+        With `env_reset` "restart" they begin a new episode instead. Raises UsageError if one does not
+        arrive there.
+        """
+        self.steps, self.obs = steps, arrays["obs"]
+        names = Transition.__annotations__
+        self.transition = Transition(**{name: arrays[f"transition/{name}"] for name in names})
+        if self.env_reset == "restart":
+            self.obs = self.reset(steps)
+            return
+        for name, env, snapshot, obs in zip(self.names(), self.envs.envs, snapshots, self.obs, strict=True):
+            actions = arrays[f"actions/{name}"]
+            there = env.restore(snapshot, actions)
+            if there is None or not np.array_equal(there, obs):
+                raise UsageError(
+                    f"{self.env_id} of seed {name} cannot be restored exactly: {len(actions)} steps lead "
+                    "elsewhere; start anew with --env-reset fresh or --env-reset restart"
+                )
+
+
+def describe_task(observation_space: gym.spaces.Box, action_space: gym.Space) -> Task:
+    """The dimensions and bounds of spaces that `check_spaces` accepts."""
+    obs_dim = observation_space.shape[0]
+    if isinstance(action_space, gym.spaces.Discrete):
+        return Task(obs_dim, int(action_space.n), discrete=True)
+    low, high = (tuple(map(float, bound)) for bound in (action_space.low, action_space.high))
+    return Task(obs_dim, action_space.shape[0], False, low, high)

@@ -1,0 +1,31 @@
+"""What ends a program early, and the exit status that it then has."""
+
+FINISHED = 0  # trained, or trained before
+BAD_INPUT = 2  # UsageError, NonFiniteError, OSError: one line on stderr
+STOPPED = 75  # asked to stop, and able to resume: EX_TEMPFAIL of sysexits.h
+
+
+class UsageError(ValueError):
+    """Bad input: one line that names the value and says what to do."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or an infinity: one line that names the step, the seed and the tensor."""
+
+
+class Finished(Exception):
+    """The run asked for is there already, complete."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop."""
+
+
+class Damaged(Exception):
+    """A file that does not have the content it was written with; says which."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises UsageError with `message` unless `holds`."""
+    if not holds:
+        raise UsageError(message)

@@ -1,0 +1,84 @@
+"""Arrays under names, in npz files without pickle, and files that are written whole or not at all."""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cleanrl_maxent.common.errors import UsageError
+
+
+def named_arrays(tree) -> dict[str, np.ndarray]:
+    """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    name = jax.tree_util.keystr
+    return {name(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def subtree(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names start with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def shape_and_dtype(array: np.ndarray) -> tuple:
+    return array.shape, array.dtype
+
+
+def restore_tree(tree, arrays: Mapping[str, np.ndarray]):
+    """A pytree like `tree` (structure, shapes, dtypes, devices) with the values of `arrays`.
+
+    Raises UsageError if they do not fit each other, naming the leaf.
+    """
+    expected = named_arrays(tree)
+    other = expected.keys() ^ arrays.keys()
+    shared = expected.keys() & arrays.keys()
+    other |= {name for name in shared if shape_and_dtype(expected[name]) != shape_and_dtype(arrays[name])}
+    if other:
+        raise UsageError(f"the checkpoint was written by other code: {min(other)} does not fit")
+    leaves, structure = jax.tree.flatten(tree)
+    # .at[...].set keeps what a fresh array would lose: the weak type and the devices
+    values = [leaf.at[...].set(arrays[name]) for leaf, name in zip(leaves, expected, strict=True)]
+    return jax.tree.unflatten(structure, values)
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of an npz file."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def unpack(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; raises ValueError for one that holds pickled objects."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return dict(file)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Puts a file in place as a whole: temporary name, fsync, rename, fsync of the folder.
+
+    Raises OSError, leaving what was there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as problem:
+        temporary.unlink(missing_ok=True)
+        raise OSError(problem.errno, problem.strerror, str(path)) from problem
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,92 @@
+"""Types that state the range of an argument, read by the command line and by `validate`.
+
+    gamma: Discount = 0.99
+    reward_scale: Rate | None = None
+
+A number without a range is a mistake of the program, which `expected` reports as TypeError.
+"""
+
+import math
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import tyro
+
+LARGEST = 2**31 - 1  # counts that reach the device have 32 bits
+
+
+class Range(NamedTuple):
+    """The values that a type admits, as a predicate and in words: "gamma must be {words}"."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def parse_integer(text: str) -> int:
+    """An integer written as `1000`, `1_000` or `1e3`; raises ValueError for `2.5` or `abc`."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text} is not a whole number")
+    return int(number)
+
+
+INTEGER = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="INT",
+    instance_from_str=lambda words: parse_integer(words[0]),
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
+
+
+def integers(low: int) -> Range:
+    """Integers from `low` to LARGEST."""
+    return Range(lambda x: type(x) is int and low <= x <= LARGEST, f"an integer in [{low}, {LARGEST}]")
+
+
+def numbers(holds: Callable[[float], bool], words: str) -> Range:
+    """Finite numbers for which `holds` is true."""
+    return Range(
+        lambda x: isinstance(x, int | float) and type(x) is not bool and math.isfinite(x) and holds(x), words
+    )
+
+
+Count = Annotated[int, INTEGER, integers(1)]
+Natural = Annotated[int, INTEGER, integers(0)]
+Discount = Annotated[float, numbers(lambda x: 0 <= x < 1, "in [0, 1)")]
+Share = Annotated[float, numbers(lambda x: 0 < x <= 1, "in (0, 1]")]
+Fraction = Annotated[float, numbers(lambda x: 0 < x < 1, "in (0, 1)")]
+Decay = Annotated[float, numbers(lambda x: 0 <= x <= 1, "in [0, 1]")]
+Rate = Annotated[float, numbers(lambda x: x > 0, "a finite number > 0")]
+Magnitude = Annotated[float, numbers(lambda x: x >= 0, "a finite number >= 0")]
+Number = Annotated[float, numbers(lambda x: True, "a finite number")]
+Widths = tuple[Count, ...]  # of the hidden layers, one at least
+
+
+def expected(value: Any, kind: Any) -> str | None:
+    """What a value of type `kind` must be, in words; None if `value` is.
+
+    Raises TypeError for a number without a range.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        stated = next((part for part in parts[1:] if isinstance(part, Range)), None)
+        if stated is None:
+            return expected(value, parts[0])
+        return None if stated.holds(value) else stated.words
+    if origin in (Union, UnionType):
+        words = [expected(value, part) for part in parts]
+        return None if None in words else words[0]
+    if origin is Literal:
+        return None if value in parts else " or ".join(map(str, parts))
+    if origin is tuple:
+        of_each = expected(None, parts[0])
+        every = isinstance(value, tuple) and value and all(expected(x, parts[0]) is None for x in value)
+        return None if every else f"one value or more, each {of_each}"
+    if kind in (int, float):
+        raise TypeError(f"{kind.__name__} states no range: use a type of {__name__}")
+    return None if isinstance(value, kind) else f"of type {kind.__name__}"
