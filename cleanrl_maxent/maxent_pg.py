@@ -464,8 +464,7 @@ def train(args):
                 rollout.append(Rollout(envs.transition, u, envs.ended, elapsed))
             index = step // args.steps_per_update
             state, losses = learn(state, jax.tree.map(by_seed, *rollout), keys.update, step, index)
-            run.record_losses(end, losses)
-            run.end_step(end, state)
+            run.end_step(end, state, losses)
         return run.finish(policy(state))
 
 

@@ -15,7 +15,6 @@ Arrays are float64, entropies and divergences in nats.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -23,10 +22,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from scipy.special import logsumexp
 
-from cleanrl_maxent.common.arguments import UsageError
+from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import corridor, random_mdp
 
 Figure = Literal["all", "none", "corridor", "rates", "temperature", "robust-reward"]
@@ -40,7 +39,7 @@ class Args:
     out_dir: Path = Path("figures")  # folder that the figures are written to
 
 
-# soft values: docs/tabular.md 1
+# soft values: docs/explain/tabular.md 1
 
 
 def soft_value(Q, alpha):
@@ -152,7 +151,7 @@ def fitted_q_iteration(features, batch, gamma, alpha, iterations):
     return features @ weights
 
 
-# policy gradients, of logits θ `(S, A)` with π = softmax(θ): docs/tabular.md 2
+# policy gradients, of logits θ `(S, A)` with π = softmax(θ): docs/explain/tabular.md 2
 
 
 def visits(P, gamma, start, pi):
@@ -240,7 +239,7 @@ def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
         pi = max(candidates, key=lambda new_pi: trpo_bound(P, R, gamma, start, pi, new_pi))
 
 
-# control as inference, and the robust reward: docs/tabular.md 3
+# control as inference, and the robust reward: docs/explain/tabular.md 3
 
 
 def messages(P, R, horizon):
@@ -456,7 +455,7 @@ FIGURES = {
 def main(args):
     """Prints the claims, unless a single figure is asked for, and writes `{out_dir}/{figure}.png`.
 
-    Raises UsageError without matplotlib, OSError where the folder cannot be written.
+    Raises UsageError without matplotlib, OSError if the folder cannot be written.
     """
     if args.figure in ("all", "none"):
         for row in (("lecture", "claim", "verdict", "computed"), *claims()):
@@ -481,8 +480,4 @@ def save(draw, path):
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except (UsageError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run_script(Args, main)

@@ -203,8 +203,7 @@ def update(state, batch, key, index, args):
 def train(args):
     """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
     envs, keys = start(args)
-    memory_flags = "--buffer-size or --num-seeds"
-    replay = create_replays(args.num_seeds, args.buffer_size, envs.example, memory_flags)
+    replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     evaluate = Evaluation(args, act, modes=("eval",))
 
     def explore(key, step):
@@ -247,9 +246,7 @@ def train(args):
                 state, losses = learn(state, replay, keys.update, step, index)
             # waits for the action, not for the update just dispatched: that hides behind the environments
             episodes = envs.step(np.asarray(action))
-            run.record_episodes(step + 1, episodes)
-            run.record_losses(step + 1, losses)
-            run.end_step(step + 1, state)
+            run.end_step(step + 1, state, losses, episodes)
         return run.finish(policy(state))
 
 

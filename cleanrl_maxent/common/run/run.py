@@ -1,9 +1,8 @@
 """A run: its folder, its record, its exact state on disk, the line on the terminal, the result."""
 
 import json
-import time
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cleanrl_maxent.common.run.folder import default_run_dir, find_checkpoint, l
 from cleanrl_maxent.common.run.machine import describe_machine
 from cleanrl_maxent.common.run.record import Record, check_wandb, start_trackers
 from cleanrl_maxent.common.run.terminal import Terminal
+from cleanrl_maxent.common.run.timing import Timing
 from cleanrl_maxent.common.signals import stop_if_asked
 
 LOSSES_EVERY = 100  # environment steps between two rows of losses
@@ -74,10 +74,11 @@ class Run:
             start_trackers(args, self.records, self.folder, self.config)
         self.losses: dict[str, Any] = {}  # the last known value of each, (seed,)
         self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
-        self.started = time.perf_counter() - meta.get("seconds", 0.0)
-        self.last_time, self.last_steps = time.perf_counter(), self.found.steps if self.found else 0
-        self.open_timing()
         self.terminal = Terminal(args, self.folder)
+        steps = self.found.steps if self.found else 0
+        self.timing = Timing(self.folder / "timing.jsonl", steps, meta.get("seconds", 0.0))
+        for row in self.timing.rows:
+            self.record_speed(row)
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
             self.terminal.print_line(
                 "faster on a CPU: one process per core and seed, NPROC=1 (docs/develop/speed.md)"
@@ -85,17 +86,6 @@ class Run:
         self.boundary: tuple[int, Any] | None = None  # the end of the last step, until it is saved
         self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the one in flight
-
-    def open_timing(self) -> None:
-        """Opens `timing.jsonl`, keeping the rows up to the resumed step."""
-        path = self.folder / "timing.jsonl"
-        lines = path.read_text().splitlines() if self.found and path.exists() else []
-        self.timing = open(path, "w")
-        for line in lines:
-            with suppress(ValueError):  # the last row may be cut short
-                row = json.loads(line)
-                if row["global_step"] <= self.last_steps:
-                    self.write_timing(row)
 
     def resume(self, state, replay: Replay | None = None) -> tuple[int, Any, Replay | None]:
         """The steps taken so far, and the state and replay at that point; the environments are restored too.
@@ -119,13 +109,17 @@ class Run:
         self.terminal.print_line(f"resumed at step {found.steps:,}")
         return found.steps, state, replay
 
-    def end_step(self, steps: int, state) -> None:
-        """The end of a step: saves where `--checkpoint-frequency` says so, and at the last one.
+    def end_step(
+        self, steps: int, state, losses: Mapping[str, jax.Array], episodes: Iterable[Episode] = ()
+    ) -> None:
+        """The end of a step: records, and saves where `--checkpoint-frequency` says so and at the last one.
 
-        `steps`: environment steps so far. `state`: everything learned. Raises Stopped after a signal (the
-        run saves on its way out), NonFiniteError, and OSError if the disk does not take it; the
-        checkpoint before is kept.
+        `steps`: environment steps so far. `state`: everything learned. `losses`, `episodes`: see
+        `record_losses` and `record_episodes`. Raises Stopped after a signal (the run saves on its way
+        out), NonFiniteError, and OSError if the disk does not take it; the checkpoint before is kept.
         """
+        self.record_episodes(steps, episodes)
+        self.record_losses(steps, losses)
         self.boundary = steps, state
         if self.capacity:
             self.transitions.append(self.envs.transition)
@@ -155,7 +149,7 @@ class Run:
             "machine": self.machine,
             "envs": environments,
             "records": [record.sync() for record in self.records],
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self.timing.seconds(),
         }
         arrays = {f"envs/{name}": array for name, array in arrays.items()}
         arrays |= {f"state/{name}": array for name, array in learned.items()}
@@ -163,7 +157,7 @@ class Run:
         self.write_segment(steps)
         self.checkpoints.write(steps, meta, arrays, self.capacity)
 
-    def record_episodes(self, steps: int, episodes: list[Episode]) -> None:
+    def record_episodes(self, steps: int, episodes: Iterable[Episode]) -> None:
         """A row for each episode that ended at this step."""
         for index, episodic_return, length in episodes:
             row = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
@@ -185,23 +179,13 @@ class Run:
         for index in range(self.args.num_seeds if values else 0):
             self.records[index].write(steps, {name: value[index] for name, value in values.items()})
         if self.args.crosses_multiple_of(10 * LOSSES_EVERY, steps):
-            self.record_speed(steps)
+            self.record_speed(self.timing.measure(steps))
 
-    def record_speed(self, steps: int) -> None:
-        """A row of `timing.jsonl`: seconds since the start, and steps per second of each seed."""
-        now = time.perf_counter()
-        speed = (steps - self.last_steps) / max(now - self.last_time, 1e-9)
-        self.last_time, self.last_steps = now, steps
-        seconds = round(now - self.started, 3)
-        self.write_timing({"global_step": steps, "seconds": seconds, "charts/SPS": round(speed, 1)})
-        self.terminal.speed = speed
-        self.terminal.print_progress(now)
-
-    def write_timing(self, row: dict[str, float]) -> None:
-        self.timing.write(json.dumps(row) + "\n")
-        self.timing.flush()
+    def record_speed(self, row: dict[str, float]) -> None:
+        """Shows a row of `timing.jsonl` in TensorBoard and on the terminal."""
         for record in self.records:
-            record.tensorboard.add(row["global_step"], scalar("charts/SPS", row["charts/SPS"]))
+            record.tensorboard.add(int(row["global_step"]), scalar("charts/SPS", row["charts/SPS"]))
+        self.terminal.show_speed(row["charts/SPS"])
 
     def record_evaluation(self, steps: int, metrics: list[dict[str, float]]) -> None:
         """The rows of an evaluation, one for each seed."""
@@ -217,7 +201,7 @@ class Run:
         `policies`: leading axis `(seed,)`. Returns what `result.json` holds.
         """
         save_policies(self.folder, self.args.seeds, policies)
-        seconds = time.perf_counter() - self.started
+        seconds = self.timing.seconds()
         self.terminal.finish(seconds)
         self.close(exit_code=0)
         result = {

@@ -48,9 +48,10 @@ class Terminal:
         self.console.print(text, markup=False)
         self.last_line = time.perf_counter()
 
-    def print_progress(self, now: float) -> None:
-        """A plain line, at most every PLAIN_LINE_EVERY seconds; `now` in seconds."""
-        if not self.console.is_terminal and now - self.last_line > PLAIN_LINE_EVERY:
+    def show_speed(self, speed: float) -> None:
+        """Keeps steps per second of each seed; a plain line at most every PLAIN_LINE_EVERY seconds."""
+        self.speed = speed
+        if not self.console.is_terminal and time.perf_counter() - self.last_line > PLAIN_LINE_EVERY:
             self.print_line(self.line())
 
     def finish(self, seconds: float) -> None:
