@@ -65,11 +65,9 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        rollout, total = (
-            f"a rollout of num_envs {self.num_envs} x num_steps {self.num_steps}",
-            self.total_timesteps,
-        )
-        require(self.steps_per_update <= total, f"{rollout} is longer than total_timesteps {total}")
+        rollout = f"a rollout of num_envs {self.num_envs} x num_steps {self.num_steps}"
+        fits = self.steps_per_update <= self.total_timesteps
+        require(fits, f"{rollout} is longer than total_timesteps {self.total_timesteps}")
         even = self.steps_per_update % self.num_minibatches == 0
         require(even, f"{rollout} cannot be split evenly into num_minibatches {self.num_minibatches}")
         too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps"
@@ -395,8 +393,8 @@ def update(state, rollout, key, index, args):
     state = track_returns(state, rollout, args)
     samples, alpha = to_samples(state, rollout, args)
 
-    def step(state, given):
-        rows, key = given
+    def step(state, inputs):
+        rows, key = inputs
         batch = jax.tree.map(lambda x: x[rows], samples)
         grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
         state = state.replace(critic=state.critic.apply_gradients(grads=grads))
@@ -426,7 +424,7 @@ def train(args):
     check_memory(2 * steps * transition_bytes(envs.example), what, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act, sample_action)
 
-    def behave(policy, obs, key, step):
+    def explore(policy, obs, key, step):
         pi = policy(obs)
         u = pi.sample(jax.random.fold_in(key, step))
         return u, pi.action(u)
@@ -436,7 +434,7 @@ def train(args):
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
-    behave = per_seed(behave, shared=1)
+    explore = per_seed(explore, shared=1)
     learn = per_seed(learn, shared=2, donate_argnums=0)
 
     def split_seeds(rows):  # (seed · env, ...) -> (seed, env, ...)
@@ -455,12 +453,12 @@ def train(args):
             if step == args.last_step:
                 break
             end, rollout = step + args.steps_per_update, []
-            for now in range(step, end, args.num_envs):
+            for taken in range(step, end, args.num_envs):
                 elapsed = envs.elapsed
-                sampled = behave(policy(state), split_seeds(envs.obs), keys.act, now)
+                sampled = explore(policy(state), split_seeds(envs.obs), keys.act, taken)
                 u, action = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in sampled)
                 episodes = envs.step(action)
-                run.record_episodes(now + args.num_envs, episodes)
+                run.record_episodes(taken + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, u, envs.ended, elapsed))
             index = step // args.steps_per_update
             state, losses = learn(state, jax.tree.map(by_seed, *rollout), keys.update, step, index)

@@ -223,11 +223,11 @@ def train(args):
     evaluate = Evaluation(args, act, sample_action)
     frequencies = args.policy_frequency, args.target_network_frequency
 
-    def explore(key, step):
+    def warm_up(key, step):
         key = jax.random.fold_in(key, step)
         return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
-    def behave(policy, obs, key, step):
+    def explore(policy, obs, key, step):
         return act(policy, obs, jax.random.fold_in(key, step), False)
 
     def learn(state, replay, key, step, index):
@@ -237,8 +237,8 @@ def train(args):
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    warm_up = per_seed(warm_up, shared=1)
     explore = per_seed(explore, shared=1)
-    behave = per_seed(behave, shared=1)
     learn = per_seed(learn, shared=2, static_argnums=4, donate_argnums=0)
 
     with Run(args, envs) as run:
@@ -251,9 +251,9 @@ def train(args):
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(keys.act, step)
+                action = warm_up(keys.act, step)
             else:
-                action = behave(policy(state), envs.obs, keys.act, step)
+                action = explore(policy(state), envs.obs, keys.act, step)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:

@@ -6,7 +6,7 @@ Numbers in this file refer to it. Deliberate deviations, with reasons in docs/al
   - actions end in tanh; Stein's particles and scores are taken before it, where the fixed point is exp(Q/α);
     `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
-  - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
+  - samples warm_up by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
   - the kernel's width is their code's: the median over log of the number of fixed particles;
   - weights and biases start as U(±1/√fan_in), as in most published curves.
 
@@ -281,11 +281,11 @@ def train(args):
     check_memory(4 * floats, "an update with so many particles", flags)
     evaluate = Evaluation(args, act, modes=("eval_stochastic",))
 
-    def explore(key, step):
+    def warm_up(key, step):
         key = jax.random.fold_in(key, step)
         return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
-    def behave(policy, obs, key, step):
+    def explore(policy, obs, key, step):
         return act(policy, obs, jax.random.fold_in(key, step), False)
 
     def learn(state, replay, key, step, index):
@@ -295,8 +295,8 @@ def train(args):
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    warm_up = per_seed(warm_up, shared=1)
     explore = per_seed(explore, shared=1)
-    behave = per_seed(behave, shared=1)
     learn = per_seed(learn, shared=2, static_argnums=4, donate_argnums=0)
 
     with Run(args, envs) as run:
@@ -309,9 +309,9 @@ def train(args):
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(keys.act, step)
+                action = warm_up(keys.act, step)
             else:
-                action = behave(policy(state), envs.obs, keys.act, step)
+                action = explore(policy(state), envs.obs, keys.act, step)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)
             if step >= args.learning_starts:

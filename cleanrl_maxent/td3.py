@@ -206,11 +206,11 @@ def train(args):
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     evaluate = Evaluation(args, act, modes=("eval",))
 
-    def explore(key, step):
+    def warm_up(key, step):
         key = jax.random.fold_in(key, step)
         return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
-    def behave(policy, obs, noise, elapsed, key, step):
+    def explore(policy, obs, noise, elapsed, key, step):
         noise = next_noise(noise, elapsed, jax.random.fold_in(key, step), args)
         return jnp.clip(act(policy, obs, key, True) + noise, -1, 1), noise
 
@@ -221,8 +221,8 @@ def train(args):
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    warm_up = per_seed(warm_up, shared=1)
     explore = per_seed(explore, shared=1)
-    behave = per_seed(behave, shared=1)
     learn = per_seed(learn, shared=2, static_argnums=4, donate_argnums=0)
 
     with Run(args, envs) as run:
@@ -235,9 +235,9 @@ def train(args):
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:
-                action = explore(keys.act, step)
+                action = warm_up(keys.act, step)
             else:
-                action, noise = behave(policy(state), envs.obs, state.noise, envs.elapsed, keys.act, step)
+                action, noise = explore(policy(state), envs.obs, state.noise, envs.elapsed, keys.act, step)
                 state = state.replace(noise=noise)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)

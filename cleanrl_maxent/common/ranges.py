@@ -1,7 +1,7 @@
 """Types that state the range of an argument, read by the command line and by `validate`.
 
-    gamma: Discount = 0.99
-    reward_scale: Rate | None = None
+    decay: Discount = 0.99
+    scale: Rate | None = None
 
 A number without a range is a mistake of the program, which `expected` reports as TypeError.
 """
@@ -17,7 +17,7 @@ LARGEST = 2**31 - 1  # counts that reach the device have 32 bits
 
 
 class Range(NamedTuple):
-    """The values that a type admits, as a predicate and in words: "gamma must be {words}"."""
+    """The values that a type admits, as a predicate and in words: "decay must be {words}"."""
 
     holds: Callable[[Any], bool]
     words: str
