@@ -6,7 +6,7 @@ Numbers in this file refer to it. Deliberate deviations, with reasons in docs/al
   - actions end in tanh; Stein's particles and scores are taken before it, where the fixed point is exp(Q/α);
     `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
-  - samples warm_up by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
+  - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
   - the kernel's width is their code's: the median over log of the number of fixed particles;
   - weights and biases start as U(±1/√fan_in), as in most published curves.
 

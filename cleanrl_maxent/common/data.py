@@ -4,9 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from cleanrl_maxent.common.devices import check_memory, seed_sharding
+
+Array = jax.Array | np.ndarray  # on the device, or on the host
 
 
 @struct.dataclass
@@ -18,11 +21,11 @@ class Transition:
     leaves 0.
     """
 
-    obs: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    next_obs: jax.Array
-    terminated: jax.Array
+    obs: Array
+    action: Array
+    reward: Array
+    next_obs: Array
+    terminated: Array
 
 
 @struct.dataclass

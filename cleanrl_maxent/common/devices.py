@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,10 +73,15 @@ def set_up_device(device: str, run_dir: str | None = None) -> None:
         raise UsageError(f"no {device.upper()} device found; available: {found}") from problem
 
 
+def chosen_device() -> Any:
+    """Where arrays are made: the device that `set_up_device` chose, or JAX's first."""
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return chosen or jax.devices()[0]
+
+
 def seed_sharding(num_seeds: int) -> NamedSharding:
     """Splits the leading axis `(seed,)` over as many devices as divide it evenly."""
-    default = jax.config.jax_default_device
-    devices = jax.devices(default.platform) if default else jax.devices()
+    devices = jax.devices(chosen_device().platform)
     used = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
     return NamedSharding(Mesh(np.array(devices[:used]), ("seed",)), PartitionSpec("seed"))
 
@@ -96,7 +102,7 @@ def per_seed(function: Callable, shared: int = 0, **options) -> Callable:
 
 def available_memory() -> float | None:
     """Bytes free for arrays on the device, or None where nothing tells."""
-    device = jax.config.jax_default_device or jax.devices()[0]
+    device = chosen_device()
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def restore_tree(tree, arrays: Mapping[str, np.ndarray]):
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The bytes of an npz file."""
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, **cast(dict[str, Any], arrays))
     return file.getvalue()
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium.wrappers import RecordEpisodeStatistics
+from mujoco import get_mju_user_warning, set_mju_user_warning  # pyright: ignore[reportAttributeAccessIssue]
 
 from cleanrl_maxent.common.env.checks import check_name, check_spaces, explain
 from cleanrl_maxent.common.errors import UsageError
@@ -55,19 +55,20 @@ def make_env(env_id: str, action_spaces: tuple[str, ...] = ("Box",)) -> gym.Env:
 def no_deprecations() -> Iterator[None]:
     """Keeps Gymnasium and MuJoCo from saying, once for each environment, that v4 is old: it is what
     the published curves were measured on."""
-    mujoco_handler = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: None)
+    mujoco_handler = get_mju_user_warning()
+    set_mju_user_warning(lambda message: None)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
             yield
     finally:
-        mujoco.set_mju_user_warning(mujoco_handler)
+        set_mju_user_warning(mujoco_handler)
 
 
 def scale_action(action: np.ndarray, space: gym.Space) -> np.ndarray:
     """Maps [-1, 1] onto a Box's bounds, clipped so that rounding cannot leave them; 0, 1, … onto Discrete."""
     if isinstance(space, gym.spaces.Discrete):
         return space.start + action
+    assert isinstance(space, gym.spaces.Box)
     center, half_range = (space.high + space.low) / 2, (space.high - space.low) / 2
     return np.clip(center + half_range * action, space.low, space.high).astype(space.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from cleanrl_maxent.common.errors import UsageError
 
 
-def generator_at(state: dict[str, Any]) -> np.random.Generator:
+def generator_at(state: Any) -> np.random.Generator:
     """The random generator in a given state of PCG64, the one of every Gymnasium environment."""
     bits = np.random.PCG64()
     bits.state = state
@@ -45,7 +45,7 @@ class RestorableEnv(gym.Wrapper):
         return self.env.step(action)
 
     def random_state(self) -> dict[str, Any]:
-        return self.unwrapped.np_random.bit_generator.state
+        return dict(self.unwrapped.np_random.bit_generator.state)
 
     def rebuild(self) -> None:
         """A new environment in the random state before the last reset."""
@@ -56,7 +56,9 @@ class RestorableEnv(gym.Wrapper):
 
     def snapshot(self) -> tuple[dict[str, Any], np.ndarray]:
         """What JSON can hold, and the actions since the last reset, `(step, action_dim)`."""
-        actions = np.array(self.actions, self.action_space.dtype).reshape(-1, *self.action_space.shape)
+        actions = np.array(self.actions, self.action_space.dtype).reshape(
+            -1, *(self.action_space.shape or ())
+        )
         return {"seed": self.seed, "before": self.before, "now": self.random_state()}, actions
 
     def restore(self, snapshot: dict[str, Any], actions: np.ndarray) -> np.ndarray | None:
@@ -95,7 +97,8 @@ def check_restorable(env_id: str, build: Callable[[], gym.Env], fresh: bool) -> 
         action = env.action_space.sample()
         (obs, reward, terminated, truncated, _), there = env.step(action), other.step(action)
         same &= np.array_equal(obs, there[0], equal_nan=True)
-        same &= np.array_equal([reward, terminated, truncated], there[1:4], equal_nan=True)
+        same &= np.array_equal(float(reward), float(there[1]), equal_nan=True)
+        same &= (terminated, truncated) == there[2:4]
         if terminated or truncated:
             env.reset()
             other.reset()

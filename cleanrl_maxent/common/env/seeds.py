@@ -1,6 +1,6 @@
 """The environments of every seed, stepped in turn."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -64,27 +64,34 @@ class SeedEnvs:
         self.task = describe_task(self.envs.single_observation_space, self.envs.single_action_space)
         self.steps = 0
         self.obs = self.reset()
-        self.transition: Transition | None = None
-        self.ended: np.ndarray | None = None
+        self.transition: Transition  # none before the first step
+        self.ended: np.ndarray
         check_finite(0, seeds, obs=self.obs)
 
     def reset(self, *indices: int) -> np.ndarray:
         """Begins new episodes, whose seeds depend on the seed, on `indices` and on which copy it is."""
         numbers = [(copy,) if copy else () for copy in range(self.copies)]
-        resets = [environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in numbers]
+        resets: list[int | None] = [
+            environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in numbers
+        ]
         return self.envs.reset(seed=resets)[0]
 
     @property
     def example(self) -> Transition:
         """A transition of zeros, whose shapes and dtypes are those of one environment's transitions."""
-        obs, scalar = np.zeros(self.task.obs_dim, np.float32), np.float32(0)
-        action = np.int32(0) if self.task.discrete else np.zeros(self.task.action_dim, np.float32)
+        obs, scalar = np.zeros(self.task.obs_dim, np.float32), np.zeros((), np.float32)
+        action = np.zeros((), np.int32) if self.task.discrete else np.zeros(self.task.action_dim, np.float32)
         return Transition(obs, action, scalar, obs, scalar)
+
+    @property
+    def single_envs(self) -> list[RestorableEnv]:
+        """The environments one by one."""
+        return cast(list[RestorableEnv], self.envs.envs)
 
     @property
     def elapsed(self) -> np.ndarray:
         """Steps of the current episodes so far, `(seed · copy,)`."""
-        return np.array([len(env.actions) for env in self.envs.envs])
+        return np.array([len(env.actions) for env in self.single_envs])
 
     def step(self, action: np.ndarray) -> list[Episode]:
         """Steps every environment; one that ends is reset at once. Returns the episodes that ended.
@@ -116,7 +123,7 @@ class SeedEnvs:
 
     def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
         """Where every environment is: what JSON can hold, and arrays."""
-        snapshots, actions = zip(*(env.snapshot() for env in self.envs.envs), strict=True)
+        snapshots, actions = zip(*(env.snapshot() for env in self.single_envs), strict=True)
         arrays = {f"actions/{name}": taken for name, taken in zip(self.names(), actions, strict=True)}
         arrays |= {f"transition/{name}": np.asarray(value) for name, value in vars(self.transition).items()}
         return list(snapshots), {"obs": self.obs, **arrays}
@@ -138,7 +145,8 @@ class SeedEnvs:
         if self.env_reset == "restart":
             self.obs = self.reset(steps)
             return
-        for name, env, snapshot, obs in zip(self.names(), self.envs.envs, snapshots, self.obs, strict=True):
+        single = zip(self.names(), self.single_envs, snapshots, self.obs, strict=True)
+        for name, env, snapshot, obs in single:
             actions = arrays[f"actions/{name}"]
             there = env.restore(snapshot, actions)
             if there is None or not np.array_equal(there, obs):
@@ -148,10 +156,12 @@ class SeedEnvs:
                 )
 
 
-def describe_task(observation_space: gym.spaces.Box, action_space: gym.Space) -> Task:
+def describe_task(observation_space: gym.Space, action_space: gym.Space) -> Task:
     """The dimensions and bounds of spaces that `check_spaces` accepts."""
+    assert isinstance(observation_space, gym.spaces.Box)
     obs_dim = observation_space.shape[0]
     if isinstance(action_space, gym.spaces.Discrete):
         return Task(obs_dim, int(action_space.n), discrete=True)
+    assert isinstance(action_space, gym.spaces.Box)
     low, high = (tuple(map(float, bound)) for bound in (action_space.low, action_space.high))
     return Task(obs_dim, action_space.shape[0], False, low, high)

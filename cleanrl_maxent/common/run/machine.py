@@ -7,8 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from cleanrl_maxent.common.devices import chosen_device
 from cleanrl_maxent.common.errors import UsageError
 
 PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
@@ -16,13 +15,13 @@ PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mu
 
 def describe_machine() -> dict[str, Any]:
     """Versions of Python and the packages, the device, XLA's threads and flags, the git commit."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    device = jax.config.jax_default_device or jax.devices()[0]
+    device = chosen_device()
     return {
         "versions": versions,
         "device": {"platform": device.platform, "kind": device.device_kind, "processor": processor()},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar, text
 
 from cleanrl_maxent.common.cli import RunArgs
@@ -86,7 +86,7 @@ class Record:
         """Sends a row to TensorBoard."""
         for name, value in row.items():
             if name != "global_step":
-                self.tensorboard.add(row["global_step"], scalar(name, value))
+                self.tensorboard.add(int(row["global_step"]), scalar(name, value))
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
