@@ -12,16 +12,17 @@ from scipy.stats import bootstrap, sem, trim_mean
 from scipy.stats import t as student
 
 
-def interquartile_mean(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
+def interquartile_mean(scores: ArrayLike, axis: int = 0) -> np.ndarray:
     """Mean without the lowest and the highest quarter, each rounded down to whole scores."""
     return trim_mean(scores, 0.25, axis=axis)
 
 
 def mean_interval(scores: ArrayLike) -> float:
     """Half the width of Student's 95% interval of the mean; NaN for fewer than two scores."""
-    if len(scores) < 2:
+    count = np.size(scores)
+    if count < 2:
         return float("nan")
-    return float(student.ppf(0.975, len(scores) - 1) * sem(scores))
+    return float(student.ppf(0.975, count - 1) * sem(scores))
 
 
 def stratified_bootstrap(tasks: Sequence[ArrayLike], repetitions: int = 2_000) -> tuple[float, float]:
@@ -48,7 +49,7 @@ def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> np
 def prediction_interval(
     means: ArrayLike, deviations: ArrayLike, seeds: ArrayLike, new_seeds: int
 ) -> tuple[float, float]:
-    """Where the mean of k = `new_seeds` seeds of one more program of the same kind lies, 19 times in 20.
+    """95% prediction interval for the mean of k = `new_seeds` seeds of one more program of the same kind.
 
     M ± t √(s² (1/k + 1/n) + b² (1 + 1/m)) for m programs, `(m,)` each argument but the last: M the mean of
     their `means`, s the pooled standard deviation of their seeds, n all seeds, b² the variance between

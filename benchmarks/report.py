@@ -5,13 +5,11 @@
     python benchmarks/report.py draw runs/mine --out-dir my_report
     python benchmarks/report.py compare runs/mine            # inside the published band, or outside?
 
-Exit status 2 for bad input; 1 where `compare` finds a mean outside.
+Exit status 2 for bad input; 1 if `compare` finds a mean outside.
 """
 
 import csv
-import importlib
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,17 +19,18 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from intervals import (
+
+from benchmarks.figures import plural, pyplot, save_figure
+from benchmarks.intervals import (
     interquartile_mean,
     mean_interval,
     performance_profile,
     prediction_interval,
     stratified_bootstrap,
 )
-from speed import seeds_in_words
-
-from cleanrl_maxent.common.arguments import UsageError
-from cleanrl_maxent.common.folder import file_name
+from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.folder import file_name
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -73,7 +72,7 @@ class Draw:
 class Compare:
     """Says at each published step whether the mean of the seeds lies in the published band.
 
-    The band is where the mean of so many seeds of one more program would lie 19 times in 20, from the
+    The band is the 95% prediction interval for the mean of as many seeds of one more program, from the
     spread of published seeds and between published programs.
     """
 
@@ -81,7 +80,7 @@ class Compare:
 
 
 def finished_runs(paths: Iterable[Path]) -> list[Path]:
-    """The finished runs among `paths` and one level below; raises UsageError where a path holds none."""
+    """The finished runs among `paths` and one level below; raises UsageError if a path holds none."""
     found = []
     for path in (path for path in paths if not path.is_file()):
         below = sorted(file.parent for file in (*path.glob("result.json"), *path.glob("*/result.json")))
@@ -94,7 +93,7 @@ def finished_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, every value a string; none where there is no file."""
+    """Rows of a CSV file, every value a string; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -132,6 +131,11 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict]:
     return rows, config | {"seconds": result["seconds"]}
 
 
+def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Rows of the finished runs among `paths` and one level below. Raises UsageError."""
+    return [row for folder in finished_runs(paths) for row in read_run(folder)[0]]
+
+
 def collect(run_dirs: Iterable[Path], results: Path) -> None:
     """Reads every run into evaluations.csv and manifest.json."""
     rows, manifest_path = read_csv(results / "evaluations.csv"), results / "manifest.json"
@@ -166,7 +170,7 @@ class Curve:
     seeds: list[str]
     steps: np.ndarray  # (evaluations,)
     returns: np.ndarray  # (seeds, evaluations), in reward units
-    seconds: np.ndarray  # (seeds, evaluations); NaN where they were not recorded
+    seconds: np.ndarray  # (seeds, evaluations); NaN if they were not recorded
 
     @property
     def family(self) -> str:
@@ -178,7 +182,7 @@ class Curve:
         return self.near(int(self.steps[-1]))
 
     def near(self, step: int) -> np.ndarray:
-        """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty where there are none."""
+        """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty if there are none."""
         chosen = np.abs(self.steps - step) <= 0.05 * step
         return self.returns[:, chosen].mean(axis=1) if chosen.any() else np.array([])
 
@@ -230,16 +234,6 @@ def published(curve: Curve) -> list[dict[str, str]]:
     ]
 
 
-def pyplot():
-    """matplotlib.pyplot, which draws into files; raises UsageError where it is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as missing:
-        raise UsageError(f"{missing}; pip install -e '.[plots]' -c constraints.txt") from missing
-    matplotlib.use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
-
-
 def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
     """Writes the figures and report.md, whose text is returned. Raises UsageError without matplotlib."""
     curves = group_curves(rows)
@@ -247,7 +241,8 @@ def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
     for env_id in sorted({curve.env_id for curve in curves}):
         of_env = [curve for curve in curves if curve.env_id == env_id]
         draw_curves(of_env, out_dir / f"{file_name(env_id)}.png")
-    draw_profiles(curves, out_dir / "profiles.png")
+    if scored(curves):
+        draw_profiles(curves, out_dir / "profiles.png")
     tables = final_table(curves), aggregate_table(curves), published_table(curves)
     text = "\n\n".join("\n".join(table) for table in tables) + "\n"
     (out_dir / "report.md").write_text(text)
@@ -256,14 +251,13 @@ def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
 
 def draw_curves(curves: list[Curve], path: Path) -> None:
     """Return against steps and against hours: mean, 95% interval of three seeds or more, published means."""
-    plt = pyplot()
-    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(12, 3.6), sharey=True, layout="constrained")
+    figure, (by_step, by_time) = pyplot().subplots(1, 2, figsize=(12, 3.6), sharey=True, layout="constrained")
     for number, curve in enumerate(curves):
         color, mean = f"C{number}", curve.returns.mean(axis=0)
         half_width = 0.0  # the interval of two seeds is as wide as the figure
         if len(curve.seeds) >= 3:
             half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
-        label = f"{curve.exp_name}, {curve.protocol}, {seeds_in_words(len(curve.seeds))}"
+        label = f"{curve.exp_name}, {curve.protocol}, {plural(len(curve.seeds), 'seed')}"
         by_step.plot(curve.steps, mean, color=color, label=label)
         by_step.fill_between(curve.steps, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
         for row in published(curve) if curve.exp_name == curve.algorithm else []:
@@ -280,8 +274,7 @@ def draw_curves(curves: list[Curve], path: Path) -> None:
     by_time.set(xlabel="hours")
     for axes in (by_step, by_time):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def score(curve: Curve) -> np.ndarray:
@@ -300,9 +293,8 @@ def scored(curves: list[Curve]) -> dict[tuple[str, int], list[Curve]]:
 
 
 def draw_profiles(curves: list[Curve], path: Path) -> None:
-    """Share of runs above each score, by algorithm."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    """Share of runs above each score, by algorithm; some curve must have a scale."""
+    figure, axes = pyplot().subplots(figsize=(9, 3.6), layout="constrained")
     thresholds = np.linspace(0, 1.2, 200)
     for number, ((exp_name, steps), group) in enumerate(scored(curves).items()):
         profile = performance_profile([score(curve) for curve in group], thresholds)
@@ -312,8 +304,7 @@ def draw_profiles(curves: list[Curve], path: Path) -> None:
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1M steps)", ylabel="share of runs with score > τ")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
@@ -369,7 +360,7 @@ def aggregate_table(curves: list[Curve]) -> list[str]:
 
 
 def compare(rows: list[dict[str, str]]) -> bool:
-    """Prints a verdict at each published step; True where none lies outside."""
+    """Prints a verdict at each published step; True if none lies outside."""
     inside = True
     for curve in group_curves(rows):
         print(
@@ -391,12 +382,14 @@ def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float
     with_spread = [row for row in rows if row["spread"] and int(row["seeds"] or 0) > 1]
     if not with_spread:
         return None
-    columns = ([float(row[name]) for row in with_spread] for name in ("mean", "spread", "seeds"))
-    return prediction_interval(*columns, seeds)
+    means, spreads, counts = (
+        [float(row[name]) for row in with_spread] for name in ("mean", "spread", "seeds")
+    )
+    return prediction_interval(means, spreads, counts, seeds)
 
 
 def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bool:
-    """Prints where the mean of our seeds lies at a step, and against what; False where it is outside."""
+    """Prints where the mean of our seeds lies at a step, and against what; False if it is outside."""
     mean, verdict, words = float(returns.mean()), "no band", "no spread was published"
     if band := published_band(rows, len(returns)):
         verdict = "inside" if band[0] <= mean <= band[1] else "outside"
@@ -417,24 +410,20 @@ def main(command: Collect | Draw | Compare) -> int:
     if isinstance(command, Draw) and not command.run_dirs:
         print(draw(read_csv(RESULTS / "evaluations.csv"), command.out_dir or RESULTS))
         return 0
-    if isinstance(command, Draw) and command.out_dir is None:
-        raise UsageError("name an --out-dir for a report of your own runs")
-    folders = finished_runs(command.run_dirs)
+    if isinstance(command, Draw):
+        out_dir = command.out_dir
+        if out_dir is None:
+            raise UsageError("name an --out-dir for a report of your own runs")
+        print(draw(read_rows(command.run_dirs), out_dir))
+        return 0
     if isinstance(command, Collect):
+        folders = finished_runs(command.run_dirs)
         collect(folders, command.results)
         hint = "; report.py draw makes the figures and tables" if command.results == RESULTS else ""
         print(f"{len(folders)} runs are in {command.results}{hint}")
         return 0
-    rows = [row for folder in folders for row in read_run(folder)[0]]
-    if isinstance(command, Draw):
-        print(draw(rows, command.out_dir))
-        return 0
-    return 0 if compare(rows) else 1
+    return 0 if compare(read_rows(command.run_dirs)) else 1
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Collect | Draw | Compare)))
-    except UsageError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run_script(Collect | Draw | Compare, main)

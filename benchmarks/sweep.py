@@ -4,7 +4,7 @@
     python benchmarks/sweep.py cpu               # runs it, in runs/cpu/
     python benchmarks/sweep.py my_suite.toml --out-dir runs/mine
 
-A cell with a `result.json` is done. Any other is started, or resumed from its last commit, by its own
+A cell with a `result.json` is done. Any other is started, or resumed from its last checkpoint, by its own
 command. So a sweep may be killed and started again, or started twice: each run's folder is locked by the
 process that writes it. Exit status: 0, all done; 1, a cell failed after its retries (its command and last
 lines are printed); 2, the suite cannot be run; 75, stopped by a signal, every run saved.
@@ -23,9 +23,8 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,16 +33,18 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from benchmarks.commands import check_algorithms, script, words
+from cleanrl_maxent import algorithms
 from cleanrl_maxent.common import signals
-from cleanrl_maxent.common.arguments import UsageError, validate
+from cleanrl_maxent.common.cli import run_script, validate
+from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import cpu_count, recorded_settings
-from cleanrl_maxent.common.envs import make_env
-from cleanrl_maxent.common.folder import check_same_args, file_name, read_json
-from cleanrl_maxent.common.replay import replay_bytes
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.errors import STOPPED, UsageError
+from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
 
-ROOT = Path(__file__).parent.parent
-SUITES = Path(__file__).parent / "suites"
-ALGORITHMS = ("ddpg", "td3", "sac", "sql", "maxent_pg")
+HERE = Path(__file__).parent
+SUITES = {path.stem: path for path in sorted([*HERE.glob("suites/*.toml"), *HERE.glob("studies/*/*.toml")])}
 PROCESS_BYTES = 700e6  # a process without its replay: JAX, MuJoCo and compiled programs
 GPU_SHARE = 0.9  # of its memory, given to runs
 MAX_KILLS = 20  # deaths by a signal that a cell survives; more often it is what kills the machine
@@ -53,12 +54,12 @@ MAX_KILLS = 20  # deaths by a signal that a cell survives; more often it is what
 class Args:
     """Runs every cell of a suite to its end."""
 
-    suite: Annotated[str, tyro.conf.Positional]  # a name in benchmarks/suites, or a TOML file
+    suite: Annotated[str, tyro.conf.Positional]  # of benchmarks/suites or of a study; or a TOML file
     out_dir: Path = Path("runs")  # the suite's runs are in {out_dir}/{suite}/
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where nvidia-smi finds a GPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if nvidia-smi finds a GPU
     workers: int = 0  # runs at a time (on each GPU); 0: one per core, or as many as a GPU's memory holds
     seeds_per_run: int = 0  # seeds side by side in a run; 0: one on a CPU, all of a grid on a GPU
-    retries: int = 2  # times that a cell which failed is started again
+    retries: int = 2  # times that a failed cell is started again
     dry_run: bool = False  # print commands, time and memory, and run nothing
 
 
@@ -83,27 +84,26 @@ class Cell:
     device: str
 
     def command(self) -> list[str]:
-        """What a person would type, absolute paths aside; giving it again goes on with the run."""
-        script = ROOT / "cleanrl_maxent" / f"{self.algorithm}.py"
+        """What a person would type, absolute paths aside; giving it again resumes the run."""
         destination = ("--device", self.device, "--run-dir", str(self.folder))
-        return [sys.executable, str(script), *self.flags, *destination]
+        return [sys.executable, script(self.algorithm), *self.flags, *destination]
 
     @cached_property
     def args(self) -> Any:
-        """The parsed arguments; raises UsageError, after tyro's message, where a flag is wrong."""
+        """The parsed arguments; raises UsageError, after tyro's message, if a flag is wrong."""
         try:
-            return tyro.cli(import_module(f"cleanrl_maxent.{self.algorithm}").Args, args=self.command()[2:])
+            return tyro.cli(algorithms()[self.algorithm].Args, args=self.command()[2:])
         except SystemExit as problem:
             raise UsageError(f"{self.folder.name}: a flag is wrong, see above") from problem
 
     def finished(self) -> bool:
-        """True where the folder holds this very run, with as many steps as the suite asks for.
+        """True if the folder holds this very run, with as many steps as the suite asks for.
 
         A folder that holds another run, or is damaged, is not finished: the cell's command says what it is.
         """
         try:
             config, result = (read_json(self.folder / name) for name in ("config.json", "result.json"))
-            check_same_args(self.folder, config["args"], asdict(self.args))
+            check_same_args(self.folder, config["args"], self.args)
         except (OSError, UsageError, KeyError):
             return False
         enough = result.get("total_timesteps", 0) >= self.args.total_timesteps
@@ -134,12 +134,12 @@ class Cell:
 
 
 def read_suite(name: str) -> tuple[str, list[Grid]]:
-    """The suite's name and its grids; raises UsageError where it cannot be read or is not one."""
-    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    """The suite's name and its grids; raises UsageError if it cannot be read or is not one."""
+    path = Path(name) if name.endswith(".toml") else SUITES.get(name, HERE / "suites" / f"{name}.toml")
     try:
         suite = tomllib.loads(path.read_text())
     except OSError as problem:
-        known = ", ".join(sorted(path.stem for path in SUITES.glob("*.toml")))
+        known = ", ".join(sorted(SUITES))
         raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}") from problem
     except ValueError as problem:
         raise UsageError(f"{path}: {problem}") from problem
@@ -150,7 +150,7 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
 
 
 def read_grid(path: Path, table: dict[str, Any]) -> Grid:
-    """A grid; raises UsageError where a key is missing, unknown, or not of its kind."""
+    """A grid; raises UsageError if a key is missing, unknown, or not of its kind."""
     if missing := {"algorithms", "env_ids", "seeds"} - table.keys():
         raise UsageError(f"{path}: a grid lacks {', '.join(sorted(missing))}")
     if unknown := table.keys() - {entry.name for entry in fields(Grid)}:
@@ -166,8 +166,7 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
             raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
         if taken := flags.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
             raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
-    if unknown := set(table["algorithms"]) - set(ALGORITHMS):
-        raise UsageError(f"{path}: unknown algorithm {min(unknown)!r}; there are {', '.join(ALGORITHMS)}")
+    check_algorithms(table["algorithms"], f"{path}: ")
     return Grid(**table)
 
 
@@ -184,41 +183,26 @@ def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> 
             flags = {"env_id": env_id, "seed": first, "num_seeds": last - first + 1, **grid.flags, **variant}
             seeds = str(first) if first == last else f"{first}-{last}"
             name = file_name(f"{env_id}__{flags.get('exp_name', algorithm)}__{seeds}")
-            yield Cell(algorithm, tuple(command_line_words(flags)), folder / name, device)
-
-
-def command_line_words(flags: dict[str, Any]) -> Iterator[str]:
-    """`--learning-rate 0.001`, `--no-autotune`, `--hidden-dims 32 32`, from a table of flags."""
-    for name, value in flags.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield f"--{flag}"
-            yield from map(str, value if isinstance(value, list) else [value])
+            yield Cell(algorithm, tuple(words(flags)), folder / name, device)
 
 
 @cache
-def dimensions(env_id: str, discrete: bool) -> tuple[int, int]:
-    """(obs_dim, action_dim); raises UsageError where the environment cannot be made."""
-    env = make_env(env_id, discrete)
-    env.close()
-    return env.observation_space.shape[0], sum(env.action_space.shape)
+def row_bytes(env_id: str, action_spaces: tuple[str, ...]) -> int:
+    """Bytes of a transition of an environment; raises UsageError if it cannot be made."""
+    return transition_bytes(SeedEnvs(env_id, [1], "restart", action_spaces=action_spaces).example)
 
 
 def memory_bytes(cell: Cell) -> float:
     """What a run needs, estimated from its replay."""
     args, capacity = cell.args, getattr(cell.args, "buffer_size", 0)
-    return PROCESS_BYTES + replay_bytes(
-        args.num_seeds, capacity, *dimensions(args.env_id, args.takes_discrete)
-    )
+    return PROCESS_BYTES + args.num_seeds * capacity * row_bytes(args.env_id, args.action_spaces)
 
 
 def check(cells: list[Cell]) -> None:
-    """Raises UsageError where a cell could not start, before any of them does."""
+    """Raises UsageError if a cell could not start, before any of them does."""
     for cell in cells:
         validate(cell.args)
-        dimensions(cell.args.env_id, cell.args.takes_discrete)
+        row_bytes(cell.args.env_id, cell.args.action_spaces)
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
         raise UsageError(f"two cells share the folder {shared[0]}; give one of them another exp_name")
@@ -238,7 +222,7 @@ def gpu_bytes() -> dict[str, float]:
 
 
 def make_slots(gpus: dict[str, float], workers: int, largest: float) -> list[dict[str, str]]:
-    """Environment variables of the runs that go on side by side, `largest` bytes each.
+    """Environment variables of the runs that run side by side, `largest` bytes each.
 
     Without GPUs they share the cores as threads; with them as many as a GPU's memory holds, but no more than
     cores. A run uses GPU_SHARE of what it is given at most.
@@ -339,7 +323,7 @@ class Sweep:
         if status == 0 and cell.finished():
             self.done.append(cell)
             return f"finished {cell.folder}"
-        if status == signals.STOPPED or cell.finished() or cell.in_use():  # by another sweep
+        if status == STOPPED or cell.finished() or cell.in_use():  # by another sweep
             self.waiting.append(cell)
             return f"stopped  {cell.folder}"
         counter, most = (self.kills, MAX_KILLS) if status < 0 else (self.failures, self.retries)
@@ -386,8 +370,10 @@ def reconcile(sweep: Sweep) -> int:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while sweep.waiting or sweep.executor.running:
                 if signals.received:
-                    console.print("stopping: every run saves first; the same command goes on", markup=False)
-                    return signals.STOPPED
+                    console.print(
+                        "stopping: every run saves first; the same command resumes them", markup=False
+                    )
+                    return STOPPED
                 for line in sweep.step():
                     console.print(line, markup=False)
                 if console.is_terminal:
@@ -409,7 +395,7 @@ def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
 
 def estimate(cells: list[Cell], workers: int) -> str:
     """Time and memory that cells will need, by the committed results' pace."""
-    runs = list(json.loads((ROOT / "benchmarks" / "results" / "manifest.json").read_text()).values())
+    runs = list(json.loads((HERE / "results" / "manifest.json").read_text()).values())
     seconds = sum(
         seconds_per_step(cell, runs) * cell.args.total_timesteps * cell.args.num_seeds for cell in cells
     )
@@ -420,7 +406,7 @@ def estimate(cells: list[Cell], workers: int) -> str:
     )
 
 
-def run(args: Args) -> int:
+def main(args: Args) -> int:
     """Exit status of the whole sweep. Raises UsageError for what cannot be run."""
     name, grids = read_suite(args.suite)
     gpus = {} if args.device == "cpu" else gpu_bytes()
@@ -447,8 +433,4 @@ def run(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(tyro.cli(Args)))
-    except UsageError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run_script(Args, main)

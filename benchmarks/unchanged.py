@@ -13,15 +13,17 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-import cleanrl_maxent
+from benchmarks.commands import ROOT, applicable, check_algorithms, script, words
+from cleanrl_maxent import algorithms
+from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import UsageError
 
-ROOT = Path(__file__).parent.parent
 TASKS = {"Box": "Pendulum-v1", "Discrete": "CartPole-v1"}
 SMALL = {  # whichever of these an algorithm has
     "total_timesteps": 4000,
@@ -48,20 +50,18 @@ class Args:
 
 def command(tree: Path, algorithm: str, env_id: str, num_seeds: int, folder: Path) -> list[str]:
     """The command that trains one case from a tree."""
-    known = {field.name for field in fields(cleanrl_maxent.algorithms()[algorithm].Args)}
-    flags = {"env_id": env_id, "num_seeds": num_seeds, "run_dir": folder, **SMALL}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if name in known]
-    return [sys.executable, str(tree / "cleanrl_maxent" / f"{algorithm}.py"), *words]
+    flags = {"env_id": env_id, "num_seeds": num_seeds, "run_dir": folder, **applicable(algorithm, SMALL)}
+    return [sys.executable, script(algorithm, tree), *words(flags)]
 
 
 def train(tree: Path, folder: Path, case: tuple[str, str, int]) -> None:
-    """Trains a case from a tree, on one thread, unless `folder` holds it; raises RuntimeError."""
+    """Trains a case from a tree, on one thread, unless `folder` holds it; raises UsageError if that fails."""
     if (folder / "result.json").exists():
         return
     environment = {**os.environ, "PYTHONPATH": str(tree), "NPROC": "1"}
     done = subprocess.run(command(tree, *case, folder), env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{tree}: {' '.join(map(str, case))}: {done.stderr[-2000:]}")
+        raise UsageError(f"{tree}: {' '.join(map(str, case))}: {done.stderr[-2000:]}")
 
 
 def differences(before: Path, after: Path) -> list[str]:
@@ -82,15 +82,16 @@ def differences(before: Path, after: Path) -> list[str]:
 
 
 def main(args: Args) -> int:
-    """Prints a Markdown table; returns the number of runs that differ."""
+    """Prints a Markdown table; returns 1 if a run differs, else 0. Raises UsageError."""
+    check_algorithms(args.algorithms)
     with tempfile.TemporaryDirectory() as name:
         folder, tree = Path(name), Path(name) / "tree"
         subprocess.run(["git", "clone", "--quiet", ROOT, tree], check=True)
         subprocess.run(["git", "-C", tree, "checkout", "--quiet", args.commit], check=True)
         shared = {
             algorithm: module
-            for algorithm, module in cleanrl_maxent.algorithms().items()
-            if (tree / "cleanrl_maxent" / f"{algorithm}.py").exists()
+            for algorithm, module in algorithms().items()
+            if Path(script(algorithm, tree)).exists()
         }
         cases = [
             (algorithm, env_id, num_seeds)
@@ -111,8 +112,8 @@ def main(args: Args) -> int:
             results = list(pool.map(compare, cases))
             for case, wrong in zip(cases, results, strict=True):
                 print("|", *(f"{cell} |" for cell in case), "; ".join(wrong) or "none", "|", flush=True)
-    return sum(map(bool, results))
+    return int(any(results))
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(tyro.cli(Args))))
+    run_script(Args, main)

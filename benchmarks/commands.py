@@ -1,0 +1,40 @@
+"""Command lines of the algorithms, from tables of flags."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from cleanrl_maxent import algorithms
+from cleanrl_maxent.common.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(algorithm: str, tree: Path = ROOT) -> str:
+    """The file that trains an algorithm."""
+    return str(tree / "cleanrl_maxent" / f"{algorithm}.py")
+
+
+def words(flags: dict[str, Any]) -> Iterator[str]:
+    """`--learning-rate 0.001`, `--no-autotune`, `--hidden-dims 32 32`, from a table of flags."""
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield from map(str, value if isinstance(value, list) else [value])
+
+
+def applicable(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of the flags that an algorithm has."""
+    known = {field.name for field in fields(algorithms()[algorithm].Args)}
+    return {name: value for name, value in flags.items() if name in known}
+
+
+def check_algorithms(names: Iterable[str], prefix: str = "") -> None:
+    """Raises UsageError, with a message that begins with `prefix`, for a name that is no algorithm's."""
+    if unknown := set(names) - algorithms().keys():
+        known = ", ".join(algorithms())
+        raise UsageError(f"{prefix}unknown algorithm {min(unknown)!r}; there are {known}")

@@ -1,0 +1,1 @@
+"""How fast are training and its parts, beside other programs?"""

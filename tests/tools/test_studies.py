@@ -1,0 +1,63 @@
+"""What the studies share: they load what a run learned, and their variants differ as they say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.studies.particles import particles
+from benchmarks.trained import newest_checkpoint, recorded_task, saved_policy, trained_state
+from cleanrl_maxent import sac, sql, td3
+from cleanrl_maxent.common.data import Transition
+from cleanrl_maxent.common.errors import UsageError
+from tests.support.runs import SMALL
+
+EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
+
+
+@pytest.mark.slow
+def test_what_a_run_learned_is_loaded(tmp_path):
+    """The state of its first seed, the policy of any; what cannot be loaded is refused in a line."""
+    run = tmp_path / "run"
+    args = SMALL | dict(total_timesteps=280, eval_frequency=140)
+    sac.train(sac.Args(**args, num_seeds=2, run_dir=str(run)))
+    state, checkpoint = trained_state(sac, run)
+    policies = [saved_policy(sac, run, seed) for seed in (1, 2)]
+    obs, key = jnp.ones((4, 3)), jax.random.key(0)
+    first, second = (np.asarray(sac.act(policy, obs, key, False)) for policy in policies)
+    assert checkpoint.steps == 280 and recorded_task(run).high == (2.0,)
+    assert np.array_equal(sac.act(sac.policy(state), obs, key, False), first)
+    assert not np.array_equal(first, second)
+    with pytest.raises(UsageError, match="is a run of another program"):
+        trained_state(td3, run)
+    next(run.glob("checkpoint/state-*")).write_bytes(b"")
+    with pytest.raises(UsageError, match="fails its checksum"):
+        trained_state(sac, run)
+    shutil.rmtree(run / "checkpoint")
+    with pytest.raises(UsageError, match="has no checkpoint yet"):
+        trained_state(sac, run)
+
+
+def test_runs_of_an_earlier_version_are_not_loaded(tmp_path):
+    with pytest.raises(UsageError, match="written by an earlier version: its task is not recorded"):
+        recorded_task(EARLIER)
+    config = json.loads((EARLIER / "config.json").read_text())
+    assert "task" not in config
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "commit-0000002000.json").touch()
+    with pytest.raises(UsageError, match="written by an earlier version, which alone can resume it"):
+        newest_checkpoint(tmp_path)
+
+
+def test_the_uncorrected_loss_differs_from_the_one_in_sql_by_its_density():
+    args = sql.Args(svgd_space="action", hidden_dims=(8,))
+    state, zeros = particles.with_energy(args, particles.double_well, 2), jnp.zeros(4)
+    batch = Transition(zeros[:, None], jnp.zeros((4, 2)), zeros, zeros[:, None], zeros)
+    given = state.actor.params, state, batch, jax.random.key(1), args
+    expected = sql.actor_loss(*given)[0]
+    assert particles.uncorrected_loss(*given, sql.log_density)[0] == expected
+    assert particles.uncorrected_loss(*given)[0] != expected

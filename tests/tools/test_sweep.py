@@ -1,0 +1,360 @@
+"""benchmarks/sweep.py: what a suite means, and that no cell is lost, run twice or left unnamed."""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import sweep
+from benchmarks.commands import ROOT
+from benchmarks.faults import finished_records, workers_of, write_suite
+from cleanrl_maxent import algorithms, sac
+from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import UsageError
+
+EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
+PROBE = "tests.support.probes:NanReward-v0"
+SMALL = dict(
+    total_timesteps=700,
+    learning_starts=300,
+    buffer_size=500,
+    batch_size=16,
+    hidden_dims=[8, 8],
+    checkpoint_frequency=100,
+    eval_frequency=350,
+    eval_episodes=1,
+)
+GRID = dict(algorithms=["sac"], env_ids=["Pendulum-v1"], seeds=1)
+
+
+def run_sweep(suite, out_dir, *flags):
+    """A process that sweeps; probe environments can be made by their module's name."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), str(suite), "--out-dir", str(out_dir)]
+    return subprocess.Popen(
+        [*command, "--device", "cpu", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def finish(process):
+    """Exit status and what was printed on stdout and stderr."""
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to find processes")
+def test_a_killed_sweep_loses_nothing(tmp_path):
+    """Kills workers and the sweep at random, then lets it end; one cell fails always and is named."""
+    good = GRID | dict(algorithms=["ddpg"], seeds=2, flags=SMALL)
+    bad = GRID | dict(env_ids=[PROBE], flags=SMALL)
+    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
+    status, out, err = finish(run_sweep(write_suite(tmp_path / "suite.toml", good), calm))
+    assert status == 0 and "2 of 2 runs are done" in out and len(finished_records(calm)) == 2, err
+
+    suite, rng = write_suite(tmp_path / "suite.toml", good, bad), random.Random(0)
+    for _ in range(3):
+        process = run_sweep(suite, stormy)
+        while not (workers := list(workers_of(stormy))) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(rng.uniform(0, 4))
+        workers = list(workers_of(stormy)) or workers
+        for victim in [process.pid, *rng.sample(workers, min(1, len(workers)))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        process.communicate()
+    status, out, err = finish(run_sweep(suite, stormy, "--retries", "1"))
+    assert status == 1 and "2 of 3 runs are done" in out
+    assert finished_records(stormy).items() >= finished_records(calm).items()
+    assert err.count("failed: ") == 1 and PROBE in err and "non-finite reward at step 3" in err
+
+
+def write_result(cell):
+    """What a finished run leaves for the sweep to see."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    config = {"algorithm": cell.algorithm, "args": asdict(cell.args)}
+    (cell.folder / "config.json").write_text(json.dumps(config))
+    (cell.folder / "result.json").write_text(json.dumps({"total_timesteps": cell.args.total_timesteps}))
+
+
+class FakeExecutor:
+    """Ends every cell at once, with the statuses that a test lists for it."""
+
+    def __init__(self, statuses, room=1):
+        self.statuses, self.room, self.running, self.starts = statuses, room, [], Counter()
+
+    def start(self, cell):
+        self.room -= 1
+        self.running.append(cell)
+        self.starts[cell.folder.name] += 1
+
+    def ended(self):
+        for cell in self.running[:]:
+            self.running.remove(cell)
+            self.room += 1
+            status = self.statuses[cell.folder.name].pop(0)
+            if status == 0:
+                write_result(cell)
+            yield cell, status
+
+
+def make_cells(folder, names):
+    flags = ("--total-timesteps", "700", "--learning-starts", "300")
+    return [sweep.Cell("sac", flags, folder / name, "cpu") for name in names]
+
+
+def test_what_becomes_of_a_cell(tmp_path):
+    statuses = {
+        "stopped": [75] * 30 + [0],
+        "killed": [-9] * 20 + [0],
+        "killer": [-9] * 30,
+        "flaky": [1, 2, 0],
+        "broken": [1] * 30,
+    }
+    executor = FakeExecutor(statuses)
+    sweeper = sweep.Sweep(make_cells(tmp_path, statuses), executor, retries=2)
+    lines = []
+    while sweeper.waiting or executor.running:
+        lines += sweeper.step()
+    assert {cell.folder.name for cell in sweeper.done} == {"stopped", "killed", "flaky"}
+    assert {cell.folder.name for cell in sweeper.failed} == {"killer", "broken"}
+    assert executor.starts == {"stopped": 31, "killed": 21, "killer": 21, "flaky": 3, "broken": 3}
+    assert sum(line.startswith("gave up") for line in lines) == 2
+    again = sweep.Sweep(make_cells(tmp_path, statuses), executor, retries=2)
+    assert {cell.folder.name for cell in again.waiting} == {"killer", "broken"}
+
+
+def test_a_process_that_says_it_is_done_must_have_a_result(tmp_path):
+    (cell,) = make_cells(tmp_path, ["empty"])
+    sweeper = sweep.Sweep([cell], FakeExecutor({}), retries=0)
+    assert sweeper.settle(cell, 0).startswith("gave up") and sweeper.failed == [cell]
+
+
+def test_a_run_of_another_sweep_is_waited_for(tmp_path):
+    """It takes one of two slots, so that one more cell starts and the third has to wait."""
+    busy, free, third = make_cells(tmp_path, ["busy", "free", "third"])
+    busy.folder.mkdir()
+    executor = FakeExecutor({"free": [0], "third": [0]}, room=2)
+    sweeper = sweep.Sweep([busy, free, third], executor, retries=0)
+    with open(busy.folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lines = sweeper.step()
+        assert any(line.startswith("waits") for line in lines) and executor.starts == {"free": 1}
+        assert not any(line.startswith("waits") for line in sweeper.step())
+        sweeper.waiting.remove(busy)
+        assert sweeper.settle(busy, 2).startswith("stopped")  # it came second to the folder
+    write_result(busy)
+    while sweeper.waiting or executor.running:
+        sweeper.step()
+    assert sorted(cell.folder.name for cell in sweeper.done) == ["busy", "free", "third"]
+    assert not executor.starts["busy"]
+
+
+@pytest.mark.parametrize("change", ["algorithm", "tau", "steps", "damage"])
+def test_another_run_in_the_folder_is_not_taken_for_the_cell(tmp_path, change):
+    (cell,) = make_cells(tmp_path, ["run"])
+    other = {
+        "algorithm": replace(cell, algorithm="td3"),
+        "tau": replace(cell, flags=(*cell.flags, "--tau", "0.5")),
+        "steps": replace(cell, flags=("--total-timesteps", "600", "--learning-starts", "300")),
+        "damage": cell,
+    }[change]
+    write_result(cell)
+    assert cell.finished()
+    write_result(other)
+    if change == "damage":
+        (cell.folder / "result.json").write_text('{"total_time')
+    assert not cell.finished()
+
+
+@pytest.mark.slow
+def test_a_signal_saves_every_run(tmp_path):
+    flags = SMALL | dict(total_timesteps=30_000, checkpoint_frequency=0)
+    process = run_sweep(write_suite(tmp_path / "suite.toml", GRID | dict(flags=flags)), tmp_path)
+    timing = tmp_path / "suite" / "Pendulum-v1__sac__1" / "timing.jsonl"
+    while not (timing.exists() and timing.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    status, out, _ = finish(process)
+    assert status == 75 and "the same command resumes them" in out
+    assert list((timing.parent / "checkpoint").glob("checkpoint-*.json"))
+
+
+def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
+    def step():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(sweep.signals, "received", [])
+    before = [signal.getsignal(number) for number in sweep.signals.SIGNALS]
+    busy = SimpleNamespace(waiting=["a cell"], executor=sweep.LocalExecutor([]), step=step)
+    assert sweep.reconcile(busy) == sweep.STOPPED
+    assert [signal.getsignal(number) for number in sweep.signals.SIGNALS] == before
+
+
+def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "cpu_count", lambda: 2)
+    args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)
+    assert sweep.main(args) == 0
+    *commands, summary = capsys.readouterr().out.splitlines()
+    cells = list(sweep.expand(sweep.read_suite("smoke")[1], tmp_path / "smoke", "cpu", 1))
+    assert {cell.algorithm for cell in cells} == set(algorithms())
+    assert len(commands) == len(cells) and all(line.startswith("NPROC=1 ") for line in commands)
+    assert "--env-id Pendulum-v1 --seed 2 --num-seeds 1 --total-timesteps 1200" in commands[1]
+    assert summary.startswith(f"{len(cells)} runs to do, 2 at a time: about 0:0") and "GB" in summary
+    for cell in cells:
+        write_result(cell)
+    assert sweep.main(args) == 0
+    assert capsys.readouterr().out == f"all {len(cells)} runs are done\n"
+
+
+def test_seeds_of_a_grid_side_by_side(tmp_path):
+    grids = [sweep.Grid(["sac"], ["a/B-v0"], 5, {"autotune": False, "tau": 0.1})]
+    cells = list(sweep.expand(grids, tmp_path, "cpu", seeds_per_run=2))
+    assert [cell.folder.name for cell in cells] == ["a_B-v0__sac__1-2", "a_B-v0__sac__3-4", "a_B-v0__sac__5"]
+    assert [(cell.args.seed, cell.args.num_seeds) for cell in cells] == [(1, 2), (3, 2), (5, 1)]
+    assert cells[0].args.autotune is False and cells[0].args.tau == 0.1
+    assert len(list(sweep.expand(grids, tmp_path, "cuda", seeds_per_run=0))) == 1
+
+
+def test_variants_are_names_with_further_flags(tmp_path):
+    grids = [sweep.Grid(["sac"], ["A-v0"], 1, {"tau": 0.1}, {"fast": {"tau": 0.5}, "plain": {}})]
+    cells = list(sweep.expand(grids, tmp_path, "cpu", seeds_per_run=1))
+    assert [cell.folder.name for cell in cells] == ["A-v0__fast__1", "A-v0__plain__1"]
+    assert [(cell.args.exp_name, cell.args.tau) for cell in cells] == [("fast", 0.5), ("plain", 0.1)]
+
+
+def test_cpu_slots_share_the_cores(monkeypatch):
+    monkeypatch.setattr(sweep, "cpu_count", lambda: 8)
+    for workers, threads in ((0, ["1"] * 8), (2, ["4"] * 2), (16, ["1"] * 16)):
+        assert [slot["NPROC"] for slot in sweep.make_slots({}, workers, 1e9)] == threads
+
+
+def test_gpu_slots_share_its_memory(monkeypatch, tmp_path):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 0, 40000\necho 1, 40000\necho 2, 40000\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    monkeypatch.setattr(sweep, "cpu_count", lambda: 8)
+    assert sweep.gpu_bytes() == {"0": 40000 * 2**20, "2": 40000 * 2**20}
+    slots = sweep.make_slots(sweep.gpu_bytes(), workers=0, largest=15e9)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "2", "0", "2"]
+    assert {slot["XLA_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.450"}
+    fake.write_text("#!/bin/sh\necho 0, [N/A]\n")
+    assert sweep.gpu_bytes() == {}
+
+
+TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "has no [[grid]]"),
+        (TEXT.replace("[[grid]]", "[grid]"), "has no [[grid]]"),
+        ("[[grid]\n", "suite.toml: "),
+        (TEXT.replace("seeds = 1\n", ""), "a grid lacks seeds"),
+        (TEXT + "seed = 3\n", "unknown key 'seed'"),
+        (TEXT.replace("sac", "sac2"), f"unknown algorithm 'sac2'; there are {', '.join(algorithms())}"),
+        (TEXT.replace("Pendulum", "Pendulun"), "Did you mean Pendulum-v1?"),
+        (TEXT.replace('["Pendulum-v1"]', '"Pendulum-v1"'), "env_ids must be a list of names"),
+        (TEXT.replace('["Pendulum-v1"]', "[]"), "env_ids must be a list of names"),
+        (TEXT + "flags = { gamma = 2.0 }\n", "gamma must be in [0, 1); got 2.0"),
+        (TEXT + "flags = { gama = 0.9 }\n", "Pendulum-v1__sac__1: a flag is wrong"),
+        (TEXT + "flags = { seed = 7 }\n", "seed is not for a suite's flags"),
+        (TEXT + "flags = 3\n", "flags must be a table"),
+        (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1"),
+        (TEXT.replace("seeds = 1", 'seeds = "1"'), "seeds must be a whole number >= 1"),
+        (TEXT.replace("seeds = 1", "seeds = true"), "seeds must be a whole number >= 1"),
+    ],
+)
+def test_bad_suites(tmp_path, text, words):
+    path = tmp_path / "suite.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as problem:
+        sweep.main(sweep.Args(str(path), out_dir=tmp_path, device="cpu"))
+    assert words in str(problem.value) and "\n" not in str(problem.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["suite.toml"]
+
+
+def test_unknown_suite(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "nope"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(sweep.Args, sweep.main)
+    assert stop.value.code == 2
+    assert "suites: cpu, mujoco-1m, multigoal, sensitivity, smoke" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(sweep.SUITES))
+def test_suites_are_valid(name):
+    """Two seeds stand for all."""
+    grids = [replace(grid, seeds=2) for grid in sweep.read_suite(name)[1]]
+    sweep.check(list(sweep.expand(grids, Path("runs"), "cpu", 1)))
+
+
+EARLIER_FLAGS = dict(
+    total_timesteps=2000,
+    learning_starts=600,
+    eval_frequency=500,
+    eval_episodes=1,
+    hidden_dims=[8, 8],
+)
+
+
+def earlier_cell(tmp_path, finished):
+    """The cell of a suite in whose folder an earlier version's run lies."""
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=EARLIER_FLAGS))
+    (cell,) = sweep.expand(sweep.read_suite(str(suite))[1], tmp_path / "suite", "cpu", 1)
+    shutil.copytree(EARLIER, cell.folder)
+    if not finished:
+        (cell.folder / "result.json").unlink()
+        (cell.folder / "checkpoint").mkdir()
+        (cell.folder / "checkpoint" / "commit-0000002000.json").touch()
+    return cell
+
+
+def test_a_run_that_an_earlier_version_finished_is_done(tmp_path):
+    assert earlier_cell(tmp_path, finished=True).finished()
+
+
+def test_a_run_that_an_earlier_version_left_is_refused(tmp_path):
+    """In one line, and nothing in it is touched."""
+    cell = earlier_cell(tmp_path, finished=False)
+    assert not cell.finished()
+    with pytest.raises(
+        UsageError, match="written by an earlier version, which alone can resume it"
+    ) as problem:
+        sac.train(cell.args)
+    assert "\n" not in str(problem.value) and str(cell.folder) in str(problem.value)
+    for path in EARLIER.rglob("*"):
+        if path.is_file() and path.name != "result.json":
+            assert (cell.folder / path.relative_to(EARLIER)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_sweep_names_the_run_that_an_earlier_version_left(tmp_path):
+    earlier_cell(tmp_path, finished=False)
+    status, out, err = finish(run_sweep(tmp_path / "suite.toml", tmp_path, "--retries", "0"))
+    assert status == 1 and "0 of 1 runs are done" in out
+    lines = err[err.index("failed: ") :].splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["failed", "error"]
+    assert lines[1].endswith(
+        "was written by an earlier version, which alone can resume it; name another --run-dir"
+    )
