@@ -1,19 +1,14 @@
 """The door to the environments: true transitions, scaled actions, streams, and what is refused."""
 
-import envs as probes
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from cleanrl_maxent.common.arguments import NonFiniteError, UsageError
-from cleanrl_maxent.common.envs import (
-    EVALUATION,
-    TRAINING,
-    SeedEnvs,
-    environment_seed,
-    make_env,
-    scale_action,
-)
+from cleanrl_maxent.common.env.make import EVALUATION, TRAINING, environment_seed, make_env, scale_action
+from cleanrl_maxent.common.env.seeds import SeedEnvs, Task
+from cleanrl_maxent.common.errors import NonFiniteError, UsageError
+from tests.support import probes as probes
+from tests.support.references import transition_after
 
 
 def test_counting_environment_leaves_no_false_transition():
@@ -32,7 +27,7 @@ def test_counting_environment_leaves_no_false_transition():
 
 def test_truncation_is_not_termination():
     envs = SeedEnvs("ConstantReward-v0", [1])
-    rows = [probes.transition_after(envs, np.zeros((1, 1), np.float32)) for _ in range(120)]
+    rows = [transition_after(envs, np.zeros((1, 1), np.float32)) for _ in range(120)]
     assert sum(row.terminated[0] for row in rows) == 0
     assert rows[49].next_obs[0, 0] == 1.0 and rows[50].obs[0, 0] == 0.0
 
@@ -116,7 +111,37 @@ def test_nan_action_is_named():
 
 
 def test_discrete_actions_are_taken_where_asked_for():
-    assert make_env("CartPole-v1", discrete=True).action_space.n == 2
+    assert make_env("CartPole-v1", ("Box", "Discrete")).action_space.n == 2
     with pytest.raises(UsageError, match="Box or Discrete is needed"):
-        make_env("ManyActions-v0", discrete=True)
+        make_env("ManyActions-v0", ("Box", "Discrete"))
     assert scale_action(np.array(1), gym.spaces.Discrete(3, start=5)) == 6
+    with pytest.raises(UsageError, match=r"action space Box\(.*a discrete one \(Discrete\) is needed"):
+        make_env("Pendulum-v1", ("Discrete",))
+
+
+def test_a_task_is_the_dimensions_and_the_bounds():
+    """Bounds are those of the environment's actions; an example has the shapes of its transitions."""
+    envs = SeedEnvs("Echo-v0", [1, 2])
+    assert envs.task._replace(low=(), high=()) == Task(1, 2) and hash(envs.task) == hash(envs.task)
+    assert np.allclose(envs.task.low, [-0.4, -1]) and np.allclose(envs.task.high, [0.4, 3])
+    discrete = SeedEnvs("CartPole-v1", [1], copies=2, action_spaces=("Box", "Discrete"))
+    assert discrete.task == Task(4, 2, discrete=True)
+    for made, action in ((envs, np.zeros((2, 2), np.float32)), (discrete, np.zeros(2, np.int32))):
+        made.step(action)
+        for name, value in vars(made.transition).items():
+            example = getattr(made.example, name)
+            assert (value.shape[1:], value.dtype) == (np.shape(example), example.dtype), name
+
+
+def test_environments_of_a_seed_differ_and_episodes_are_its_own():
+    kinds = ("Box", "Discrete")
+    envs = SeedEnvs("CartPole-v1", [1, 2], copies=3, action_spaces=kinds)
+    assert len(np.unique(envs.obs[:, 0])) == 6 and envs.task.action_dim == 2
+    alone = SeedEnvs("CartPole-v1", [2], copies=3, action_spaces=kinds)
+    assert np.array_equal(alone.obs, envs.obs[3:])
+    ended = []
+    for _ in range(60):
+        before = envs.elapsed
+        ended += envs.step(np.ones(6, np.int64))
+        assert (envs.elapsed == np.where(envs.ended, 0, before + 1)).all()
+    assert {episode.index for episode in ended} == {0, 1}

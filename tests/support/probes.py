@@ -1,17 +1,16 @@
-"""Probe environments with known answers, registered under the namespace of this file (`-v0`)."""
+"""Probe environments with known answers, registered when this module is imported.
+
+In a process of its own: `--env-id tests.support.probes:NanReward-v0`, with the repository's root on
+PYTHONPATH.
+"""
 
 import itertools
 from collections.abc import Iterator
 from typing import ClassVar
 
 import gymnasium as gym
-import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
-
-from cleanrl_maxent.common.envs import SeedEnvs
-from cleanrl_maxent.common.replay import Replay
 
 
 class Counting(gym.Env):
@@ -94,34 +93,6 @@ class Broken(gym.Env):
         return np.full(self.shape, noise, np.float32), reward, False, False, {}
 
 
-def transition_after(envs, action):
-    """The transition of one step of `SeedEnvs`."""
-    envs.step(action)
-    return envs.transition
-
-
-def trained_on(algorithm, args, env_id):
-    """The state after 3,000 updates on 600 transitions of uniform actions, and these, `(600,)`."""
-    envs, rng = SeedEnvs(env_id, [1]), np.random.default_rng(0)
-    rows = [transition_after(envs, rng.uniform(-1, 1, (1, 1)).astype(np.float32)) for _ in range(600)]
-    replay = Replay(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
-
-    def step(state, index):
-        sample_key, key = jax.random.split(jax.random.fold_in(jax.random.key(0), index))
-        return algorithm.update(state, replay.sample(sample_key, 128, 600), key, index, args)[0], None
-
-    state = algorithm.init(jax.random.key(0), 1, 1, args)
-    return jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000))[0])(state), replay.rows
-
-
-def assert_last_among_others_is_itself(update, *given):
-    """`update(*given)` of the last seed: alone, and beside the others; leaves lead with `(seed,)`."""
-    last = jax.tree.map(lambda leaf: leaf[-1], given)
-    among = jax.tree.map(lambda leaf: leaf[-1], jax.jit(jax.vmap(update))(*given))
-    for a, b in zip(*map(jax.tree.leaves, (among, jax.jit(update)(*last))), strict=True):
-        assert np.allclose(a, b, rtol=0, atol=1e-5 * max(1, float(jnp.abs(b).max())))
-
-
 def register(name, **options):
     """Registers an environment once, under `name`."""
     if name not in gym.registry:
@@ -144,7 +115,7 @@ register("DiscreteAction-v0", entry_point=Broken, kwargs={"action_space": Discre
 class Surviving(gym.Env):
     """Counts its steps over all episodes: a state that a reset does not clear."""
 
-    observation_space = Box(-np.inf, np.inf, (1,), np.float32)
+    observation_space = Box(-np.inf, np.inf, (3,), np.float32)  # like Pendulum's: the same programs
     action_space = Box(-1, 1, (1,), np.float32)
 
     def __init__(self):
@@ -152,8 +123,8 @@ class Surviving(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return np.array([self.steps + self.np_random.normal()], np.float32), {}
+        return np.full(3, self.steps + self.np_random.normal(), np.float32), {}
 
     def step(self, action):
         self.steps += 1
-        return np.array([self.steps], np.float32), float(action[0]), False, False, {}
+        return np.full(3, self.steps, np.float32), float(action[0]), False, False, {}

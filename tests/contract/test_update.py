@@ -1,0 +1,173 @@
+"""`init`, `policy`, `act` and `update` of one seed: pure functions of pytrees, in a small run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.contract import record_inputs
+from tests.support.references import assert_close
+from tests.support.runs import rows
+
+
+@pytest.fixture(scope="session")
+def args(case, tmp_path_factory):
+    """Those of a run of three seeds whose record ends with an evaluation."""
+    folder = tmp_path_factory.mktemp("updates") / "run"
+    given = dict(num_seeds=3, total_timesteps=310, eval_frequency=310, checkpoint_frequency=0)
+    return case.args(**given, run_dir=str(folder))
+
+
+@pytest.fixture(scope="session")
+def inputs(case, args):
+    """What the updates of that run are given."""
+    with pytest.MonkeyPatch.context() as patch:
+        return record_inputs(case, patch, args)
+
+
+@pytest.fixture(scope="session")
+def init(case, args):
+    """New states of seeds, compiled."""
+    return jax.jit(jax.vmap(lambda key: case.module.init(key, case.task, args)))
+
+
+@pytest.fixture(scope="session")
+def states(init):
+    """Those of three seeds."""
+    return init(jax.random.split(jax.random.key(0), 3))
+
+
+@pytest.fixture(scope="session")
+def acts(case, states):
+    """`act`, compiled, and a policy for it."""
+    return jax.jit(case.module.act, static_argnums=3), case.module.policy(last(states))
+
+
+@pytest.fixture(scope="session")
+def among(case, args):
+    """`update` of all seeds, compiled; the device decides about every k-th update."""
+
+    def update(index, *given):
+        return case.module.update(*given, index, args)
+
+    return jax.jit(jax.vmap(update, (None, 0, 0, 0)))
+
+
+@pytest.fixture(scope="session")
+def alone(case, args, inputs):
+    """`update` of one seed, compiled; the host decides about every k-th update, if it does so in a run."""
+    static = 0 if inputs.on_host else ()
+    return jax.jit(lambda index, *given: case.module.update(*given, index, args), static_argnums=static)
+
+
+def last(tree):
+    return jax.tree.map(lambda leaf: leaf[-1], tree)
+
+
+def same_bits(one, other):
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def assert_finite_arrays(tree):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert isinstance(leaf, jax.Array), f"{name} is no array"
+        assert np.isfinite(leaf).all(), f"{name} is not finite"
+
+
+# ---- init
+
+
+def test_a_state_is_made_of_finite_arrays_and_the_key_alone_tells_states_apart(case, init, states):
+    assert_finite_arrays(states)
+    assert same_bits(states, init(jax.random.split(jax.random.key(0), 3)))
+    first, *_, other = (case.module.policy(jax.tree.map(lambda leaf, i=i: leaf[i], states)) for i in range(3))
+    assert not same_bits(first, other)
+
+
+def test_targets_begin_as_copies_and_critics_apart(states):
+    for name, target in vars(states).items():
+        if name.startswith("target_"):
+            learned = getattr(states, name.removeprefix("target_")).params
+            assert same_bits(target, learned), f"{name} does not begin as a copy"
+    if hasattr(states, "critics"):
+        stacked = jax.tree.leaves(last(states.critics.params))
+        assert len(stacked[0]) == 1 or any(not np.array_equal(leaf[0], leaf[1]) for leaf in stacked)
+
+
+# ---- policy and act
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("batch", [(), (64,)], ids=["one", "batch"])
+def test_actions_have_their_shape_type_and_range(case, acts, batch, deterministic):
+    act, policy = acts
+    assert_finite_arrays(policy)
+    obs = 10 * jax.random.normal(jax.random.key(1), (*batch, case.task.obs_dim))
+    action = act(policy, obs, jax.random.key(2), deterministic)
+    if case.task.discrete:
+        assert action.shape == batch and jnp.issubdtype(action.dtype, jnp.integer)
+        assert ((action >= 0) & (action < case.task.action_dim)).all()
+    else:
+        assert action.shape == (*batch, case.task.action_dim) and action.dtype == jnp.float32
+        assert (jnp.abs(action) <= 1).all()
+
+
+def test_a_deterministic_policy_ignores_the_key_and_a_stochastic_one_does_not(case, args, inputs, acts):
+    """What a run records as `eval/` is deterministic; as `eval_stochastic/`, drawn anew for every row."""
+    (act, policy), record = acts, rows(f"{args.run_dir}/seed-1/metrics.jsonl")
+    names = set().union(*record)
+    assert names & {"eval/return_mean", "eval_stochastic/return_mean"}
+    obs = jax.random.normal(jax.random.key(1), (64, case.task.obs_dim))
+    if "eval/return_mean" in names:
+        one, other = (act(policy, obs, jax.random.key(key), True) for key in (2, 3))
+        assert np.array_equal(one, other)
+        assert np.allclose(one[7], act(policy, obs[7], jax.random.key(4), True), atol=1e-6)
+    if "eval_stochastic/return_mean" in names:
+        same_obs = jnp.broadcast_to(obs[0], obs.shape)
+        one, same, other = (act(policy, same_obs, jax.random.key(key), False) for key in (2, 2, 3))
+        assert np.array_equal(one, same) and not np.array_equal(one, other)
+        assert len(np.unique(one, axis=0)) > 1
+
+
+# ---- update
+
+
+def test_alone_and_among_others_on_host_and_device_an_update_is_the_same(
+    case, args, inputs, states, among, alone
+):
+    """For every kind of update that a run has: its number is a Python int, or traced by JAX, which leaves
+    metrics of it out."""
+    given = states, inputs.data[0], inputs.keys[0]
+    for index in sorted(set(inputs.indices)) if inputs.on_host else (0,):
+        (state, metrics), (others, fewer) = alone(index, *last(given)), among(index, *given)
+        assert_close(last(others), state, 1e-6)
+        assert fewer.keys() <= metrics.keys()
+        assert_close(last(fewer), {name: metrics[name] for name in fewer}, 1e-6)
+        assert same_bits(state, alone(index, *last(given))[0])
+    shapes = jax.eval_shape(lambda *given: case.module.update(*given, 0, args), *last(given))
+    assert metrics.keys() <= shapes[1].keys() and jax.tree.structure(shapes[0]) == jax.tree.structure(state)
+
+
+def test_an_update_keeps_the_shapes_and_measures_finite_scalars(inputs, states, alone):
+    given = last((states, inputs.data[0], inputs.keys[0]))
+    state, metrics = alone(max(inputs.indices) if inputs.on_host else 0, *given)
+    assert_finite_arrays((state, metrics))
+    assert jax.tree.structure(state) == jax.tree.structure(given[0])
+    for before, after in zip(*map(jax.tree.leaves, (given[0], state)), strict=True):
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+    assert not same_bits(given[0], state)
+    assert metrics and all(name.startswith("losses/") and x.shape == () for name, x in metrics.items())
+
+
+@pytest.mark.slow
+def test_one_seed_alone_stays_that_seed_among_others(inputs, states, among, alone):
+    """Over all updates, each from what the one before left; and one program is enough for all of them."""
+    assert len(inputs) >= 5
+    state = last(states)
+    for index, data, keys in zip(inputs.indices, inputs.data, inputs.keys, strict=True):
+        states, _ = among(index, states, data, keys)
+        state, _ = alone(index, state, *last((data, keys)))
+    assert_close(last(states), state, 1e-3)
+    assert_finite_arrays(state)
+    assert among._cache_size() == 1

@@ -1,0 +1,47 @@
+"""Siblings line up, so that the diff between two of them is the second one's paper."""
+
+import subprocess
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.tree import PACKAGE, defined
+
+
+class Pair(NamedTuple):
+    """Two files, how many lines their diff may have, and which functions and classes it takes and brings."""
+
+    before: str
+    after: str
+    removed: int
+    added: int
+    without: str = ""
+    new: str = ""
+
+
+PAIRS = [
+    Pair("ddpg", "td3", 25, 50),
+    Pair("td3", "sac", 60, 75, "next_noise", "sample_action temperature alpha_loss"),
+    Pair(
+        *("sac", "sql", 95, 140),
+        "sample_action temperature alpha_loss improve_policy",
+        "reward_scale repeat soft_value sample_particles log_density lower_median stein_direction",
+    ),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.before}-{pair.after}")
+def test_the_diff_of_siblings_is_the_paper(pair):
+    files = [PACKAGE / f"{name}.py" for name in pair[:2]]
+    command = ["git", "diff", "--no-index", "--numstat", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    added, removed, _ = done.stdout.split(maxsplit=2)
+    assert int(removed) <= pair.removed and int(added) <= pair.added, (removed, added)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.before}-{pair.after}")
+def test_siblings_have_the_same_functions_in_the_same_order(pair):
+    before, after = (defined(PACKAGE / f"{name}.py") for name in pair[:2])
+    assert set(before) - set(after) == set(pair.without.split())
+    assert set(after) - set(before) == set(pair.new.split())
+    assert [name for name in before if name in after] == [name for name in after if name in before]

@@ -1,0 +1,128 @@
+"""What a folder must hold to be resumed: the same arguments, machine and code, by one writer."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cleanrl_maxent import sac
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run import checkpoint, folder, machine, run
+from cleanrl_maxent.common.run.checkpoint import Checkpoints
+from tests.support.runs import SMALL, differences, digests, train
+
+THREADS = os.environ["NPROC"]
+
+
+def test_other_arguments_are_named(stopped):
+    with pytest.raises(UsageError, match=r"started with gamma=0.99, tau=0.005; you gave 0.5, 0.1: name"):
+        train(SMALL | dict(gamma=0.5, tau=0.1), stopped)
+    with pytest.raises(UsageError, match="has 300 steps already, more than 290"):
+        train(SMALL | dict(total_timesteps=290), stopped)
+
+
+@pytest.mark.slow
+def test_other_versions_are_named(stopped, reference, monkeypatch):
+    described = machine.describe_machine()
+    described["versions"]["jax"] = "0.0.1"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "describe_machine", lambda: described)
+        with pytest.raises(UsageError, match=r"jax \S+, now 0.0.1: not bit-exact; add --allow-version"):
+            train(SMALL, stopped)
+        described["cpu_threads"] = 7
+        with pytest.raises(UsageError, match=f"cpu_threads {THREADS}, now 7"):
+            train(SMALL, stopped)
+    train(SMALL | dict(allow_version_change=True), stopped)
+    assert differences(reference, digests(stopped)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--xla_cpu_enable_fast_math=false", None])
+def test_recorded_threads_and_flags_are_used(stopped, flags):
+    """Bits depend on them, so a resumed run has those it began with."""
+    config = json.loads((stopped / "config.json").read_text())
+    assert config["cpu_threads"] == int(THREADS)
+    assert config["xla_flags"] == (os.environ["XLA_FLAGS"] or None)
+    program = (
+        "import os\nfrom cleanrl_maxent.common.devices import set_up_device\n"
+        f"set_up_device('cpu', {str(stopped)!r})\nprint(os.environ['NPROC'], os.environ['XLA_FLAGS'])"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
+    (stopped / "config.json").write_text(json.dumps(config | {"cpu_threads": 5, "xla_flags": flags}))
+    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True)
+    assert done.stdout == f"5 {flags or ''}\n"
+
+
+def test_changed_config_does_not_pass_for_the_run(stopped):
+    path = stopped / "config.json"
+    path.write_text(path.read_text().replace('"gamma": 0.99', '"gamma": 0.98'))
+    with pytest.raises(UsageError, match=r"gamma=0.99; you gave 0.98"):
+        train(SMALL | dict(gamma=0.98), stopped)
+
+
+def test_lost_config_does_not_start_anew(stopped):
+    (stopped / "config.json").unlink()
+    with pytest.raises(UsageError, match="config.json is missing; put it back"):
+        train(SMALL, stopped)
+    assert len(Checkpoints(stopped / "checkpoint").paths()) == 2
+
+
+def test_changed_threads_in_the_config_do_not_pass(stopped):
+    """The checkpoint knows the machine too, so a bit flip in config.json is not silent."""
+    path = stopped / "config.json"
+    path.write_text(path.read_text().replace(f'"cpu_threads": {THREADS}', '"cpu_threads": 3'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPROC", "3")
+        with pytest.raises(UsageError, match=f"cpu_threads {THREADS}, now 3"):
+            train(SMALL, stopped)
+
+
+def test_newer_format(stopped, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    with pytest.raises(UsageError, match="has format 2, this program reads up to 1"):
+        train(SMALL, stopped)
+
+
+def test_other_network_in_the_code(stopped, monkeypatch):
+    init = sac.init
+
+    def wider(key, task, args):
+        return init(key, task._replace(obs_dim=task.obs_dim + 1), args)
+
+    monkeypatch.setattr(sac, "init", wider)
+    with pytest.raises(UsageError, match="other code: actor/.*kernel does not fit"):
+        train(SMALL, stopped)
+
+
+def test_one_writer(tmp_path):
+    held = folder.lock(tmp_path / "run")
+    with pytest.raises(UsageError, match=f"is being written by process {os.getpid()}"):
+        train(SMALL, tmp_path / "run")
+    held.close()
+    folder.lock(tmp_path / "run").close()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model": 1}', "{"])
+def test_folder_with_a_foreign_config(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match="is not a run's|is damaged"):
+        train(SMALL, tmp_path)
+
+
+@pytest.mark.slow
+def test_resume_or_run_dir():
+    """The two together, or an empty one, are refused."""
+    for given, said in (("--resume a --run-dir b", "not both"), ("--resume=", "is not a run")):
+        done = subprocess.run([sys.executable, sac.__file__, *given.split()], capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_not_a_run(tmp_path):
+    done = subprocess.run(
+        [sys.executable, sac.__file__, "--resume", str(tmp_path / "no")], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is not a run" in done.stderr
+    assert not (tmp_path / "no").exists()

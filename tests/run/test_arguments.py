@@ -1,0 +1,198 @@
+"""Bad input: one line that names the value, exit status 2, nothing written."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tyro
+
+import cleanrl_maxent
+from cleanrl_maxent import maxent_pg, sac, sql
+from cleanrl_maxent.common import devices
+from cleanrl_maxent.common.cli import RunArgs, validate
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.ranges import Count, expected, parse_integer
+
+SCRIPT = Path(sac.__file__)
+ALGORITHMS = cleanrl_maxent.algorithms()
+
+# messages as they are read: of common ranges, and of rules between flags; for every algorithm with the flags
+BAD = [
+    (dict(gamma=5.0), "gamma must be in [0, 1); got 5.0"),
+    (dict(gamma=float("nan")), "gamma must be in [0, 1); got nan"),
+    (dict(tau=0.0), "tau must be in (0, 1]; got 0.0"),
+    (dict(alpha=-1.0), "alpha must be a finite number >= 0; got -1.0"),
+    (dict(q_lr=0.0), "q_lr must be a finite number > 0; got 0.0"),
+    (dict(policy_lr=float("inf")), "policy_lr must be a finite number > 0; got inf"),
+    (dict(total_timesteps=0), "total_timesteps must be an integer in [1, 2147483647]; got 0"),
+    (dict(total_timesteps=1e6), "total_timesteps must be an integer in [1, 2147483647]; got 1000000.0"),
+    (dict(total_timesteps=1000, learning_starts=25_000), "learning would never start"),
+    (dict(total_timesteps=1000, learning_starts=1000), "learning would never start"),
+    (dict(batch_size=256, buffer_size=100), "batch_size 256 > buffer_size 100"),
+    (dict(learning_starts=100), "only 100 transitions when learning starts"),
+    (dict(seed=-1), "seed must be an integer in [0, 2147483647]; got -1"),
+    (dict(seed=2**32), "seed must be an integer in [0, 2147483647]; got 4294967296"),
+    (dict(seed=2**31 - 1, num_seeds=2), "beyond 2147483647"),
+    (dict(seed=2**31 - 1, num_seeds=10**9), "beyond 2147483647"),
+    (
+        dict(hidden_dims=()),
+        "hidden_dims must be one value or more, each an integer in [1, 2147483647]; got ()",
+    ),
+    (dict(hidden_dims=(256, 0)), "hidden_dims must be one value or more, each an integer in [1, 2147483647]"),
+    (dict(exp_name=""), "exp_name must be a name"),
+    (dict(exp_name="../x"), "exp_name must be a name without '/' or '..'; got '../x'"),
+    (dict(run_dir=""), "run_dir is empty; name a folder, or leave --run-dir out"),
+    (dict(resume="runs/x"), "resume is for the command line; in Python, give run_dir and the same arguments"),
+    (dict(learning_rate=0.0), "learning_rate must be a finite number > 0; got 0.0"),
+    (dict(noise="ou", ou_theta=3.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 3.0 * 1.0"),
+    (dict(noise="ou", ou_theta=0.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 0.0 * 1.0"),
+    (dict(reward_scale=0.0), "reward_scale must be a finite number > 0; got 0.0"),
+    (dict(update_ratio=0.0), "update_ratio must be in (0, 1); got 0.0"),
+    (dict(update_ratio=1.0), "update_ratio must be in (0, 1); got 1.0"),
+    (dict(gae_lambda=1.5), "gae_lambda must be in [0, 1]; got 1.5"),
+    (dict(target_entropy_scale=float("inf")), "target_entropy_scale must be a finite number; got inf"),
+    (dict(noise="Gaussian"), "noise must be gaussian or ou; got 'Gaussian'"),
+    (dict(svgd_space="Raw"), "svgd_space must be raw or action; got 'Raw'"),
+    (dict(env_reset="never"), "env_reset must be reuse or fresh or restart; got 'never'"),
+    (dict(autotune=1), "autotune must be of type bool; got 1"),
+    (dict(env_id=3), "env_id must be of type str; got 3"),
+]
+CASES = [
+    pytest.param(module, given, words, id=f"{name} {given}")
+    for name, module in ALGORITHMS.items()
+    for given, words in BAD
+    if given.keys() <= {field.name for field in fields(module.Args)}
+]
+OF_ONE = [
+    (sac, dict(alpha=0.0), "--no-autotune"),
+    (sql, dict(alpha=0.0), "alpha must be > 0: soft Q-learning divides by it"),
+    (sql, dict(svgd_particles=2), "svgd_particles 2 x update_ratio 0.5 moves 1 and leaves 1"),
+    (sql, dict(svgd_particles=10, update_ratio=0.05), "moves 0 and leaves 10; at least 1 and 2 are needed"),
+    (sql, dict(svgd_particles=3, update_ratio=0.7), "moves 2 and leaves 1; at least 1 and 2 are needed"),
+    (maxent_pg, dict(alpha=0.0, autotune=True), "--no-autotune"),
+    (maxent_pg, dict(alpha=5.0, autotune=True), "alpha is tuned within [0.0001, 1]; got 5.0"),
+    (maxent_pg, dict(total_timesteps=1000), "num_envs 8 x num_steps 256 is longer than total_timesteps 1000"),
+    (maxent_pg, dict(num_minibatches=30), "cannot be split evenly into num_minibatches 30"),
+    (maxent_pg, dict(update_epochs=200_000), "more than 2147483647 gradient steps"),
+]
+CASES += [pytest.param(*case, id=f"{case[0].Args.exp_name} {case[1]}") for case in OF_ONE]
+
+
+@pytest.mark.parametrize(("algorithm", "given", "words"), CASES)
+def test_validate(algorithm, given, words):
+    with pytest.raises(UsageError) as caught:
+        validate(algorithm.Args(**given))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_line_of_the_table_is_some_algorithms():
+    """A flag that no algorithm has any more would leave its lines untested."""
+    tested = [case.values[1] for case in CASES]
+    assert all(given in tested for given, _ in BAD)
+
+
+def test_a_number_without_a_range_is_a_mistake_of_the_program():
+    @dataclass(frozen=True)
+    class Args(RunArgs):
+        steepness: float = 1.0
+
+    with pytest.raises(TypeError, match="float states no range"):
+        validate(Args())
+    with pytest.raises(TypeError, match="int states no range"):
+        expected(1, int | None)
+
+
+def test_an_algorithm_gives_its_name_and_its_own_rules(monkeypatch):
+    """`exp_name` is the file's by default; `check` of a subclass comes after that of every run."""
+
+    @dataclass(frozen=True)
+    class Args(RunArgs):
+        repeats: Count = 1
+
+        def check(self):
+            super().check()
+            raise UsageError("its own")
+
+    assert Args().exp_name == Args.algorithm() == Path(__file__).stem
+    for given, words in (
+        ({}, "its own"),
+        (dict(seed=2**31 - 1, num_seeds=2), "beyond"),
+        (dict(repeats=0), "repeats"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            validate(Args(**given))
+
+
+# ---- refused before anything is built or written
+
+# more transitions than 20 GB hold, in whichever of these an algorithm has
+LARGE = dict(buffer_size=10**9, num_steps=10**8, total_timesteps=2 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (LARGE, " GB, 20.0 GB available; lower --"),
+        (dict(device="cuda"), "no CUDA device found; available: cpu"),
+        (dict(env_id="Hoper-v4"), "Did you mean Hopper-v"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=list(ALGORITHMS))
+def test_train_refuses_and_leaves_nothing(algorithm, given, words, tmp_path, monkeypatch):
+    known = {field.name for field in fields(algorithm.Args)}
+    given = dict(env_id="Pendulum-v1") | {name: value for name, value in given.items() if name in known}
+    refused(algorithm, given, words, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(value_particles=10**6), "needs 131.1 GB, 20.0 GB available; lower --b"),
+        (dict(svgd_particles=20_000), "an update with so many particles needs 102.4 GB, 20.0 GB available"),
+    ],
+)
+def test_too_many_particles(given, words, tmp_path, monkeypatch):
+    refused(sql, given, words, tmp_path, monkeypatch)
+
+
+def refused(algorithm: ModuleType, given, words, folder, monkeypatch):
+    """`train` raises a UsageError with these words, and the current folder stays empty."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(devices, "available_memory", lambda: 20e9)
+    with pytest.raises(UsageError) as caught:
+        algorithm.train(algorithm.Args(**given))
+    assert words in str(caught.value) and list(folder.iterdir()) == []
+
+
+# ---- the command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--gamma", "5"], "error: gamma must be in [0, 1); got 5.0"),
+        (["--env-id", "CartPole-v1"], "Discrete(2)"),
+        (["--gama", "0.9"], "--gamma"),
+        (["--total-timesteps", "2.5"], "2.5"),
+    ],
+)
+def test_shell(flags, words, tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_integers():
+    assert parse_integer("1e6") == 1_000_000 and parse_integer("1_000") == 1000
+    for text in ("2.5", "abc", "nan", "inf", ""):
+        with pytest.raises(ValueError):
+            parse_integer(text)
+
+
+def test_integers_and_widths_on_the_command_line():
+    args = tyro.cli(sac.Args, args="--total-timesteps 1e6 --hidden-dims 1_000 2e2 --no-autotune".split())
+    assert args == sac.Args(total_timesteps=1_000_000, hidden_dims=(1000, 200), autotune=False)
+    assert type(args.total_timesteps) is int

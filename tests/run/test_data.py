@@ -1,0 +1,98 @@
+"""The ring: what is stored where, what is sampled, and that nothing copies it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cleanrl_maxent.common import devices
+from cleanrl_maxent.common.data import Replay, Statistics, Transition, create_replays, store, transition_bytes
+from cleanrl_maxent.common.errors import UsageError
+
+
+def example(obs_dim, action_dim):
+    """A transition of zeros."""
+    obs, scalar = np.zeros(obs_dim, np.float32), np.float32(0)
+    return Transition(obs, np.zeros(action_dim, np.float32), scalar, obs, scalar)
+
+
+def numbered(i):
+    return Transition(jnp.full(2, i), jnp.full(1, i), jnp.float32(i), jnp.full(2, i + 0.5), jnp.float32(0))
+
+
+def test_ring_wraps():
+    replay = Replay.create(4, example(2, 1))
+    for i in range(6):
+        replay = replay.store(numbered(i), i)
+    assert replay.rows.reward.tolist() == [4, 5, 2, 3]
+    assert replay.rows.next_obs[:, 1].tolist() == [4.5, 5.5, 2.5, 3.5]
+
+
+def test_samples_only_what_is_stored_and_all_of_it():
+    replay = Replay.create(10, example(2, 1))
+    for i in range(3):
+        replay = replay.store(numbered(i + 1), i)
+    batch = replay.sample(jax.random.key(0), 3000, 3)
+    values, counts = np.unique(batch.reward, return_counts=True)
+    assert values.tolist() == [1, 2, 3] and counts.min() > 900
+    assert np.array_equal(batch.next_obs[:, 0], batch.reward + 0.5)
+
+
+def test_seeds_draw_different_rows():
+    replay = Replay.create(1000, example(1, 1))
+    replay = Replay(replay.rows.replace(reward=jnp.arange(1000.0)))
+    first, second = (replay.sample(jax.random.key(seed), 256, 1000).reward for seed in (0, 1))
+    assert (first == second).mean() < 0.05
+
+
+def test_rings_have_the_shapes_and_dtypes_of_the_example():
+    """Discrete actions are numbers."""
+    obs = np.zeros(3, np.float32)
+    rows = Replay.create(7, Transition(obs, np.int32(0), np.float32(0), obs, np.float32(0))).rows
+    assert rows.obs.shape == (7, 3) and rows.action.shape == rows.reward.shape == (7,)
+    assert rows.action.dtype == jnp.int32 and rows.reward.dtype == jnp.float32
+
+
+def test_bytes(monkeypatch):
+    """What the rings of five seeds take is what is asked for, and they are refused where it is not there."""
+    leaves = jax.tree.leaves(create_replays(5, 7, example(3, 2), "--buffer-size"))
+    needed = 5 * 7 * transition_bytes(example(3, 2))
+    assert needed == sum(leaf.nbytes for leaf in leaves) and all(leaf.shape[:2] == (5, 7) for leaf in leaves)
+    monkeypatch.setattr(devices, "available_memory", lambda: needed)
+    with pytest.raises(UsageError, match=r"replay of 5 x 7 transitions needs 0.0 GB.*lower --buffer-size"):
+        create_replays(5, 7, example(3, 2), "--buffer-size")
+
+
+def test_each_seed_stores_in_its_own_ring():
+    """One transition or several, in the slots of their numbers."""
+    replays = create_replays(2, 4, example(2, 1), "")
+    pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), numbered(1), numbered(11))
+    replays = store(replays, pair, 5)
+    three = [
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(numbered, (k, k + 1, k + 2))) for k in (2, 12)
+    ]
+    replays = store(replays, jax.tree.map(lambda *leaves: jnp.stack(leaves), *three), jnp.arange(6, 9))
+    assert replays.rows.reward.tolist() == [[4, 1, 2, 3], [14, 11, 12, 13]]
+
+
+def test_storing_copies_no_ring():
+    """The donated rings are written in place: the program's own memory is far smaller than they are."""
+    capacity, one = 100_000, example(11, 3)
+    replays = create_replays(2, capacity, one, "")
+    row = jax.tree.map(lambda leaf: leaf[:, 0], replays.rows)
+    memory = store.lower(replays, row, 0).compile().memory_analysis()
+    needed = 2 * capacity * transition_bytes(one)
+    assert memory.temp_size_in_bytes < needed / 100
+    assert memory.alias_size_in_bytes >= needed
+
+
+def test_statistics_are_those_of_all_rows():
+    """In pieces of unequal length, against NumPy on the whole."""
+    rows = np.random.default_rng(0).normal(3, 2, (40, 3)).astype(np.float32)
+    statistics = Statistics.create((3,))
+    assert (statistics.mean == 0).all() and (statistics.var == 1).all() and statistics.count == 0
+    for piece in np.split(rows, [1, 8, 30]):
+        statistics = statistics.add(jnp.asarray(piece))
+    assert statistics.count == 40
+    assert np.allclose(statistics.mean, rows.mean(axis=0), rtol=1e-5)
+    assert np.allclose(statistics.var, rows.var(axis=0), rtol=1e-5)

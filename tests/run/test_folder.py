@@ -1,0 +1,94 @@
+"""What a run leaves, and which folders it takes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cleanrl_maxent import sac
+from cleanrl_maxent.common.errors import UsageError
+from tests.support.runs import SMALL, flags
+
+
+def test_folder(run):
+    folder, result = run
+    names = {
+        re.sub(r"(events).*|(checkpoint/.*)\..*", r"\1\2", str(path.relative_to(folder)))
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert names == {
+        ".lock",
+        "config.json",
+        "result.json",
+        *(f"checkpoint/{name}-0000000{steps}" for steps in (540, 570) for name in ("checkpoint", "state")),
+        *(f"checkpoint/segment-0000000{steps}" for steps in (360, 450, 540, 570)),  # of the last 200 steps
+        "timing.jsonl",
+        "policy-3.npz",
+        "policy-4.npz",
+        *(f"seed-{seed}/{name}" for seed in (3, 4) for name in ("metrics.jsonl", "events")),
+    }
+    assert json.loads((folder / "result.json").read_text()) == result
+    newest = max((p for p in folder.iterdir() if p.is_file()), key=lambda p: p.stat().st_mtime_ns)
+    assert newest.name == "result.json"
+
+
+def test_config(run):
+    config = json.loads((run[0] / "config.json").read_text())
+    assert config["algorithm"] == "sac" and config["args"]["gamma"] == 0.99
+    assert config["args"]["hidden_dims"] == [8, 8] and config["device"]["platform"] == "cpu"
+    assert all(
+        config["versions"][name] for name in ("python", "jax", "gymnasium", "mujoco", "cleanrl_maxent")
+    )
+    assert config["cpu_threads"] >= 1
+    assert config["task"] == dict(obs_dim=3, action_dim=1, discrete=False, low=[-2.0], high=[2.0])
+
+
+def test_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="exists and is not a run"):
+        sac.train(sac.Args(**SMALL, run_dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write to"):
+        sac.train(sac.Args(**SMALL, run_dir=str(tmp_path / "file" / "run")))
+
+
+@pytest.mark.slow
+def test_own_environment_by_module(tmp_path):
+    (tmp_path / "my_module.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "gymnasium.register('MyEnv-v0', entry_point=PendulumEnv, max_episode_steps=200)\n"
+    )
+    given = SMALL | dict(env_id="my_module:MyEnv-v0", total_timesteps="3.1e2", learning_starts=300)
+    command = [sys.executable, sac.__file__, *flags(given)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("my_module_MyEnv-v0__sac__1__")
+    assert "310/310" in done.stdout and "done: 310 steps" in done.stdout and "\x1b" not in done.stdout
+
+
+@pytest.mark.slow
+def test_folder_of_an_earlier_version_is_refused(run, tmp_path):
+    """Its checkpoints were called commits; it says so in one line, and stays as it was."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    (folder / "result.json").unlink()
+    for path in (folder / "checkpoint").glob("checkpoint-*.json"):
+        path.rename(path.with_name(path.name.replace("checkpoint-", "commit-")))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del before[folder / ".lock"]
+    given = [*flags(SMALL), "--seed", "3", "--num-seeds", "2", "--run-dir", str(folder)]
+    done = subprocess.run([sys.executable, sac.__file__, *given], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == (
+        f"error: {folder}/checkpoint was written by an earlier version, which alone can resume it; "
+        "name another --run-dir\n"
+    )
+    assert all(path.read_bytes() == content for path, content in before.items())

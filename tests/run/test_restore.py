@@ -1,0 +1,82 @@
+"""Environments restored by replaying their actions; rings refilled from segments."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cleanrl_maxent.common.data import Replay, Transition, store
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.checkpoint import Segment, refill
+from tests.support import probes
+from tests.support.runs import SMALL, differences, digests, interrupted, train
+
+
+@pytest.mark.slow
+def test_environment_that_cannot_be_replayed(tmp_path, monkeypatch):
+    """State that survives a reset is noticed before anything is written; the ways out work."""
+    probes.register("Surviving-v0", entry_point=probes.Surviving, max_episode_steps=20)
+    args = SMALL | dict(env_id="Surviving-v0", total_timesteps=300)
+    with pytest.raises(UsageError, match="Surviving-v0 cannot be restored exactly.*--env-reset fresh"):
+        train(args, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fresh = args | dict(env_reset="fresh")
+    train(fresh, tmp_path / "whole")
+    interrupted(fresh, tmp_path / "run", monkeypatch, 213)
+    train(fresh, tmp_path / "run")
+    assert differences(digests(tmp_path / "whole"), digests(tmp_path / "run")) == []
+    restart = args | dict(env_reset="restart")
+    interrupted(restart, tmp_path / "inexact", monkeypatch, 213)
+    train(restart, tmp_path / "inexact")
+
+
+@pytest.mark.slow
+def test_environment_that_goes_elsewhere_when_restored(tmp_path, monkeypatch):
+    interrupted(SMALL, tmp_path / "run", monkeypatch)
+    from gymnasium.envs.classic_control import PendulumEnv
+
+    monkeypatch.setattr(PendulumEnv, "_get_obs", lambda self: np.array([1, 0, self.state[1] + 1], np.float32))
+    with pytest.raises(UsageError, match="Pendulum-v1 of seed 1 cannot be restored exactly: 100 steps"):
+        train(SMALL, tmp_path / "run")
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v4", "Humanoid-v4", "HalfCheetah-v4", "Walker2d-v5"])
+def test_restored_environments_go_on_to_the_bit(env_id):
+    seeds, rng = [3, 4], np.random.default_rng(0)
+    envs = SeedEnvs(env_id, seeds)
+    for cut in (1, 40, 300):
+        while envs.steps < cut:
+            envs.step(rng.uniform(-1, 1, (2, envs.task.action_dim)).astype(np.float32))
+        snapshots, arrays = envs.snapshot()
+        other = SeedEnvs(env_id, seeds)
+        other.restore(cut, json.loads(json.dumps(snapshots)), arrays)
+        for _ in range(60):
+            action = rng.uniform(-1, 1, (2, envs.task.action_dim)).astype(np.float32)
+            assert envs.step(action) == other.step(action)
+            for name, value in vars(envs.transition).items():
+                assert np.array_equal(value, getattr(other.transition, name)), name
+
+
+def test_refilled_ring_is_the_ring():
+    """Three segments of unequal length into rings larger and smaller than what was kept."""
+
+    def transitions(start, stop):
+        count = np.arange(start, stop, dtype=np.float32)
+        seeds = np.stack([count, count + 1000])
+        wide = np.repeat(seeds[..., None], 2, axis=-1)
+        return Transition(obs=wide, action=wide, reward=seeds, next_obs=wide + 1, terminated=seeds % 2)
+
+    cuts, example = [0, 13, 20, 41], jax.tree.map(lambda leaf: leaf[0, 0], transitions(0, 1))
+    segments = [
+        Segment(a, b, lambda a=a, b=b: transitions(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    for capacity in (5, 20, 27, 40, 64):
+        make = jax.vmap(lambda _, capacity=capacity: Replay.create(capacity, example))
+        replay = refill(make(np.arange(2)), segments, 41)
+        expected, whole = make(np.arange(2)), transitions(0, 40)
+        for i in range(40):
+            one = jax.tree.map(lambda leaf, i=i: leaf[:, i], whole)
+            expected = store(expected, one, i)
+        assert jax.tree.all(jax.tree.map(np.array_equal, replay, expected)), capacity
