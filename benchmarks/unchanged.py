@@ -1,10 +1,10 @@
 """Does this tree learn what an earlier commit learned, to the byte? For changes that should alter nothing.
 
-    python benchmarks/unchanged.py 6a34618
+    python benchmarks/unchanged.py main
 
 Both trees run every algorithm that they share on a small task: with evaluations, checkpoints and a replay
-that wraps, one seed and two. Equal are `metrics.jsonl`, byte for byte, and the arrays of the policies. Exit
-status 1 if a run differs.
+that wraps, one seed and two. `metrics.jsonl` must be equal byte for byte, and so must the arrays of the
+policies. Exit status 1 if a run differs.
 """
 
 import json
@@ -44,7 +44,7 @@ class Args:
     commit: tyro.conf.Positional[str]  # to compare this tree with
     algorithms: tuple[str, ...] = ()  # files of cleanrl_maxent; none: all that both trees have
     num_seeds: tuple[int, ...] = (1, 2)  # seeds side by side, a run for each
-    keep: Path | None = None  # folder of the commit's runs, used again if they are there
+    keep: Path | None = None  # folder in which the commit's runs are kept; those already there are reused
     workers: int = 2  # runs at the same time
 
 

@@ -1,9 +1,9 @@
 """Deep Deterministic Policy Gradient: Q-learning with a deterministic actor and target networks.
 
 Lillicrap et al., "Continuous control with deep reinforcement learning", 2016, https://arxiv.org/abs/1509.02971.
-Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
-  - weights and biases start as U(±1/√fan_in), as in most published curves.
+Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/ddpg.py --env-id Hopper-v4
 """
@@ -36,8 +36,8 @@ class Args(RunArgs):
     """Deep Deterministic Policy Gradient (Lillicrap et al., 2016), with the settings of TD3's code."""
 
     learning_starts: Natural = 25_000  # environment steps of uniform actions
-    buffer_size: Count = 1_000_000  # transitions kept of each seed
-    batch_size: Count = 256  # transitions of an update
+    buffer_size: Count = 1_000_000  # transitions kept per seed
+    batch_size: Count = 256  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 0.005  # weight of new parameters in targets
     learning_rate: Rate = 3e-4  # Adam, every network
@@ -50,9 +50,9 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        starts, batch = self.learning_starts, self.batch_size
-        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
-        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        starts, batch, total = self.learning_starts, self.batch_size, self.total_timesteps
+        late = f"learning would never start: learning_starts {starts} >= total_timesteps {total}"
+        require(starts < total, late)
         require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
         few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
         require(batch <= starts, f"{few}; raise --learning-starts")
@@ -61,7 +61,7 @@ class Args(RunArgs):
 
 
 def linear(x, features):
-    """Dense layer whose weights and biases start as U(±1/√fan_in)."""
+    """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
     bound = 1 / math.sqrt(x.shape[-1])
 
     def uniform(key, shape, dtype):
@@ -98,7 +98,7 @@ class Actor(nn.Module):
 
 
 def policy(state):
-    """What `act` needs: the actor with its parameters."""
+    """What `act` needs: the actor with its parameters, a function that is also a pytree."""
     return Partial(state.actor.apply_fn, state.actor.params)
 
 
@@ -144,7 +144,7 @@ def init(key, task, args):
 
 
 def critic_loss(params, state, batch, args):
-    """Mean squared Bellman residual (eq. 4); y of eq. 5, with the target networks of Algorithm 1."""
+    """Mean squared Bellman residual (eq. 4) against y of eq. 5, from the target networks of Algorithm 1."""
     next_action = state.actor.apply_fn(state.target_actor, batch.next_obs)
     next_value = state.critic.apply_fn(state.target_critic, batch.next_obs, next_action)  # (batch,)
     target = batch.reward + args.gamma * (1 - batch.terminated) * next_value
@@ -162,23 +162,24 @@ def actor_loss(params, state, batch):
 
 
 def improve_policy(state, batch, args):
-    """A step of the actor, then of the targets."""
+    """One step of the actor, then one of all targets."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     return move_targets(state, args), metrics
 
 
 def move_targets(state, args):
-    """The targets a share τ of the way to the networks."""
+    """Moves the targets a fraction τ of the way to the networks."""
     target_actor = optax.incremental_update(state.actor.params, state.target_actor, args.tau)
     target_critic = optax.incremental_update(state.critic.params, state.target_critic, args.tau)
     return state.replace(target_actor=target_actor, target_critic=target_critic)
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    Returns the new state, and metrics from before each step, scalars.
+    `index`: the step's number from 0, which decides whether a delayed step is due. Returns the new state and
+    metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch, args)
     state = state.replace(critic=state.critic.apply_gradients(grads=grads))
@@ -187,7 +188,7 @@ def update(state, batch, key, index, args):
 
 
 def train(args):
-    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     evaluate = Evaluation(args, act, modes=("eval",))
@@ -198,7 +199,7 @@ def train(args):
 
     def explore(policy, obs, noise, elapsed, key, step):
         noise = next_noise(noise, elapsed, jax.random.fold_in(key, step), args)
-        return jnp.clip(act(policy, obs, key, True) + noise, -1, 1), noise
+        return jnp.clip(act(policy, obs, key, deterministic=True) + noise, -1, 1), noise
 
     def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -215,7 +216,7 @@ def train(args):
         first, state, replay = run.resume(state, replay)
         losses = {}
         for step in range(first, args.total_timesteps + 1):
-            # first of all, so that a run resumed here makes up for an evaluation cut short
+            # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
                 run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
             if step == args.total_timesteps:
@@ -226,11 +227,11 @@ def train(args):
                 action, noise = explore(policy(state), envs.obs, state.noise, envs.elapsed, keys.act, step)
                 state = state.replace(noise=noise)
             if step > 0:
-                replay = store(replay, envs.transition, step - 1)
+                replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
                 index = 0  # all updates are alike
                 state, losses = learn(state, replay, keys.update, step, index)
-            # waits for the action, not for the update just dispatched: that hides behind the environments
+            # waits for the action only: the update just dispatched runs while the environments step
             episodes = envs.step(np.asarray(action))
             run.end_step(step + 1, state, losses, episodes)
         return run.finish(policy(state))

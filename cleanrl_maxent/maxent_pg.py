@@ -42,20 +42,20 @@ class Args(RunArgs):
 
     action_spaces: ClassVar = ("Box", "Discrete")
 
-    num_envs: Count = 8  # environments of each seed
-    num_steps: Count = 256  # steps of each in a rollout
+    num_envs: Count = 8  # environments per seed
+    num_steps: Count = 256  # steps of each environment per rollout
     gamma: Discount = 0.99  # discount per step
     gae_lambda: Decay = 0.95  # decay of the trace of advantages
     gamma_power: bool = False  # weigh step t by γ^t
-    update_epochs: Count = 10  # passes over a rollout
-    num_minibatches: Count = 32  # gradient steps of a pass
+    update_epochs: Count = 10  # passes over each rollout
+    num_minibatches: Count = 32  # gradient steps per pass
     clip_coef: Magnitude = 0.2  # of probability ratios; 0: no clip
     norm_adv: bool = True  # scale advantages and α alike
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # of actor and critic, each
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic each
     alpha: Magnitude = 0.01  # temperature, in scaled reward per nat
-    autotune: bool = False  # learn it, within [1e-4, 1]
+    autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
     target_entropy_scale: Number = 0.5  # of -action_dim or of log n, in nats
     backup_entropy: bool = True  # count the entropy of later states
@@ -84,17 +84,17 @@ class Args(RunArgs):
 
     @property
     def gradient_steps(self):
-        """Those of the whole run, over which the learning rate is annealed."""
+        """Gradient steps of the whole run, over which the learning rate is annealed."""
         return self.last_step // self.steps_per_update * self.update_epochs * self.num_minibatches
 
     @property
     def length_is_fixed(self):
-        """Annealing ends at total_timesteps, so a longer run would have learned otherwise all along."""
+        """Annealing ends at total_timesteps: a longer run would have had other learning rates all along."""
         return self.anneal_lr
 
 
 def linear(x, features, scale, name=None):
-    """Dense layer with orthogonal weights times `scale`, without bias at the start."""
+    """Dense layer, initialised with orthogonal weights times `scale` and zero biases."""
     return nn.Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)(x)
 
 
@@ -113,7 +113,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Over the numbers of actions; a sample is its own action."""
+    """Distribution over discrete actions, numbered from 0; a sample is its own action."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -133,7 +133,7 @@ class Categorical:
         return jnp.take_along_axis(nn.log_softmax(self.logits), u[..., None], axis=-1).squeeze(-1)
 
     def entropy(self, u):
-        """In nats, `(...)`: exact, whatever the sample."""
+        """Exact entropy in nats, `(...)`; the sample is not used."""
         log_probs = nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
@@ -144,7 +144,7 @@ class Categorical:
 
 @struct.dataclass
 class TanhGaussian:
-    """Of actions tanh(u), where u is Gaussian, `(..., action_dim)`; densities are those of the action."""
+    """Distribution of tanh(u) for a Gaussian u, `(..., action_dim)`; densities are those of tanh(u)."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -162,14 +162,14 @@ class TanhGaussian:
 
     def log_prob(self, u):
         """log π of tanh(u), in nats, `(...)`."""
-        deviation = (u - self.mean) / jnp.exp(self.log_std)
-        log_normal = -0.5 * deviation**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+        z = (u - self.mean) / jnp.exp(self.log_std)
+        log_normal = -0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh²u), written to stay finite for large |u|
         log_jacobian = 2 * (math.log(2) - u - nn.softplus(-2 * u))
         return (log_normal - log_jacobian).sum(axis=-1)
 
     def entropy(self, u):
-        """In nats, `(...)`: an estimate from the sample u."""
+        """Entropy in nats, `(...)`, estimated from the sample u."""
         return -self.log_prob(u)
 
     def entropy_unit(self):
@@ -195,8 +195,8 @@ class Actor(nn.Module):
         return TanhGaussian(mean, jnp.clip(log_std, -20, 2))
 
 
-def normalized(statistics, obs):
-    """Observations less their mean, over their standard deviation, clipped to ±10; the first as they are."""
+def normalize(statistics, obs):
+    """Observations minus mean, over std, clipped to ±10; unchanged until there are statistics."""
     scaled = jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.var + 1e-8), -10, 10)
     return jnp.where(statistics.count > 0, scaled, obs)
 
@@ -210,7 +210,7 @@ class Policy:
 
     def __call__(self, obs):
         """The distribution of actions at observations as the environment gives them."""
-        return self.actor(normalized(self.observations, obs))
+        return self.actor(normalize(self.observations, obs))
 
 
 def policy(state):
@@ -226,7 +226,7 @@ def sample_action(policy, obs, key):
 
 
 def act(policy, obs, key, deterministic):
-    """Action as of `sample_action`; if `deterministic`, tanh of the mean, or the likeliest number."""
+    """Action as in `sample_action`; if `deterministic`, tanh of the mean, or the likeliest number."""
     pi = policy(obs)
     return pi.mode() if deterministic else pi.action(pi.sample(key))
 
@@ -238,7 +238,7 @@ class State:
     actor: TrainState
     critic: TrainState
     alpha: TrainState  # its one parameter is log_alpha
-    observations: Statistics  # of the rollouts before
+    observations: Statistics  # of earlier rollouts
     returns: Statistics  # of the plain discounted return so far, at every step
     running_return: jax.Array  # in each environment, (num_envs,)
 
@@ -251,7 +251,7 @@ def init(key, task, args):
     annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
     rate = annealed if args.anneal_lr else args.learning_rate
     adam = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(rate, eps=1e-5))
-    log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also where alpha is 0
+    log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also if alpha is 0
     alpha_adam = optax.adam(args.alpha_lr)
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=adam),
@@ -264,7 +264,7 @@ def init(key, task, args):
 
 
 def temperature(state):
-    """α of eq. 1, in reward per nat; in units of the scaled reward where rewards are scaled."""
+    """α of eq. 1, in reward per nat; in units of the scaled reward if rewards are scaled."""
     return jnp.exp(state.alpha.params["log_alpha"])
 
 
@@ -296,7 +296,7 @@ class Samples:
 
 
 def track_returns(state, rollout, args):
-    """The state with the statistics of discounted returns brought up to this rollout."""
+    """Adds this rollout to the statistics of the discounted return."""
     begins = rollout.elapsed[0] == 0  # also if a resumed run begins new episodes
 
     def step(running_return, row):
@@ -310,7 +310,7 @@ def track_returns(state, rollout, args):
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode (eq. 6); only a terminal state is without value."""
+    """Σ (γλ)^l δ over the rest of the episode (eq. 6); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -321,10 +321,10 @@ def advantages(reward, value, next_value, terminated, ended, args):
     return jax.lax.scan(step, jnp.zeros_like(residual[0]), (residual, ended), reverse=True)[1]
 
 
-def to_samples(state, rollout, args):
+def make_samples(state, rollout, args):
     """Samples of a rollout, and the temperature in the units of their advantages."""
     steps, actor = rollout.transition, policy(state).actor
-    obs, next_obs = (normalized(state.observations, x) for x in (steps.obs, steps.next_obs))
+    obs, next_obs = (normalize(state.observations, x) for x in (steps.obs, steps.next_obs))
     reward = steps.reward
     if args.normalize_reward:
         reward = reward / return_std(state)
@@ -336,21 +336,21 @@ def to_samples(state, rollout, args):
     if args.backup_entropy:
         advantage += alpha * old_log_prob  # this step's entropy is left to actor_loss
     if args.norm_adv:
-        deviation = advantage.std() + 1e-8
-        advantage, alpha = (advantage - advantage.mean()) / deviation, alpha / deviation
+        std = advantage.std() + 1e-8
+        advantage, alpha = (advantage - advantage.mean()) / std, alpha / std
     weight = args.gamma**rollout.elapsed if args.gamma_power else jnp.ones_like(reward)
     samples = Samples(obs, rollout.u, old_log_prob, advantage, value_target, weight)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples), alpha
 
 
 def critic_loss(params, state, batch):
-    """Half the mean square of V less its target (eq. 7)."""
+    """Half the mean squared error of V against its target (eq. 7)."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 
 
 def actor_loss(params, state, batch, alpha, key, args):
-    """Minus the surrogate, and α times the policy's own entropy (eq. 8)."""
+    """Minus the sum of the surrogate and α times the policy's entropy (eq. 8)."""
     actor = Partial(state.actor.apply_fn, params)
     log_ratio = actor(batch.obs).log_prob(batch.u) - batch.log_prob
     ratio = jnp.exp(log_ratio)
@@ -388,10 +388,10 @@ def improve_temperature(state, samples, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
 
-    Returns the new state, and metrics from before each gradient step, their means, scalars.
+    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
     """
     state = track_returns(state, rollout, args)
-    samples, alpha = to_samples(state, rollout, args)
+    samples, alpha = make_samples(state, rollout, args)
 
     def step(state, inputs):
         rows, key = inputs
@@ -417,7 +417,7 @@ def update(state, rollout, key, index, args):
 
 
 def train(args):
-    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
     steps = args.num_seeds * args.steps_per_update
     what = f"rollout of {args.num_seeds} x {args.steps_per_update} steps"
@@ -440,13 +440,13 @@ def train(args):
     def split_seeds(rows):  # (seed · env, ...) -> (seed, env, ...)
         return rows.reshape(args.num_seeds, args.num_envs, *rows.shape[1:])
 
-    def by_seed(*steps):  # each (seed · env, ...) -> (seed, step, env, ...)
+    def stack_steps(*steps):  # each (seed · env, ...) -> (seed, step, env, ...)
         return split_seeds(np.stack(steps, axis=1)).swapaxes(1, 2)
 
     with Run(args, envs) as run:
         first, state, _ = run.resume(state)
         for step in range(first, args.last_step + 1, args.steps_per_update):
-            # first of all, so that a run resumed here makes up for an evaluation cut short
+            # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
                 alpha = temperature(state) * (return_std(state) if args.normalize_reward else 1)
                 run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate, alpha))
@@ -461,7 +461,7 @@ def train(args):
                 run.record_episodes(taken + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, u, envs.ended, elapsed))
             index = step // args.steps_per_update
-            state, losses = learn(state, jax.tree.map(by_seed, *rollout), keys.update, step, index)
+            state, losses = learn(state, jax.tree.map(stack_steps, *rollout), keys.update, step, index)
             run.end_step(end, state, losses)
         return run.finish(policy(state))
 

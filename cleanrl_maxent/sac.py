@@ -1,10 +1,10 @@
 """Soft Actor-Critic with two critics and a learned temperature.
 
 Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://arxiv.org/abs/1812.05905.
-Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
+Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
   - the temperature is learned through its logarithm, from the log-densities of the actor's loss;
-  - weights and biases start as U(±1/√fan_in), as in most published curves.
+  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/sac.py --env-id Hopper-v4
 """
@@ -29,7 +29,7 @@ from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.ranges import Count, Discount, Magnitude, Natural, Number, Rate, Share, Widths
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
-from cleanrl_maxent.common.schedule import every, representative
+from cleanrl_maxent.common.schedule import equivalent_index, every
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Args(RunArgs):
     """Soft Actor-Critic (Haarnoja et al., 2018) with a learned temperature."""
 
     learning_starts: Natural = 10_000  # environment steps of uniform actions
-    buffer_size: Count = 1_000_000  # transitions kept of each seed
-    batch_size: Count = 256  # transitions of an update
+    buffer_size: Count = 1_000_000  # transitions kept per seed
+    batch_size: Count = 256  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 0.005  # weight of new parameters in targets
     policy_lr: Rate = 3e-4  # Adam, actor and temperature
     q_lr: Rate = 3e-4  # Adam, critics
-    alpha: Magnitude = 1.0  # temperature, in reward per nat; where it starts if autotune
+    alpha: Magnitude = 1.0  # temperature, in reward per nat; the initial one if autotune
     autotune: bool = True  # learn the temperature
     target_entropy_scale: Number = 1.0  # target is -scale * action_dim nats
     policy_frequency: Count = 1  # critic updates per actor update
@@ -52,9 +52,9 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        starts, batch = self.learning_starts, self.batch_size
-        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
-        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        starts, batch, total = self.learning_starts, self.batch_size, self.total_timesteps
+        late = f"learning would never start: learning_starts {starts} >= total_timesteps {total}"
+        require(starts < total, late)
         require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
         few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
         require(batch <= starts, f"{few}; raise --learning-starts")
@@ -63,7 +63,7 @@ class Args(RunArgs):
 
 
 def linear(x, features):
-    """Dense layer whose weights and biases start as U(±1/√fan_in)."""
+    """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
     bound = 1 / math.sqrt(x.shape[-1])
 
     def uniform(key, shape, dtype):
@@ -101,7 +101,7 @@ class Actor(nn.Module):
 
 
 def policy(state):
-    """What `act` needs: the actor with its parameters."""
+    """What `act` needs: the actor with its parameters, a function that is also a pytree."""
     return Partial(state.actor.apply_fn, state.actor.params)
 
 
@@ -141,7 +141,7 @@ def init(key, task, args):
     critic_params = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
     apply_critics = jax.vmap(critic.apply, (0, None, None))
     policy_adam, q_adam = optax.adam(args.policy_lr), optax.adam(args.q_lr)
-    log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also where alpha is 0
+    log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also if alpha is 0
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
         critics=TrainState.create(apply_fn=apply_critics, params=critic_params, tx=q_adam),
@@ -172,7 +172,7 @@ def critic_loss(params, state, batch, key, args):
 
 
 def actor_loss(params, state, batch, key):
-    """α times the KL of the policy from exp(Q/α)/Z, up to a term without φ (eq. 9); Q: smaller critic."""
+    """α KL(π_φ ‖ exp(Q/α)/Z) up to a constant in φ (eq. 9), where Q is the smaller critic."""
     action, log_prob = sample_action(Partial(state.actor.apply_fn, params), batch.obs, key)
     q = state.critics.apply_fn(state.critics.params, batch.obs, action).min(axis=0)
     loss = jnp.mean(temperature(state) * log_prob - q)
@@ -187,7 +187,7 @@ def alpha_loss(params, entropy, target_entropy):
 
 
 def improve_policy(state, batch, key, args):
-    """A step of the actor, then of the temperature at the entropy that the actor had."""
+    """One step of the actor, then one of the temperature, at the entropy before the actor's step."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     entropy, target_entropy = metrics["losses/entropy"], -args.target_entropy_scale * batch.action.shape[-1]
@@ -198,15 +198,16 @@ def improve_policy(state, batch, key, args):
 
 
 def move_targets(state, args):
-    """The targets a share τ of the way to the networks."""
+    """Moves the targets a fraction τ of the way to the networks."""
     target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
     return state.replace(target_critics=target_critics), {}
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    Returns the new state, and metrics from before each step, scalars.
+    `index`: the step's number from 0, which decides whether a delayed step is due. Returns the new state and
+    metrics, scalars measured before each step.
     """
     key, noise_key = jax.random.split(key)
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
@@ -217,7 +218,7 @@ def update(state, batch, key, index, args):
 
 
 def train(args):
-    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     evaluate = Evaluation(args, act, sample_action)
@@ -228,7 +229,7 @@ def train(args):
         return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
     def explore(policy, obs, key, step):
-        return act(policy, obs, jax.random.fold_in(key, step), False)
+        return act(policy, obs, jax.random.fold_in(key, step), deterministic=False)
 
     def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -245,7 +246,7 @@ def train(args):
         first, state, replay = run.resume(state, replay)
         losses = {}
         for step in range(first, args.total_timesteps + 1):
-            # first of all, so that a run resumed here makes up for an evaluation cut short
+            # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
                 run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate, temperature(state)))
             if step == args.total_timesteps:
@@ -255,11 +256,11 @@ def train(args):
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
             if step > 0:
-                replay = store(replay, envs.transition, step - 1)
+                replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
-                index = representative(step - args.learning_starts, *frequencies)
+                index = equivalent_index(step - args.learning_starts, *frequencies)
                 state, losses = learn(state, replay, keys.update, step, index)
-            # waits for the action, not for the update just dispatched: that hides behind the environments
+            # waits for the action only: the update just dispatched runs while the environments step
             episodes = envs.step(np.asarray(action))
             run.end_step(step + 1, state, losses, episodes)
         return run.finish(policy(state))

@@ -1,9 +1,9 @@
 """Twin Delayed DDPG: two critics, delayed policy and targets, smoothed target actions.
 
 Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018, https://arxiv.org/abs/1802.09477.
-Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
-  - weights and biases start as U(±1/√fan_in), as in most published curves.
+Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
 
     python cleanrl_maxent/td3.py --env-id Hopper-v4
 """
@@ -29,7 +29,7 @@ from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.ranges import Count, Discount, Magnitude, Natural, Rate, Share, Widths
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
-from cleanrl_maxent.common.schedule import every, representative
+from cleanrl_maxent.common.schedule import equivalent_index, every
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Args(RunArgs):
     """Twin Delayed DDPG (Fujimoto et al., 2018), with the settings of their code."""
 
     learning_starts: Natural = 25_000  # environment steps of uniform actions
-    buffer_size: Count = 1_000_000  # transitions kept of each seed
-    batch_size: Count = 256  # transitions of an update
+    buffer_size: Count = 1_000_000  # transitions kept per seed
+    batch_size: Count = 256  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 0.005  # weight of new parameters in targets
     learning_rate: Rate = 3e-4  # Adam, every network
@@ -54,9 +54,9 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        starts, batch = self.learning_starts, self.batch_size
-        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
-        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        starts, batch, total = self.learning_starts, self.batch_size, self.total_timesteps
+        late = f"learning would never start: learning_starts {starts} >= total_timesteps {total}"
+        require(starts < total, late)
         require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
         few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
         require(batch <= starts, f"{few}; raise --learning-starts")
@@ -65,7 +65,7 @@ class Args(RunArgs):
 
 
 def linear(x, features):
-    """Dense layer whose weights and biases start as U(±1/√fan_in)."""
+    """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
     bound = 1 / math.sqrt(x.shape[-1])
 
     def uniform(key, shape, dtype):
@@ -102,7 +102,7 @@ class Actor(nn.Module):
 
 
 def policy(state):
-    """What `act` needs: the actor with its parameters."""
+    """What `act` needs: the actor with its parameters, a function that is also a pytree."""
     return Partial(state.actor.apply_fn, state.actor.params)
 
 
@@ -168,7 +168,7 @@ def critic_loss(params, state, batch, key, args):
 
 
 def actor_loss(params, state, batch):
-    """Minus the value of the actor's actions by the first critic (Algorithm 1)."""
+    """Minus the first critic's value of the actor's actions (Algorithm 1)."""
     action = state.actor.apply_fn(params, batch.obs)
     q = state.critics.apply_fn(jax.tree.map(lambda leaf: leaf[:1], state.critics.params), batch.obs, action)
     loss = -q.mean()
@@ -176,23 +176,24 @@ def actor_loss(params, state, batch):
 
 
 def improve_policy(state, batch, args):
-    """A step of the actor, then of the targets; both are delayed (sec. 5.2)."""
+    """One step of the actor, then one of all targets; both are delayed (sec. 5.2)."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     return move_targets(state, args), metrics
 
 
 def move_targets(state, args):
-    """The targets a share τ of the way to the networks."""
+    """Moves the targets a fraction τ of the way to the networks."""
     target_actor = optax.incremental_update(state.actor.params, state.target_actor, args.tau)
     target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
     return state.replace(target_actor=target_actor, target_critics=target_critics)
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    Returns the new state, and metrics from before each step, scalars.
+    `index`: the step's number from 0, which decides whether a delayed step is due. Returns the new state and
+    metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
@@ -201,7 +202,7 @@ def update(state, batch, key, index, args):
 
 
 def train(args):
-    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     evaluate = Evaluation(args, act, modes=("eval",))
@@ -212,7 +213,7 @@ def train(args):
 
     def explore(policy, obs, noise, elapsed, key, step):
         noise = next_noise(noise, elapsed, jax.random.fold_in(key, step), args)
-        return jnp.clip(act(policy, obs, key, True) + noise, -1, 1), noise
+        return jnp.clip(act(policy, obs, key, deterministic=True) + noise, -1, 1), noise
 
     def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -229,7 +230,7 @@ def train(args):
         first, state, replay = run.resume(state, replay)
         losses = {}
         for step in range(first, args.total_timesteps + 1):
-            # first of all, so that a run resumed here makes up for an evaluation cut short
+            # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
                 run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
             if step == args.total_timesteps:
@@ -240,11 +241,11 @@ def train(args):
                 action, noise = explore(policy(state), envs.obs, state.noise, envs.elapsed, keys.act, step)
                 state = state.replace(noise=noise)
             if step > 0:
-                replay = store(replay, envs.transition, step - 1)
+                replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
-                index = representative(step - args.learning_starts, args.policy_frequency)
+                index = equivalent_index(step - args.learning_starts, args.policy_frequency)
                 state, losses = learn(state, replay, keys.update, step, index)
-            # waits for the action, not for the update just dispatched: that hides behind the environments
+            # waits for the action only: the update just dispatched runs while the environments step
             episodes = envs.step(np.asarray(action))
             run.end_step(step + 1, state, losses, episodes)
         return run.finish(policy(state))

@@ -15,7 +15,7 @@ from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.devices import per_seed
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import require
-from cleanrl_maxent.common.schedule import representative
+from cleanrl_maxent.common.schedule import equivalent_index
 
 
 def learns_from_batches(algorithm: ModuleType) -> bool:
@@ -56,7 +56,7 @@ class BatchUpdate:
         own = {field.name for field in fields(args)} - {field.name for field in fields(RunArgs)}
         self.frequencies = [getattr(args, name) for name in own if name.endswith("_frequency")]
         numbers = range(math.lcm(*self.frequencies))
-        self.turns = Counter(representative(index, *self.frequencies) for index in numbers)
+        self.turns = Counter(equivalent_index(index, *self.frequencies) for index in numbers)
 
         def update(state, batch, key, index):
             return algorithm.update(state, batch, key, index, args)
@@ -65,7 +65,7 @@ class BatchUpdate:
 
     def __call__(self, index: int) -> None:
         """Dispatches update number `index`."""
-        turn = representative(index, *self.frequencies)
+        turn = equivalent_index(index, *self.frequencies)
         self.state, _ = self.program(self.state, self.batches, self.keys, turn)
 
     def compile(self) -> None:

@@ -1,6 +1,5 @@
-"""The arguments that every run has, their checks, and the way from a command line to a function and back."""
+"""The arguments that every run has, their checks, and the command line."""
 
-import inspect
 import json
 import os
 import sys
@@ -38,21 +37,22 @@ class RunArgs:
     resume: str | None = None  # run folder to resume
     checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: only the last
     env_reset: Literal["reuse", "fresh", "restart"] = "reuse"  # see docs/guide/reliability.md
-    allow_version_change: bool = False  # resume elsewhere, not bit-exact
+    allow_version_change: bool = False  # resume inexactly on other versions or hardware
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
     eval_frequency: Count = 5_000  # environment steps between evaluations
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
     track: bool = False  # log to Weights & Biases
-    wandb_project_name: str = "cleanrl_maxent"  # project there
-    wandb_entity: str | None = None  # team there
+    wandb_project_name: str = "cleanrl_maxent"  # W&B project
+    wandb_entity: str | None = None  # W&B team
     wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later
 
     action_spaces: ClassVar[tuple[str, ...]] = ("Box",)  # kinds that the algorithm takes: Box, Discrete
 
     def __init_subclass__(cls) -> None:
-        """Gives `exp_name` its default, as if the algorithm's file stated it."""
-        cls.__annotations__["exp_name"] = str
-        cls.exp_name = cls.algorithm()
+        """Gives `exp_name` its default, as if the algorithm's file stated it, unless it does."""
+        if "exp_name" not in cls.__dict__:
+            cls.__annotations__["exp_name"] = str
+            cls.exp_name = cls.algorithm()
 
     def check(self) -> None:
         """Raises UsageError unless the arguments go together. An algorithm adds its own rules."""
@@ -67,8 +67,12 @@ class RunArgs:
 
     @classmethod
     def algorithm(cls) -> str:
-        """The algorithm's name: that of the file which defines these arguments."""
-        return Path(inspect.getfile(cls)).stem
+        """The algorithm's name: that of the file which defines these arguments.
+
+        A class from an interactive session belongs to the algorithm that it extends.
+        """
+        files = (getattr(sys.modules.get(base.__module__), "__file__", None) for base in cls.__mro__)
+        return next(Path(file).stem for file in files if file)
 
     @property
     def length_is_fixed(self) -> bool:
@@ -106,18 +110,19 @@ def validate(args: RunArgs) -> None:
         if (words := expected(value, kinds[name])) is not None:
             got = repr(value) if isinstance(value, str) else value
             raise UsageError(f"{name} must be {words}; got {got}")
+    RunArgs.check(args)
     args.check()
 
 
 def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     """Parses the command line into `args_class`, calls `function` with it, and exits.
 
-    Exit status: what the function returns if that is a number, else 0; as in `errors`, with one line,
-    where it raises one of them or OSError.
+    The exit status is the function's result if that is an integer, else 0. Finished, Stopped, UsageError,
+    NonFiniteError and OSError are printed as one line and give the status that `errors` states.
     """
     try:
         result = function(tyro.cli(args_class))
-        sys.exit(result if isinstance(result, int) else FINISHED)
+        sys.exit(result if type(result) is int else FINISHED)
     except Finished as done:
         print(done)
         sys.exit(FINISHED)

@@ -14,11 +14,11 @@ Array = jax.Array | np.ndarray  # on the device, or on the host
 
 @struct.dataclass
 class Transition:
-    """One step of the environment, or a batch of them; float32 but for discrete actions.
+    """One step of the environment, or a batch of them; float32 except for discrete actions.
 
     `obs`, `next_obs`: `(..., obs_dim)`. `action`: `(..., action_dim)`, in [-1, 1]; or `(...)`, int32, the
-    number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 where the MDP ended; a time limit
-    leaves 0.
+    number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 if the MDP ended, 0 at a time
+    limit.
     """
 
     obs: Array
@@ -93,11 +93,11 @@ class Statistics:
 
     @classmethod
     def create(cls, shape: tuple[int, ...] = ()) -> "Statistics":
-        """Those of no rows; `shape` is that of one row."""
+        """Statistics of no rows; `shape` is that of one row."""
         return cls(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
     def add(self, rows: jax.Array) -> "Statistics":
-        """Statistics with `rows` besides, `(n, *shape)` (Chan et al. 1979)."""
+        """These statistics with `rows`, `(n, *shape)`, included (Chan et al. 1979)."""
         count, total = self.count, self.count + len(rows)
         difference = rows.mean(axis=0) - self.mean
         squares = count * self.var + len(rows) * rows.var(axis=0)

@@ -24,7 +24,7 @@ def cpu_count() -> int:
 
 
 def recorded_settings(run_dir: str | None) -> dict:
-    """`config.json` of the run in a folder, which has XLA's threads and flags; empty where there is none."""
+    """`config.json` of the run in a folder, which has XLA's threads and flags; empty if there is none."""
     try:
         return dict(json.loads(Path(run_dir or ".", "config.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -45,7 +45,7 @@ def set_up_xla(run_dir: str | None) -> None:
         raise UsageError(f"NPROC must be a number of threads >= 1; got {threads!r}")
     if flags is None and "xla_flags" in recorded:
         flags = recorded["xla_flags"]
-    # YNNPACK gets some sums of products of more than 32,000 rows wrong, until 0.12 crashes on others, and is
+    # YNNPACK gets some sums of products of more than 32,000 rows wrong, crashes on others before 0.12, and is
     # slower: https://github.com/jax-ml/jax/issues/39103 and 39257, docs/develop/speed.md
     elif (0, 10, 2) <= jax.__version_info__ < (0, 12) and EIGEN not in (flags or ""):
         flags = f"{EIGEN} {flags or ''}".strip()
@@ -55,9 +55,9 @@ def set_up_xla(run_dir: str | None) -> None:
 def set_up_device(device: str, run_dir: str | None = None) -> None:
     """Chooses the platform and sets JAX up; to be called before the first computation.
 
-    XLA's threads and flags are those of the run to be resumed in `run_dir`, where there is one, matmuls are
+    XLA's threads and flags are those of the run to be resumed in `run_dir`, if there is one, matmuls are
     float32 (no TF32), compiled programs are kept in the user's cache folder.
-    Raises UsageError where `device` does not exist, or NPROC is no number.
+    Raises UsageError if `device` does not exist or NPROC is not a number.
     """
     set_up_xla(run_dir)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -101,7 +101,7 @@ def per_seed(function: Callable, shared: int = 0, **options) -> Callable:
 
 
 def available_memory() -> float | None:
-    """Bytes free for arrays on the device, or None where nothing tells."""
+    """Bytes free for arrays on the device, or None if it cannot be told."""
     device = chosen_device()
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
@@ -114,7 +114,7 @@ def available_memory() -> float | None:
 
 
 def container_memory() -> float:
-    """Bytes left under the limit of this container (cgroup v2); infinite where there is none."""
+    """Bytes left under the limit of this container (cgroup v2); infinite if there is none."""
     limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if not limit.exists() or limit.read_text().strip() == "max":
         return math.inf

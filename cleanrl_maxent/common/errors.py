@@ -14,7 +14,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class Finished(Exception):
-    """The run asked for is there already, complete."""
+    """The run asked for is already complete."""
 
 
 class Stopped(Exception):
@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class Damaged(Exception):
-    """A file that does not have the content it was written with; says which."""
+    """A file whose content is not what was written; the message names it."""
 
 
 def require(holds: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes on environments of their own, of one policy or of both."""
+"""Evaluation: whole episodes on environments of their own, in one mode or both."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ class Evaluation:
         """`act(policy, obs, key, deterministic)` gives the actions of one seed, in [-1, 1] or integers.
 
         `sample_action(policy, obs, key)`, if the policy has a density, gives sampled actions and
-        their log-densities in nats; the stochastic policy is `act` without it. `obs`:
+        their log-densities in nats; without it, `act` samples. `obs`:
         `(episode, obs_dim)`, actions `(episode, action_dim)` or `(episode,)`, log-densities `(episode,)`.
         `modes`: how the policy is played: deterministically, "eval", by samples, "eval_stochastic", or both.
         """
@@ -44,21 +44,21 @@ class Evaluation:
             for _ in range(args.num_seeds * len(modes) * episodes)
         ]
 
-        def of_mode(mode, policy, obs, key):
+        def mode_actions(mode, policy, obs, key):
             if mode == "eval_stochastic" and sample_action:
                 return sample_action(policy, obs, key)
             return act(policy, obs, key, mode == "eval"), jnp.zeros(episodes)
 
-        def of_seed(policy, obs, key, step):  # obs: (mode, episode, obs_dim)
+        def seed_actions(policy, obs, key, step):  # obs: (mode, episode, obs_dim)
             key = jax.random.fold_in(key, step)
-            pairs = [of_mode(mode, policy, rows, key) for mode, rows in zip(modes, obs, strict=True)]
+            pairs = [mode_actions(mode, policy, rows, key) for mode, rows in zip(modes, obs, strict=True)]
             actions, log_probs = zip(*pairs, strict=True)
             return jnp.stack(actions), jnp.stack(log_probs)
 
-        self.actions = jax.jit(jax.vmap(of_seed, in_axes=(0, 0, 0, None)))
+        self.actions = jax.jit(jax.vmap(seed_actions, in_axes=(0, 0, 0, None)))
 
     def due(self, steps: int) -> bool:
-        """True at multiples of `--eval-frequency`, or the first boundary after, and at the last step."""
+        """True at multiples of `--eval-frequency`, or at the first update after one, and at the last step."""
         at = self.args.crosses_multiple_of(self.args.eval_frequency, steps) or steps == self.args.last_step
         return bool(at and steps and self.envs)
 

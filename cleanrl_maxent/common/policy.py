@@ -7,25 +7,20 @@ import jax
 import numpy as np
 from jax.tree_util import DictKey, GetAttrKey
 
-from cleanrl_maxent.common.files import pack, write_file
+from cleanrl_maxent.common.files import named_arrays, pack, write_file
 
 
 def policy_arrays(policy: Any) -> dict[str, np.ndarray]:
     """The arrays of a policy under their names in dictionaries and dataclasses, `params/Dense_0/kernel`.
 
-    Positions, such as those of the arguments of a `Partial`, are left out. Raises ValueError if two arrays
-    then share a name.
+    Positions, such as those of the arguments of a `Partial`, are left out unless arrays would share a name.
     """
     leaves = jax.tree_util.tree_flatten_with_path(policy)[0]
     arrays = {}
     for path, leaf in leaves:
         named = tuple(key for key in path if isinstance(key, DictKey | GetAttrKey))
         arrays[jax.tree_util.keystr(named, simple=True, separator="/")] = np.asarray(leaf)
-    if len(arrays) < len(leaves):
-        raise ValueError(
-            "two arrays of the policy share a name; tell them apart by a dataclass or a dictionary"
-        )
-    return arrays
+    return arrays if len(arrays) == len(leaves) else named_arrays(policy)
 
 
 def save_policies(folder: Path, seeds: list[int], policies: Any) -> None:

@@ -6,7 +6,7 @@
 A number without a range is a mistake of the program, which `expected` reports as TypeError.
 """
 
-import math
+import sys
 from collections.abc import Callable
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import tyro
 
 LARGEST = 2**31 - 1  # counts that reach the device have 32 bits
+MAX = sys.float_info.max  # exceeded by infinity and by integers that no float holds
 
 
 class Range(NamedTuple):
@@ -51,7 +52,7 @@ def integers(low: int) -> Range:
 def numbers(holds: Callable[[float], bool], words: str) -> Range:
     """Finite numbers for which `holds` is true."""
     return Range(
-        lambda x: isinstance(x, int | float) and type(x) is not bool and math.isfinite(x) and holds(x), words
+        lambda x: isinstance(x, int | float) and type(x) is not bool and abs(x) <= MAX and holds(x), words
     )
 
 
@@ -74,19 +75,19 @@ def expected(value: Any, kind: Any) -> str | None:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        stated = next((part for part in parts[1:] if isinstance(part, Range)), None)
-        if stated is None:
+        ranges = [part for part in parts[1:] if isinstance(part, Range)]
+        if not ranges:
             return expected(value, parts[0])
-        return None if stated.holds(value) else stated.words
+        return next((stated.words for stated in ranges if not stated.holds(value)), None)
     if origin in (Union, UnionType):
         words = [expected(value, part) for part in parts]
         return None if None in words else words[0]
     if origin is Literal:
         return None if value in parts else " or ".join(map(str, parts))
-    if origin is tuple:
+    if origin is tuple and parts[1:] == (...,):
         of_each = expected(None, parts[0])
-        every = isinstance(value, tuple) and value and all(expected(x, parts[0]) is None for x in value)
-        return None if every else f"one value or more, each {of_each}"
-    if kind in (int, float):
-        raise TypeError(f"{kind.__name__} states no range: use a type of {__name__}")
+        good = isinstance(value, tuple) and value and all(expected(x, parts[0]) is None for x in value)
+        return None if good else f"a tuple of one value or more, each {of_each}"
+    if kind in (int, float) or origin:
+        raise TypeError(f"{getattr(kind, '__name__', kind)} states no range: use a type of {__name__}")
     return None if isinstance(value, kind) else f"of type {kind.__name__}"

@@ -1,25 +1,32 @@
-"""Every k-th update: decided on the host where its number is known there, else on the device."""
+"""Every k-th update: decided on the host if the update's number is known there, else on the device."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def every(frequency: int, index: int | jax.Array, change: Callable, state: Any, *inputs) -> tuple[Any, dict]:
-    """`change(state, *inputs)` if `frequency` divides the update's number `index`, else `state` and {}.
+    """Applies `change(state, *inputs)` in every `frequency`-th update; returns a state and metrics.
 
-    `change` returns a state and metrics. If JAX traces `index`, the device decides; its two branches must
-    return the same things, which are the state alone, without metrics.
+    `index`: the update's number, from 0. If `frequency` does not divide it, `state` comes back unchanged,
+    without metrics. A Python integer is tested when the program is compiled. A traced `index` is tested on
+    the device, where both branches must return the same pytree, so metrics are dropped then, unless
+    `frequency` is 1.
     """
     if frequency == 1:
         return change(state, *inputs)
-    if isinstance(index, int):
+    if isinstance(index, int | np.integer):
         return change(state, *inputs) if index % frequency == 0 else (state, {})
     return jax.lax.cond(index % frequency == 0, lambda s: change(s, *inputs)[0], lambda s: s, state), {}
 
 
-def representative(index: int, *frequencies: int) -> int:
-    """One number for all updates that the same `frequencies` divide as `index`: they share one program."""
+def equivalent_index(index: int, *frequencies: int) -> int:
+    """The smallest positive number that is divisible by the same `frequencies` as `index`.
+
+    An update with this number does what update `index` does. `jax.jit` compiles a program for each value of a
+    static argument; passing this number takes one program per kind of update, not per update.
+    """
     return math.lcm(*(frequency for frequency in frequencies if index % frequency == 0))

@@ -21,12 +21,12 @@ from tests.support.references import finite_difference
 PLAIN = dict(normalize_observation=False, normalize_reward=False, norm_adv=False, anneal_lr=False)
 ARGS = maxent_pg.Args(**PLAIN, num_envs=4, num_steps=6, hidden_dims=(8,), alpha=0.3, total_timesteps=24_000)
 
-to_samples = jax.jit(maxent_pg.to_samples, static_argnums=2)
+make_samples = jax.jit(maxent_pg.make_samples, static_argnums=2)
 track_returns = jax.jit(maxent_pg.track_returns, static_argnums=2)
 actor_loss = jax.jit(jax.value_and_grad(maxent_pg.actor_loss, has_aux=True), static_argnums=5)
 critic_loss = jax.jit(maxent_pg.critic_loss)
 advantages = jax.jit(maxent_pg.advantages, static_argnums=5)
-normalized = jax.jit(maxent_pg.normalized)
+normalize = jax.jit(maxent_pg.normalize)
 sample_action = jax.jit(maxent_pg.sample_action)
 act = jax.jit(maxent_pg.act, static_argnums=3)
 sample = jax.jit(lambda pi, key: pi.sample(key))
@@ -178,7 +178,7 @@ def test_samples(discrete, backup):
     args = replace(ARGS, backup_entropy=backup, gamma_power=True)
     state = make_state(discrete=discrete)
     rollout = make_rollout(args, state)
-    samples, alpha = to_samples(state, rollout, args)
+    samples, alpha = make_samples(state, rollout, args)
     made = rollout.transition
     log_probs = reference_log_prob(state.actor.params, made.obs, rollout.u)
     reward = made.reward - 0.3 * log_probs if backup else made.reward
@@ -235,7 +235,7 @@ def test_expected_gradient_is_the_exact_one(backup, gae_lambda):
     @jax.jit
     @jax.vmap
     def gradient(rollout):
-        samples, scaled_alpha = maxent_pg.to_samples(state, rollout, args)
+        samples, scaled_alpha = maxent_pg.make_samples(state, rollout, args)
         given = state, samples, scaled_alpha, jax.random.key(0), args
         grads, _ = jax.grad(maxent_pg.actor_loss, has_aux=True)(table, *given)
         return grads["params"]["logits"]["kernel"]
@@ -285,7 +285,7 @@ def test_actor_loss(discrete, clip_coef):
     the reparameterised sample too."""
     args = replace(ARGS, clip_coef=clip_coef)
     state = make_state(discrete=discrete)
-    samples, alpha = to_samples(state, make_rollout(args, state), args)
+    samples, alpha = make_samples(state, make_rollout(args, state), args)
     samples = samples.replace(weight=jnp.linspace(0.5, 1, len(samples.weight)))
     params = jax.tree.map(lambda leaf: 0.5 * leaf, state.actor.params)
     (loss, metrics), grads = actor_loss(params, state, samples, alpha, jax.random.key(5), args)
@@ -319,7 +319,7 @@ def test_actor_loss(discrete, clip_coef):
 
 def test_critic_loss():
     state = make_state()
-    samples, _ = to_samples(state, make_rollout(ARGS, state), ARGS)
+    samples, _ = make_samples(state, make_rollout(ARGS, state), ARGS)
     value = state.critic.apply_fn(state.critic.params, samples.obs)
     expected = 0.5 * np.mean((np.float64(value) - np.float64(samples.value_target)) ** 2)
     assert critic_loss(state.critic.params, state, samples)[0] == pytest.approx(expected, rel=1e-5)
@@ -336,7 +336,7 @@ def test_scaling_advantages_keeps_the_temperature(backup):
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
 
     def gradient(args):
-        samples, alpha = to_samples(state, rollout, args)
+        samples, alpha = make_samples(state, rollout, args)
         _, grads = actor_loss(state.actor.params, state, samples, alpha, jax.random.key(0), ARGS)
         return flat(grads), samples
 
@@ -361,7 +361,7 @@ def test_scaling_rewards_leaves_the_entropy_alone(factor):
     tracked = track_returns(state, rollout, args)
     deviation = np.float64(scaled).std()  # with γ = 0 a return is its reward
     assert maxent_pg.return_std(tracked) == pytest.approx(deviation, rel=1e-5)
-    samples, _ = to_samples(tracked, rollout, args)
+    samples, _ = make_samples(tracked, rollout, args)
     log_probs = reference_log_prob(state.actor.params, rollout.transition.obs, rollout.u)
     soft_reward = scaled / deviation - 0.3 * log_probs
     assert np.allclose(samples.value_target, soft_reward.ravel(), rtol=1e-3, atol=1e-4)
@@ -397,11 +397,11 @@ def test_observations_are_normalised_by_the_rollouts_before():
     update = jax.jit(lambda state, rollout: maxent_pg.update(state, rollout, jax.random.key(1), 0, args))
     rollouts = [make_rollout(args, state, seed) for seed in range(3)]
     assert np.array_equal(
-        normalized(state.observations, rollouts[0].transition.obs), rollouts[0].transition.obs
+        normalize(state.observations, rollouts[0].transition.obs), rollouts[0].transition.obs
     )
     for rollout in rollouts:
         tracked = track_returns(state, rollout, args)
-        samples, _ = to_samples(tracked, rollout, args)
+        samples, _ = make_samples(tracked, rollout, args)
         expected, _ = critic_loss(state.critic.params, tracked, samples)
         state, metrics = update(state, rollout)
         assert float(metrics["losses/value_loss"]) == pytest.approx(float(expected), rel=1e-4)
@@ -409,9 +409,9 @@ def test_observations_are_normalised_by_the_rollouts_before():
     assert np.allclose(state.observations.mean, obs.mean(axis=0), atol=1e-5)
     assert np.allclose(state.observations.var, obs.var(axis=0), rtol=1e-4)
     expected = np.clip((obs - obs.mean(axis=0)) / obs.std(axis=0), -10, 10)
-    assert np.allclose(normalized(state.observations, jnp.float32(obs)), expected, atol=1e-4)
+    assert np.allclose(normalize(state.observations, jnp.float32(obs)), expected, atol=1e-4)
     policy, key, raw = maxent_pg.policy(state), jax.random.key(3), jnp.float32(5 + 3 * obs)
-    plain, seen = policy.replace(observations=Statistics.create((2,))), normalized(state.observations, raw)
+    plain, seen = policy.replace(observations=Statistics.create((2,))), normalize(state.observations, raw)
     deterministic = [act(p, x, key, True) for p, x in ((policy, raw), (plain, seen))]
     assert np.allclose(*deterministic, atol=1e-5)
     sampled = [sample_action(p, x, key) for p, x in ((policy, raw), (plain, seen))]
@@ -423,7 +423,7 @@ def test_temperature_is_learned_and_bounded(discrete):
     """Targets are half of log 2 nats for two actions, -1 nat for two dimensions."""
     args = replace(ARGS, autotune=True, alpha_lr=1.0)
     state, target = make_state(args, discrete), 0.5 * math.log(2) if discrete else -1.0
-    samples, _ = to_samples(state, make_rollout(args, state), args)
+    samples, _ = make_samples(state, make_rollout(args, state), args)
     improve = jax.jit(maxent_pg.improve_temperature, static_argnums=2)
     for entropy, sign in ((target + 0.5, -1), (target - 0.5, 1)):
         spread = jnp.linspace(-1, 1, len(samples.log_prob))

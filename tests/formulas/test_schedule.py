@@ -9,7 +9,7 @@ import pytest
 
 import cleanrl_maxent
 from cleanrl_maxent.common.run.run import LOSSES_EVERY
-from cleanrl_maxent.common.schedule import every, representative
+from cleanrl_maxent.common.schedule import equivalent_index, every
 from tests.support.runs import rows, small_args
 
 ALGORITHMS = {
@@ -51,7 +51,7 @@ def test_host_and_device_take_the_same_turns(frequency):
 def test_a_representative_is_divided_by_the_same_frequencies(frequencies):
     """And there are no more of them than there are sets of frequencies that divide a number."""
     indices = [*range(61), 999, 1000, 10**6]
-    found = [representative(index, *frequencies) for index in indices]
+    found = [equivalent_index(index, *frequencies) for index in indices]
     for index, number in zip(indices, found, strict=True):
         assert isinstance(number, int) and number >= 0
         assert [number % f == 0 for f in frequencies] == [index % f == 0 for f in frequencies]
@@ -62,7 +62,7 @@ def test_a_representative_is_divided_by_the_same_frequencies(frequencies):
 def test_a_representative_of_any_two_frequencies_up_to_twelve():
     for pair in combinations(range(1, 13), 2):
         for index in range(60):
-            number = representative(index, *pair)
+            number = equivalent_index(index, *pair)
             assert all((number % f == 0) == (index % f == 0) for f in pair)
 
 
@@ -88,12 +88,12 @@ def run(request, tmp_path_factory):
 
     def noted(index, *frequencies):
         indices.append(index)
-        return representative(index, *frequencies)
+        return equivalent_index(index, *frequencies)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "update", update)
-        if hasattr(module, "representative"):
-            patch.setattr(module, "representative", noted)
+        if hasattr(module, "equivalent_index"):
+            patch.setattr(module, "equivalent_index", noted)
         module.train(args)
     jax.effects_barrier()
     record = [row for row in rows(folder / "seed-1" / "metrics.jsonl") if "losses/qf1_loss" in row]
@@ -106,7 +106,7 @@ def test_updates_are_counted_from_where_learning_starts(run):
     count = args.total_timesteps - args.learning_starts
     assert len(losses) == count
     assert indices in (list(range(count)), [])
-    assert indices or not hasattr(ALGORITHMS[name], "representative")
+    assert indices or not hasattr(ALGORITHMS[name], "equivalent_index")
 
 
 @pytest.mark.slow

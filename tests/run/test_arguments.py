@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import pytest
 import tyro
@@ -12,9 +13,9 @@ import tyro
 import cleanrl_maxent
 from cleanrl_maxent import maxent_pg, sac, sql
 from cleanrl_maxent.common import devices
-from cleanrl_maxent.common.cli import RunArgs, validate
+from cleanrl_maxent.common.cli import RunArgs, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import Count, expected, parse_integer
+from cleanrl_maxent.common.ranges import Count, Range, Rate, Widths, expected, parse_integer
 
 SCRIPT = Path(sac.__file__)
 ALGORITHMS = cleanrl_maxent.algorithms()
@@ -39,9 +40,12 @@ BAD = [
     (dict(seed=2**31 - 1, num_seeds=10**9), "beyond 2147483647"),
     (
         dict(hidden_dims=()),
-        "hidden_dims must be one value or more, each an integer in [1, 2147483647]; got ()",
+        "hidden_dims must be a tuple of one value or more, each an integer in [1, 2147483647]; got ()",
     ),
-    (dict(hidden_dims=(256, 0)), "hidden_dims must be one value or more, each an integer in [1, 2147483647]"),
+    (
+        dict(hidden_dims=(256, 0)),
+        "hidden_dims must be a tuple of one value or more, each an integer in [1, 2147483647]",
+    ),
     (dict(exp_name=""), "exp_name must be a name"),
     (dict(exp_name="../x"), "exp_name must be a name without '/' or '..'; got '../x'"),
     (dict(run_dir=""), "run_dir is empty; name a folder, or leave --run-dir out"),
@@ -124,6 +128,59 @@ def test_an_algorithm_gives_its_name_and_its_own_rules(monkeypatch):
     ):
         with pytest.raises(UsageError, match=words):
             validate(Args(**given))
+
+
+def test_an_algorithm_may_state_another_name_and_extend_another():
+    """Also in an interactive session, whose module has no file; and its rules add to those of every run."""
+
+    @dataclass(frozen=True)
+    class Named(sac.Args):
+        exp_name: str = "mine"
+
+        def check(self):
+            pass
+
+    assert Named().exp_name == "mine"
+    with pytest.raises(UsageError, match="exp_name must be a name"):
+        validate(Named(exp_name="../x"))
+    session = {"sac": sac, "dataclass": dataclass, "__name__": "__console__"}
+    exec("@dataclass(frozen=True)\nclass Args(sac.Args):\n    pass", session)
+    assert session["Args"]().exp_name == session["Args"].algorithm() == "sac"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        (10**400, Rate, "a finite number > 0"),
+        ([64, 64], Widths, "a tuple of one value or more, each an integer in [1, 2147483647]"),
+        (5, Annotated[Count, Range(lambda x: x % 2 == 0, "even")], "even"),
+        (0, Annotated[Count, Range(lambda x: x % 2 == 0, "even")], "an integer in [1, 2147483647]"),
+        (4, Annotated[Count, Range(lambda x: x % 2 == 0, "even")], None),
+    ],
+)
+def test_expected(value, kind, words):
+    assert expected(value, kind) == words
+
+
+@pytest.mark.parametrize("kind", [tuple[Count, Rate], list[Count]])
+def test_a_type_that_ranges_do_not_know_is_a_mistake_of_the_program(kind):
+    with pytest.raises(TypeError, match="states no range"):
+        expected((1, 2), kind)
+
+
+@pytest.mark.parametrize(
+    ("result", "status"), [(None, 0), ({"run_dir": "x"}, 0), (True, 0), (3, 3), (OSError("disk"), 2)]
+)
+def test_exit_status(result, status, monkeypatch, capsys):
+    def function(args):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(RunArgs, function)
+    assert caught.value.code == status and capsys.readouterr().err == ("error: disk\n" if status == 2 else "")
 
 
 # ---- refused before anything is built or written

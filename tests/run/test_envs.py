@@ -145,3 +145,12 @@ def test_environments_of_a_seed_differ_and_episodes_are_its_own():
         ended += envs.step(np.ones(6, np.int64))
         assert (envs.elapsed == np.where(envs.ended, 0, before + 1)).all()
     assert {episode.index for episode in ended} == {0, 1}
+
+
+def test_a_space_of_a_derived_class_is_taken():
+    class MyBox(gym.spaces.Box):
+        pass
+
+    space = MyBox(-2, 2, (1,), np.float32)
+    probes.register("DerivedBox-v0", entry_point=probes.Broken, kwargs={"action_space": space})
+    assert make_env("DerivedBox-v0").action_space == space

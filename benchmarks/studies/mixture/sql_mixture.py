@@ -1,16 +1,17 @@
 """Soft Q-learning with a soft value from other proposals: half uniform, half near the sampler's own actions.
 
-A copy of cleanrl_maxent/sql.py, from which it differs in `check` and `soft_value`.
+A copy of cleanrl_maxent/sql.py with another `soft_value`, its helpers `target_energy` and `mixture_value`,
+and one more rule in `check`.
 
 Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", 2017, https://arxiv.org/abs/1702.08165.
-Numbers in this file refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noises, densities and entropies are of these units;
+Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
   - actions end in tanh; Stein's particles and scores are taken before it, where the fixed point is exp(Q/α);
     `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
   - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
   - the kernel's width is their code's: the median over log of the number of fixed particles;
-  - weights and biases start as U(±1/√fan_in), as in most published curves.
+  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
 
     python benchmarks/studies/mixture/sql_mixture.py --env-id HalfCheetah-v4 --total-timesteps 100000
 """
@@ -36,9 +37,9 @@ from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.ranges import Count, Discount, Fraction, Magnitude, Natural, Rate, Share, Widths
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
-from cleanrl_maxent.common.schedule import every, representative
+from cleanrl_maxent.common.schedule import equivalent_index, every
 
-# c, by environment whatever its version: the published example's (docs/algorithms/sql.md); 1 elsewhere
+# reward scale c by environment, any version, of the published example (docs/algorithms/sql.md); else 1
 REWARD_SCALES = dict(Swimmer=30, Hopper=30, HalfCheetah=30, Walker2d=10, Ant=300, Humanoid=100)
 
 
@@ -47,16 +48,16 @@ class Args(RunArgs):
     """Soft Q-learning (Haarnoja et al., 2017) with a mixture of proposals."""
 
     learning_starts: Natural = 5_000  # environment steps of uniform actions
-    buffer_size: Count = 1_000_000  # transitions kept of each seed
-    batch_size: Count = 256  # transitions of an update
+    buffer_size: Count = 1_000_000  # transitions kept per seed
+    batch_size: Count = 256  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 1.0  # weight of new parameters in targets
     policy_lr: Rate = 3e-4  # Adam, sampler
     q_lr: Rate = 3e-4  # Adam, critics
     alpha: Magnitude = 1.0  # temperature, in scaled reward per nat; alpha / reward_scale in reward per nat
-    # times the reward; None: 30 on Swimmer, Hopper, HalfCheetah, 10 Walker2d, 300 Ant, 100 Humanoid, else 1
+    # reward factor; None: 30 on Swimmer, Hopper, HalfCheetah, 10 Walker2d, 300 Ant, 100 Humanoid, else 1
     reward_scale: Rate | None = None
-    n_critics: Count = 1  # critics; the smallest value counts
+    n_critics: Count = 1  # critics; the minimum of their values is used
     value_particles: Count = 16  # proposals for the soft value, an even number
     svgd_particles: Count = 16  # actions of the sampler per state
     update_ratio: Fraction = 0.5  # share of svgd_particles that moves, rounded down
@@ -66,9 +67,9 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        starts, batch = self.learning_starts, self.batch_size
-        never = f"learning would never start: learning_starts {starts} >= total_timesteps"
-        require(starts < self.total_timesteps, f"{never} {self.total_timesteps}")
+        starts, batch, total = self.learning_starts, self.batch_size, self.total_timesteps
+        late = f"learning would never start: learning_starts {starts} >= total_timesteps {total}"
+        require(starts < total, late)
         require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
         few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
         require(batch <= starts, f"{few}; raise --learning-starts")
@@ -95,7 +96,7 @@ def reward_scale(args):
 
 
 def linear(x, features):
-    """Dense layer whose weights and biases start as U(±1/√fan_in)."""
+    """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
     bound = 1 / math.sqrt(x.shape[-1])
 
     def uniform(key, shape, dtype):
@@ -133,7 +134,7 @@ class Actor(nn.Module):
 
 
 def policy(state):
-    """What `act` needs: the actor with its parameters."""
+    """What `act` needs: the actor with its parameters, a function that is also a pytree."""
     return Partial(state.actor.apply_fn, state.actor.params)
 
 
@@ -156,7 +157,7 @@ def init(key, task, args):
     actor_key, critic_key = jax.random.split(key)
     actor, critic = Actor(args.hidden_dims, task.action_dim), Critic(args.hidden_dims)
     obs, action = jnp.zeros(task.obs_dim), jnp.zeros(task.action_dim)
-    actor_params = actor.init(actor_key, obs, actor_key)
+    actor_params = actor.init(actor_key, obs, actor_key)  # any key: parameters do not depend on ξ
     critic_keys = jax.random.split(critic_key, args.n_critics)
     critic_params = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
     apply_critics = jax.vmap(critic.apply, (0, None, None))
@@ -271,25 +272,26 @@ def actor_loss(params, state, batch, key, args):
 
     The fixed samples estimate the mean of eq. 13; the moved ones are drawn apart, so that none repels itself.
     """
-    (moved, fixed), (fixed_key, moved_key) = args.particles, jax.random.split(key)
-    fixed = sample_particles(policy(state), batch.obs, fixed_key, fixed, args)
-    moved = sample_particles(Partial(state.actor.apply_fn, params), batch.obs, moved_key, moved, args)
-    score = jax.grad(lambda fixed: log_density(fixed, batch.obs, state, args).sum())(fixed)
+    (n_moved, n_fixed), (fixed_key, moved_key) = args.particles, jax.random.split(key)
+    fixed = sample_particles(policy(state), batch.obs, fixed_key, n_fixed, args)
+    moved = sample_particles(Partial(state.actor.apply_fn, params), batch.obs, moved_key, n_moved, args)
+    score = jax.grad(lambda u: log_density(u, batch.obs, state, args).sum())(fixed)
     direction = jax.vmap(stein_direction)(fixed, jax.lax.stop_gradient(moved), score)
     loss = -jnp.mean(jnp.sum(direction * moved, axis=-1))
     return loss, {"losses/actor_loss": loss}
 
 
 def move_targets(state, args):
-    """The targets a share τ of the way to the networks."""
+    """Moves the targets a fraction τ of the way to the networks."""
     target_critics = optax.incremental_update(state.critics.params, state.target_critics, args.tau)
     return state.replace(target_critics=target_critics), {}
 
 
 def update(state, batch, key, index, args):
-    """Gradient step number `index` (from 0) of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    Returns the new state, and metrics from before each step, scalars.
+    `index`: the step's number from 0, which decides whether a delayed step is due. Returns the new state and
+    metrics, scalars measured before each step.
     """
     key, noise_key = jax.random.split(key)
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
@@ -302,7 +304,7 @@ def update(state, batch, key, index, args):
 
 
 def train(args):
-    """Trains the seeds side by side; returns what `result.json` holds. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     # about the largest array of an update: a layer over all particles, or pairs of fixed and moved ones
@@ -318,7 +320,7 @@ def train(args):
         return jax.random.uniform(key, (envs.task.action_dim,), minval=-1, maxval=1)
 
     def explore(policy, obs, key, step):
-        return act(policy, obs, jax.random.fold_in(key, step), False)
+        return act(policy, obs, jax.random.fold_in(key, step), deterministic=False)
 
     def learn(state, replay, key, step, index):
         sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -335,7 +337,7 @@ def train(args):
         first, state, replay = run.resume(state, replay)
         losses = {}
         for step in range(first, args.total_timesteps + 1):
-            # first of all, so that a run resumed here makes up for an evaluation cut short
+            # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
                 run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
             if step == args.total_timesteps:
@@ -345,11 +347,11 @@ def train(args):
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
             if step > 0:
-                replay = store(replay, envs.transition, step - 1)
+                replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
-                index = representative(step - args.learning_starts, args.target_network_frequency)
+                index = equivalent_index(step - args.learning_starts, args.target_network_frequency)
                 state, losses = learn(state, replay, keys.update, step, index)
-            # waits for the action, not for the update just dispatched: that hides behind the environments
+            # waits for the action only: the update just dispatched runs while the environments step
             episodes = envs.step(np.asarray(action))
             run.end_step(step + 1, state, losses, episodes)
         return run.finish(policy(state))

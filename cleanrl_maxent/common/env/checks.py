@@ -47,7 +47,7 @@ def check_spaces(
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; wrap it with FlattenObservation"
         )
-    if type(action).__name__ not in action_spaces:
+    if not any(isinstance(action, getattr(gym.spaces, kind)) for kind in action_spaces):
         needed = {"Box": "a continuous one (Box)", "Discrete": "a discrete one (Discrete)"}
         kinds = needed[action_spaces[0]] if len(action_spaces) == 1 else " or ".join(action_spaces)
         raise UsageError(f"{env_id} has the action space {action}; {kinds} is needed")

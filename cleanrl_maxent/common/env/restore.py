@@ -19,8 +19,8 @@ def generator_at(state: Any) -> np.random.Generator:
 class RestorableEnv(gym.Wrapper):
     """Remembers the random state before the last reset, and the actions since.
 
-    To be the outermost wrapper. With `fresh`, every reset builds the environment anew, which restores
-    those too that carry state over a reset.
+    Must be the outermost wrapper. With `fresh`, every reset builds a new environment, so that one whose
+    state survives a reset can be restored too.
     """
 
     def __init__(self, build: Callable[[], gym.Env], fresh: bool = False):
@@ -64,7 +64,7 @@ class RestorableEnv(gym.Wrapper):
     def restore(self, snapshot: dict[str, Any], actions: np.ndarray) -> np.ndarray | None:
         """Builds the environment anew and plays it to the snapshot.
 
-        Returns the observation there, None where the random state is another one.
+        Returns the observation there, None if the random state differs.
         """
         self.seed, self.before, self.actions = snapshot["seed"], snapshot["before"], []
         self.rebuild()
@@ -79,9 +79,9 @@ class RestorableEnv(gym.Wrapper):
 
 
 def check_restorable(env_id: str, build: Callable[[], gym.Env], fresh: bool) -> None:
-    """Takes an environment over resets, restores another to it, and plays both on.
+    """Steps an environment through several episodes, restores a second one to its state, and steps both.
 
-    Raises UsageError if they part, with the ways out.
+    Raises UsageError, naming the options that remain, if they diverge.
     """
     env, other = RestorableEnv(build, fresh), RestorableEnv(build, fresh)
     env.action_space.seed(0)
@@ -95,10 +95,10 @@ def check_restorable(env_id: str, build: Callable[[], gym.Env], fresh: bool) -> 
     same = other.restore(*env.snapshot()) is not None
     for _ in range(50):
         action = env.action_space.sample()
-        (obs, reward, terminated, truncated, _), there = env.step(action), other.step(action)
-        same &= np.array_equal(obs, there[0], equal_nan=True)
-        same &= np.array_equal(float(reward), float(there[1]), equal_nan=True)
-        same &= (terminated, truncated) == there[2:4]
+        (obs, reward, terminated, truncated, _), replayed = env.step(action), other.step(action)
+        same &= np.array_equal(obs, replayed[0], equal_nan=True)
+        same &= np.array_equal(float(reward), float(replayed[1]), equal_nan=True)
+        same &= (terminated, truncated) == replayed[2:4]
         if terminated or truncated:
             env.reset()
             other.reset()

@@ -34,10 +34,10 @@ class Episode(NamedTuple):
 class SeedEnvs:
     """One environment per seed, or several copies, stepped in turn; each has its own random stream.
 
-    Arrays lead with `(seed · copy,)`. `task`: the dimensions. `obs`: the current observations,
+    Arrays lead with `(seed · copy,)`. `task`: dimensions and bounds. `obs`: the current observations,
     `(..., obs_dim)` float32.
-    `transition`: the last step, with the true next observation also where an episode ended; `ended`: 1
-    where it did, be it terminated or truncated, float32. `steps`: steps taken with each seed.
+    `transition`: the last step, with the true next observation also if an episode ended; `ended`: 1 if
+    it did, terminated or truncated, float32. `steps`: steps taken with each seed.
     """
 
     def __init__(
@@ -70,9 +70,11 @@ class SeedEnvs:
 
     def reset(self, *indices: int) -> np.ndarray:
         """Begins new episodes, whose seeds depend on the seed, on `indices` and on which copy it is."""
-        numbers = [(copy,) if copy else () for copy in range(self.copies)]
+        copies = [
+            (copy,) if copy else () for copy in range(self.copies)
+        ]  # copy 0 is seeded like a single one
         resets: list[int | None] = [
-            environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in numbers
+            environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in copies
         ]
         return self.envs.reset(seed=resets)[0]
 
@@ -148,8 +150,8 @@ class SeedEnvs:
         single = zip(self.names(), self.single_envs, snapshots, self.obs, strict=True)
         for name, env, snapshot, obs in single:
             actions = arrays[f"actions/{name}"]
-            there = env.restore(snapshot, actions)
-            if there is None or not np.array_equal(there, obs):
+            restored = env.restore(snapshot, actions)
+            if restored is None or not np.array_equal(restored, obs):
                 raise UsageError(
                     f"{self.env_id} of seed {name} cannot be restored exactly: {len(actions)} steps lead "
                     "elsewhere; start anew with --env-reset fresh or --env-reset restart"

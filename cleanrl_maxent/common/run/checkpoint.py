@@ -87,7 +87,7 @@ class Checkpoints:
         self.remove_others({before, path} - {None})
 
     def remove_others(self, kept: set[Path]) -> None:
-        """Removes every file that none of the checkpoints `kept` names, and what names nothing any more."""
+        """Removes every file that no checkpoint in `kept` names, and every other checkpoint."""
         named = set()
         for path in kept:
             with suppress(Damaged, OSError):

@@ -16,8 +16,16 @@ from cleanrl_maxent.common.run.record import unchanged
 
 # arguments that change nothing of what is learned or recorded, and so may differ on resume
 MAY_DIFFER = {
-    *("run_dir", "resume", "total_timesteps", "checkpoint_frequency", "device", "allow_version_change"),
-    *("track", "wandb_project_name", "wandb_entity", "wandb_mode"),
+    "run_dir",
+    "resume",
+    "total_timesteps",
+    "checkpoint_frequency",
+    "device",
+    "allow_version_change",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+    "wandb_mode",
 }
 
 
@@ -32,7 +40,7 @@ def default_run_dir(args: RunArgs) -> Path:
 
 
 def lock(folder: Path) -> TextIO:
-    """Makes `folder` and takes its `.lock`, which the system gives back when the process ends.
+    """Creates `folder` and locks its `.lock`; the system releases the lock when the process ends.
 
     Raises UsageError if it cannot be written, is not a run's, or another process has it.
     """
@@ -64,6 +72,7 @@ def find_checkpoint(
     it holds all that `args` ask for.
     """
     if not (folder / "config.json").exists():
+        checkpoints.check_version()
         if checkpoints.paths():
             raise UsageError(f"{folder}/config.json is missing; put it back, or name another --run-dir")
         return None
@@ -96,6 +105,10 @@ def find_checkpoint(
         return checkpoint
     if checkpoints.paths():
         raise UsageError(f"no good checkpoint left in {checkpoints.folder}; name another --run-dir")
+    if (folder / "result.json").exists():
+        raise UsageError(
+            f"{folder} is finished and has no checkpoint to extend it from; name another --run-dir"
+        )
     return None
 
 

@@ -32,7 +32,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` where files differ from it; None outside git."""
+    """The commit of this source tree, with `-dirty` if files differ from it; None outside git."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

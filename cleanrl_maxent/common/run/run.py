@@ -55,7 +55,7 @@ class Run:
             raise
 
     def open(self) -> None:
-        """Finds the checkpoint to resume from, and opens the files, cut to what they were then."""
+        """Finds the checkpoint to resume from, and opens the files, cut back to their length then."""
         args = self.args
         self.machine = describe_machine()
         task = self.envs.task._asdict()
@@ -74,9 +74,9 @@ class Run:
             start_trackers(args, self.records, self.folder, self.config)
         self.losses: dict[str, Any] = {}  # the last known value of each, (seed,)
         self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
-        self.terminal = Terminal(args, self.folder)
         steps = self.found.steps if self.found else 0
         self.timing = Timing(self.folder / "timing.jsonl", steps, meta.get("seconds", 0.0))
+        self.terminal = Terminal(args, self.folder)
         for row in self.timing.rows:
             self.record_speed(row)
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
@@ -112,7 +112,7 @@ class Run:
     def end_step(
         self, steps: int, state, losses: Mapping[str, jax.Array], episodes: Iterable[Episode] = ()
     ) -> None:
-        """The end of a step: records, and saves where `--checkpoint-frequency` says so and at the last one.
+        """Ends a step: records it, and saves every `--checkpoint-frequency` steps and at the last one.
 
         `steps`: environment steps so far. `state`: everything learned. `losses`, `episodes`: see
         `record_losses` and `record_episodes`. Raises Stopped after a signal (the run saves on its way
@@ -167,8 +167,8 @@ class Run:
         """Every LOSSES_EVERY steps, a row for each seed with the last known value of each loss; every tenth
         time the speed too.
 
-        `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not have keeps its
-        value of an earlier one. Raises NonFiniteError.
+        `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
+        last value. Raises NonFiniteError.
         """
         self.losses |= losses
         if not self.args.crosses_multiple_of(LOSSES_EVERY, steps):

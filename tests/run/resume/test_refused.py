@@ -69,6 +69,27 @@ def test_lost_config_does_not_start_anew(stopped):
     assert len(Checkpoints(stopped / "checkpoint").paths()) == 2
 
 
+def test_lost_config_of_an_earlier_version_does_not_start_anew(tmp_path):
+    """Its checkpoints, which this version does not read, stay."""
+    old = tmp_path / "checkpoint" / "commit-0000000300.json"
+    old.parent.mkdir()
+    old.write_text("")
+    (tmp_path / ".lock").write_text("")
+    with pytest.raises(UsageError, match="was written by an earlier version, which alone can resume it"):
+        train(SMALL, tmp_path)
+    assert old.exists() and not (tmp_path / "config.json").exists()
+
+
+def test_finished_run_without_its_checkpoint_is_not_trained_again(stopped):
+    record = (stopped / "seed-1" / "metrics.jsonl").read_bytes()
+    (stopped / "result.json").write_text('{"total_timesteps": 300}')
+    for path in (stopped / "checkpoint").iterdir():
+        path.unlink()
+    with pytest.raises(UsageError, match="is finished and has no checkpoint to extend it from"):
+        train(SMALL, stopped)
+    assert (stopped / "seed-1" / "metrics.jsonl").read_bytes() == record
+
+
 def test_changed_threads_in_the_config_do_not_pass(stopped):
     """The checkpoint knows the machine too, so a bit flip in config.json is not silent."""
     path = stopped / "config.json"
