@@ -27,7 +27,7 @@ def words(flags: dict[str, Any]) -> Iterator[str]:
             yield from map(str, value if isinstance(value, list) else [value])
 
 
-def applicable(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
+def applicable_flags(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
     """Those of the flags that an algorithm has."""
     known = {field.name for field in fields(algorithms()[algorithm].Args)}
     return {name: value for name, value in flags.items() if name in known}

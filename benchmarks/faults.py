@@ -33,7 +33,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.commands import applicable, check_algorithms, script, words
+from benchmarks.commands import applicable_flags, check_algorithms, script, words
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import create_replays
@@ -107,9 +107,9 @@ class Kill:
     seed: int = 0  # of the moments of the kills
 
 
-def torture(algorithm: str, env_id: str, args: Kill, folder: Path) -> tuple[int, int, list[str]]:
+def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tuple[int, int, list[str]]:
     """Kills that landed, runs completed, and what differed from the reference. Raises UsageError."""
-    small = {"env_id": env_id, "total_timesteps": args.total_timesteps, **applicable(algorithm, SMALL)}
+    small = {"env_id": env_id, "total_timesteps": args.total_timesteps, **applicable_flags(algorithm, SMALL)}
     flags = [*words(small), *args.flags.split()]
     reference = folder / "reference"
     for name in ("warm", "reference"):  # the first one fills the compilation cache
@@ -154,7 +154,7 @@ def kill(args: Kill) -> int:
         def one(cell: tuple[str, str]) -> tuple[int, int, list[str]]:
             place = Path(folder) / "-".join(cell)
             place.mkdir()
-            return torture(*cell, args, place)
+            return kill_repeatedly(*cell, args, place)
 
         for cell, (kills, runs, wrong) in zip(cells, pool.map(one, cells), strict=True):
             print(f"| {cell[0]} | {cell[1]} | {kills} | {runs} | {len(wrong)} |", *wrong, flush=True)
@@ -214,7 +214,7 @@ def finished_records(folder: Path) -> dict[str, str]:
     }
 
 
-def storm(suite: Path, out_dir: Path, args: Sweep, cells: int) -> tuple[Counter[str], int]:
+def sweep_under_kills(suite: Path, out_dir: Path, args: Sweep, cells: int) -> tuple[Counter[str], int]:
     """Sweeps while killing until `args.kills` have landed or all `cells` are done: how many of what was
     killed, and the last sweep's exit status."""
     rng, kills, process = random.Random(args.seed), Counter(), start_sweep(suite, out_dir)
@@ -239,22 +239,22 @@ def storm(suite: Path, out_dir: Path, args: Sweep, cells: int) -> tuple[Counter[
 def sweep(args: Sweep) -> int:
     """Prints what happened; returns the number of things that are not as they should be."""
     with tempfile.TemporaryDirectory() as name:
-        calm, stormy = Path(name) / "calm", Path(name) / "stormy"
+        undisturbed, interrupted = Path(name) / "undisturbed", Path(name) / "interrupted"
         smoke, *_ = tomllib.loads(SMOKE.read_text())["grid"]
         good = smoke | {"seeds": args.seeds}
         bad = smoke | {"algorithms": smoke["algorithms"][:1], "seeds": 1}
         bad["flags"] = bad["flags"] | {"exp_name": BROKEN, "q_lr": 1e30}
         suite, cells = write_suite(Path(name) / "suite.toml", good, bad), len(good["algorithms"]) * args.seeds
         began = time.perf_counter()
-        statuses = [start_sweep(suite, calm).wait()]
+        statuses = [start_sweep(suite, undisturbed).wait()]
         print(f"undisturbed: {time.perf_counter() - began:.0f} s", flush=True)
         began = time.perf_counter()
-        kills, status = storm(suite, stormy, args, cells)
+        kills, status = sweep_under_kills(suite, interrupted, args, cells)
         print(f"{dict(kills)} killed: {time.perf_counter() - began:.0f} s", flush=True)
         statuses.append(status)
-        reference, records = finished_records(calm), finished_records(stormy)
-        log = Path(f"{stormy}.log").read_text()
-        resumed = sum("resumed at step" in path.read_text() for path in stormy.glob("*/*.log"))
+        reference, records = finished_records(undisturbed), finished_records(interrupted)
+        log = Path(f"{interrupted}.log").read_text()
+        resumed = sum("resumed at step" in path.read_text() for path in interrupted.glob("*/*.log"))
     wrong = differences(reference, records)
     problems = [f"{name} differs" for name in wrong]
     problems += [f"exit status {status}, not 1" for status in statuses if status != 1]
@@ -306,7 +306,7 @@ def time_checkpoints(args: Cost, num_seeds: int, folder: str) -> list[float]:
     with Run(chosen, envs) as run:
         run.resume(state, empty_replays())
         for number in range(args.checkpoints):
-            run.boundary = (number + 1) * args.every, state
+            run.unsaved = (number + 1) * args.every, state
             run.transitions = [transition] * args.every
             began = time.perf_counter()
             run.save()

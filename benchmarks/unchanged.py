@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.commands import ROOT, applicable, check_algorithms, script, words
+from benchmarks.commands import ROOT, applicable_flags, check_algorithms, script, words
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import UsageError
@@ -50,7 +50,12 @@ class Args:
 
 def command(tree: Path, algorithm: str, env_id: str, num_seeds: int, folder: Path) -> list[str]:
     """The command that trains one case from a tree."""
-    flags = {"env_id": env_id, "num_seeds": num_seeds, "run_dir": folder, **applicable(algorithm, SMALL)}
+    flags = {
+        "env_id": env_id,
+        "num_seeds": num_seeds,
+        "run_dir": folder,
+        **applicable_flags(algorithm, SMALL),
+    }
     return [sys.executable, script(algorithm, tree), *words(flags)]
 
 

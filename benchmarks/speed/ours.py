@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.commands import applicable, check_algorithms
+from benchmarks.commands import applicable_flags, check_algorithms
 from benchmarks.speed.batches import BatchUpdate
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
@@ -84,7 +84,7 @@ def run(chosen: Run) -> dict[str, float]:
                 total_timesteps=chosen.warm + chosen.steps,
                 eval_episodes=chosen.eval_episodes,
                 run_dir=f"{folder}/run",
-                **applicable(chosen.algorithm, {"learning_starts": 1_000}),
+                **applicable_flags(chosen.algorithm, {"learning_starts": 1_000}),
             )
         )
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]

@@ -20,7 +20,7 @@ from cleanrl_maxent.common.errors import (
     UsageError,
     require,
 )
-from cleanrl_maxent.common.ranges import LARGEST, Count, Natural, expected
+from cleanrl_maxent.common.ranges import LARGEST, Count, Natural, unmet_requirement
 from cleanrl_maxent.common.signals import listen
 
 
@@ -107,7 +107,7 @@ def validate(args: RunArgs) -> None:
     kinds = get_type_hints(type(args), include_extras=True)
     for name in (field.name for field in fields(args)):
         value = getattr(args, name)
-        if (words := expected(value, kinds[name])) is not None:
+        if (words := unmet_requirement(value, kinds[name])) is not None:
             got = repr(value) if isinstance(value, str) else value
             raise UsageError(f"{name} must be {words}; got {got}")
     RunArgs.check(args)

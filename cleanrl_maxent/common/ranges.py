@@ -3,7 +3,7 @@
     decay: Discount = 0.99
     scale: Rate | None = None
 
-A number without a range is a mistake of the program, which `expected` reports as TypeError.
+A number without a range is a mistake of the program, which `unmet_requirement` reports as TypeError.
 """
 
 import sys
@@ -68,8 +68,8 @@ Number = Annotated[float, numbers(lambda x: True, "a finite number")]
 Widths = tuple[Count, ...]  # of the hidden layers, one at least
 
 
-def expected(value: Any, kind: Any) -> str | None:
-    """What a value of type `kind` must be, in words; None if `value` is.
+def unmet_requirement(value: Any, kind: Any) -> str | None:
+    """What `value` should have been, in words; None if it has the type `kind` and is in its range.
 
     Raises TypeError for a number without a range.
     """
@@ -77,16 +77,18 @@ def expected(value: Any, kind: Any) -> str | None:
     if origin is Annotated:
         ranges = [part for part in parts[1:] if isinstance(part, Range)]
         if not ranges:
-            return expected(value, parts[0])
+            return unmet_requirement(value, parts[0])
         return next((stated.words for stated in ranges if not stated.holds(value)), None)
     if origin in (Union, UnionType):
-        words = [expected(value, part) for part in parts]
+        words = [unmet_requirement(value, part) for part in parts]
         return None if None in words else words[0]
     if origin is Literal:
         return None if value in parts else " or ".join(map(str, parts))
     if origin is tuple and parts[1:] == (...,):
-        of_each = expected(None, parts[0])
-        good = isinstance(value, tuple) and value and all(expected(x, parts[0]) is None for x in value)
+        of_each = unmet_requirement(None, parts[0])
+        good = (
+            isinstance(value, tuple) and value and all(unmet_requirement(x, parts[0]) is None for x in value)
+        )
         return None if good else f"a tuple of one value or more, each {of_each}"
     if kind in (int, float) or origin:
         raise TypeError(f"{getattr(kind, '__name__', kind)} states no range: use a type of {__name__}")

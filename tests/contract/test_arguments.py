@@ -13,7 +13,7 @@ import tyro
 import cleanrl_maxent
 from cleanrl_maxent.common.cli import RunArgs, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import Range, expected
+from cleanrl_maxent.common.ranges import Range, unmet_requirement
 
 NAN, INF = math.nan, math.inf
 FLAGS = [
@@ -74,7 +74,7 @@ def test_a_flag_takes_its_range_and_nothing_else(module, flag):
     kind = get_type_hints(module.Args, include_extras=True)[flag]
     right, wrong = examples(kind)
     for value in right:
-        assert expected(value, kind) is None, f"{flag}={value!r} should be taken"
+        assert unmet_requirement(value, kind) is None, f"{flag}={value!r} should be taken"
     for value in wrong:
         with pytest.raises(UsageError, match=rf"^{flag} must be [^\n]+; got [^\n]*\Z"):
             validate(module.Args(**{flag: value}))

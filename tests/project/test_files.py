@@ -29,7 +29,7 @@ def test_no_module_hides_another():
 
 
 def test_no_two_modules_of_common_differ_by_an_ending():
-    """Like `replay` and `replayable`, which one has to open to tell them apart."""
+    """Such names do not say which module to open."""
     names = {path.stem for path in COMMON.rglob("*.py")}
     assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
 

@@ -15,7 +15,7 @@ from cleanrl_maxent import maxent_pg, sac, sql
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import Count, Range, Rate, Widths, expected, parse_integer
+from cleanrl_maxent.common.ranges import Count, Range, Rate, Widths, parse_integer, unmet_requirement
 
 SCRIPT = Path(sac.__file__)
 ALGORITHMS = cleanrl_maxent.algorithms()
@@ -106,7 +106,7 @@ def test_a_number_without_a_range_is_a_mistake_of_the_program():
     with pytest.raises(TypeError, match="float states no range"):
         validate(Args())
     with pytest.raises(TypeError, match="int states no range"):
-        expected(1, int | None)
+        unmet_requirement(1, int | None)
 
 
 def test_an_algorithm_gives_its_name_and_its_own_rules(monkeypatch):
@@ -159,13 +159,13 @@ def test_an_algorithm_may_state_another_name_and_extend_another():
     ],
 )
 def test_expected(value, kind, words):
-    assert expected(value, kind) == words
+    assert unmet_requirement(value, kind) == words
 
 
 @pytest.mark.parametrize("kind", [tuple[Count, Rate], list[Count]])
 def test_a_type_that_ranges_do_not_know_is_a_mistake_of_the_program(kind):
     with pytest.raises(TypeError, match="states no range"):
-        expected((1, 2), kind)
+        unmet_requirement((1, 2), kind)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from importlib.metadata import packages_distributions
 import pytest
 
 import cleanrl_maxent
-from benchmarks.commands import ROOT, applicable, check_algorithms, words
+from benchmarks.commands import ROOT, applicable_flags, check_algorithms, words
 from benchmarks.faults import differences
 from benchmarks.figures import plural
 from cleanrl_maxent.common.errors import UsageError
@@ -107,7 +107,7 @@ def test_the_variant_of_an_algorithm_is_a_short_diff():
 def test_small_helpers():
     assert [plural(count, "seed") for count in (1, 2)] == ["1 seed", "2 seeds"]
     flags = {"tau": 0.5, "autotune": False, "hidden_dims": [8, 8], "num_envs": 2}
-    assert list(words(applicable("sac", flags))) == "--tau 0.5 --no-autotune --hidden-dims 8 8".split()
+    assert list(words(applicable_flags("sac", flags))) == "--tau 0.5 --no-autotune --hidden-dims 8 8".split()
     check_algorithms(cleanrl_maxent.algorithms())
     with pytest.raises(UsageError, match="a.toml: unknown algorithm 'sacc'; there are ddpg"):
         check_algorithms(["sac", "sacc"], "a.toml: ")

@@ -12,7 +12,7 @@ from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
 from cleanrl_maxent.common.run.machine import check_same_machine
-from cleanrl_maxent.common.run.record import unchanged
+from cleanrl_maxent.common.run.record import is_intact
 
 # arguments that change nothing of what is learned or recorded, and so may differ on resume
 MAY_DIFFER = {
@@ -90,7 +90,7 @@ def find_checkpoint(
             checkpoint = checkpoints.read(path)
             for seed, synced in zip(args.seeds, checkpoint.meta["records"], strict=True):
                 record = folder / f"seed-{seed}" / "metrics.jsonl"
-                if not unchanged(record, synced):
+                if not is_intact(record, synced):
                     raise Damaged(f"{record} is not what was written")
         except Damaged as problem:
             print(f"warning: {problem}; trying the checkpoint before")

@@ -109,8 +109,8 @@ def read_start(path: Path, length: int) -> bytes:
         return file.read(length)
 
 
-def unchanged(path: Path, synced: Mapping[str, Any]) -> bool:
-    """True if a record still starts with what `Record.sync` told of it."""
+def is_intact(path: Path, synced: Mapping[str, Any]) -> bool:
+    """True if a record still starts with the bytes that `Record.sync` described."""
     start = read_start(path, synced["bytes"]) if path.exists() else b""
     return len(start) == synced["bytes"] and hashlib.sha256(start).hexdigest() == synced["sha256"]
 

@@ -27,7 +27,7 @@ from cleanrl_maxent.common.run.timing import Timing
 from cleanrl_maxent.common.signals import stop_if_asked
 
 LOSSES_EVERY = 100  # environment steps between two rows of losses
-SEGMENT = 10_000  # transitions of the replay that wait in memory at most
+SEGMENT_LENGTH = 10_000  # transitions of the replay that wait in memory at most
 
 
 class Run:
@@ -61,10 +61,10 @@ class Run:
         task = self.envs.task._asdict()
         self.config = {"algorithm": args.algorithm(), "args": asdict(args), "task": task, **self.machine}
         self.checkpoints = Checkpoints(self.folder / "checkpoint")
-        self.found = find_checkpoint(self.folder, self.checkpoints, args, self.config)
-        if not self.found:
+        self.resumed_from = find_checkpoint(self.folder, self.checkpoints, args, self.config)
+        if not self.resumed_from:
             self.write_json("config.json", self.config)
-        meta = self.found.meta if self.found else {}
+        meta = self.resumed_from.meta if self.resumed_from else {}
         lengths = [record["bytes"] for record in meta.get("records", [{"bytes": 0}] * args.num_seeds)]
         self.records = [
             Record(self.folder / f"seed-{seed}", length, asdict(args))
@@ -74,7 +74,7 @@ class Run:
             start_trackers(args, self.records, self.folder, self.config)
         self.losses: dict[str, Any] = {}  # the last known value of each, (seed,)
         self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
-        steps = self.found.steps if self.found else 0
+        steps = self.resumed_from.steps if self.resumed_from else 0
         self.timing = Timing(self.folder / "timing.jsonl", steps, meta.get("seconds", 0.0))
         self.terminal = Terminal(args, self.folder)
         for row in self.timing.rows:
@@ -83,7 +83,7 @@ class Run:
             self.terminal.print_line(
                 "faster on a CPU: one process per core and seed, NPROC=1 (docs/develop/speed.md)"
             )
-        self.boundary: tuple[int, Any] | None = None  # the end of the last step, until it is saved
+        self.unsaved: tuple[int, Any] | None = None  # the end of the last step, until it is saved
         self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the one in flight
 
@@ -95,7 +95,7 @@ class Run:
         environment cannot be restored.
         """
         self.capacity = replay.capacity + 1 if replay else 0
-        found, self.found = self.found, None
+        found, self.resumed_from = self.resumed_from, None
         if found is None:
             return 0, state, replay
         self.envs.restore(found.steps, found.meta["envs"], subtree("envs/", found.arrays))
@@ -120,10 +120,10 @@ class Run:
         """
         self.record_episodes(steps, episodes)
         self.record_losses(steps, losses)
-        self.boundary = steps, state
+        self.unsaved = steps, state
         if self.capacity:
             self.transitions.append(self.envs.transition)
-        if len(self.transitions) == SEGMENT:
+        if len(self.transitions) == SEGMENT_LENGTH:
             self.write_segment(steps)
         frequency = self.args.checkpoint_frequency
         if steps == self.args.last_step or (frequency and self.args.crosses_multiple_of(frequency, steps)):
@@ -138,9 +138,9 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint of the last boundary."""
-        if self.boundary is None:
+        if self.unsaved is None:
             return
-        (steps, state), self.boundary = self.boundary, None
+        (steps, state), self.unsaved = self.unsaved, None
         learned = named_arrays(state)
         check_finite(steps, self.args.seeds, **learned)
         environments, arrays = self.envs.snapshot()
