@@ -39,7 +39,8 @@ from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script, validate
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import cpu_count, recorded_settings
-from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.env.make import make_env
+from cleanrl_maxent.common.env.seeds import describe_task
 from cleanrl_maxent.common.errors import STOPPED, UsageError
 from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
 
@@ -189,7 +190,9 @@ def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> 
 @cache
 def row_bytes(env_id: str, action_spaces: tuple[str, ...]) -> int:
     """Bytes of a transition of an environment; raises UsageError if it cannot be made."""
-    return transition_bytes(SeedEnvs(env_id, [1], "restart", action_spaces=action_spaces).example)
+    env = make_env(env_id, action_spaces)
+    env.close()
+    return transition_bytes(describe_task(env.observation_space, env.action_space).example)
 
 
 def memory_bytes(cell: Cell) -> float:

@@ -86,9 +86,7 @@ def unmet_requirement(value: Any, kind: Any) -> str | None:
         return None if value in parts else " or ".join(map(str, parts))
     if origin is tuple and parts[1:] == (...,):
         of_each = unmet_requirement(None, parts[0])
-        good = (
-            isinstance(value, tuple) and value and all(unmet_requirement(x, parts[0]) is None for x in value)
-        )
+        good = isinstance(value, tuple) and value and not any(unmet_requirement(x, parts[0]) for x in value)
         return None if good else f"a tuple of one value or more, each {of_each}"
     if kind in (int, float) or origin:
         raise TypeError(f"{getattr(kind, '__name__', kind)} states no range: use a type of {__name__}")

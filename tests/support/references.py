@@ -85,10 +85,3 @@ def assert_close(among, alone, tolerance=1e-5):
     """Two pytrees are equal but for rounding, relative to the largest entry of each leaf."""
     for a, b in zip(*map(jax.tree.leaves, (among, alone)), strict=True):
         assert np.allclose(a, b, rtol=0, atol=tolerance * max(1, float(jnp.abs(b).max())))
-
-
-def assert_last_among_others_is_itself(update, *given):
-    """`update(*given)` of the last seed: alone, and beside the others; leaves lead with `(seed,)`."""
-    last = jax.tree.map(lambda leaf: leaf[-1], given)
-    among = jax.tree.map(lambda leaf: leaf[-1], jax.jit(jax.vmap(update))(*given))
-    assert_close(among, jax.jit(update)(*last))

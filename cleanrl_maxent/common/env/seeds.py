@@ -22,6 +22,13 @@ class Task(NamedTuple):
     low: tuple[float, ...] = ()  # bounds of the environment's actions, for -1 and 1; none if discrete
     high: tuple[float, ...] = ()
 
+    @property
+    def example(self) -> Transition:
+        """A transition of zeros, whose shapes and dtypes are those of one environment's transitions."""
+        obs, scalar = np.zeros(self.obs_dim, np.float32), np.zeros((), np.float32)
+        action = np.zeros((), np.int32) if self.discrete else np.zeros(self.action_dim, np.float32)
+        return Transition(obs, action, scalar, obs, scalar)
+
 
 class Episode(NamedTuple):
     """A finished episode: its seed's index, undiscounted return, and length in steps."""
@@ -80,10 +87,8 @@ class SeedEnvs:
 
     @property
     def example(self) -> Transition:
-        """A transition of zeros, whose shapes and dtypes are those of one environment's transitions."""
-        obs, scalar = np.zeros(self.task.obs_dim, np.float32), np.zeros((), np.float32)
-        action = np.zeros((), np.int32) if self.task.discrete else np.zeros(self.task.action_dim, np.float32)
-        return Transition(obs, action, scalar, obs, scalar)
+        """That of the task."""
+        return self.task.example
 
     @property
     def single_envs(self) -> list[RestorableEnv]:
