@@ -1,7 +1,7 @@
 """Collects finished runs, draws and tabulates them, and compares them with published curves.
 
     python benchmarks/report.py collect runs/cpu             # adds its finished runs to benchmarks/results/
-    python benchmarks/report.py draw                         # figures and tables of what lies there
+    python benchmarks/report.py draw                         # figures and tables of these, docs/results.md
     python benchmarks/report.py draw runs/mine --out-dir my_report
     python benchmarks/report.py compare runs/mine            # inside the published band, or outside?
 
@@ -10,6 +10,7 @@ Exit status 2 for bad input; 1 if `compare` finds a mean outside.
 
 import csv
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from cleanrl_maxent.common.run.folder import file_name
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = Path(__file__).parent / "published.csv"
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 RETURNS = {
     "return_deterministic": "eval/return_mean",
     "return_stochastic": "eval_stochastic/return_mean",
@@ -60,7 +62,8 @@ class Collect:
 
 @dataclass
 class Draw:
-    """Draws learning curves and profiles, and writes report.md with the tables."""
+    """Draws learning curves and profiles, and writes report.md with the tables; without `run_dirs` the tables
+    of docs/results.md too."""
 
     run_dirs: Annotated[
         tuple[Path, ...], tyro.conf.Positional
@@ -333,6 +336,18 @@ def final_table(curves: list[Curve]) -> list[str]:
     return markdown_table([*titles, "IQM", "median", "lowest", "highest", "published", "their band"], rows)
 
 
+def refresh_page(text: str, curves: list[Curve]) -> str:
+    """The text of docs/results.md with its two tables as the curves give them, between their marks."""
+    defaults = [curve for curve in curves if curve.exp_name == curve.algorithm]
+    variants = [curve for curve in curves if curve.exp_name != curve.algorithm]
+    for name, chosen in (("algorithms", defaults), ("variants", variants)):
+        start = f"<!-- table of {name}, written by benchmarks/report.py draw -->"
+        end = f"<!-- end of the table of {name} -->"
+        table = "\n".join([start, "", *final_table(chosen), "", end])
+        text = re.sub(f"{start}.*{end}", lambda _, table=table: table, text, flags=re.DOTALL)
+    return text
+
+
 def published_table(curves: list[Curve]) -> list[str]:
     """The published points of the figures, with source and protocol."""
     rows = {}
@@ -408,7 +423,10 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
 def main(command: Collect | Draw | Compare) -> int:
     """Exit status of a command. Raises UsageError."""
     if isinstance(command, Draw) and not command.run_dirs:
-        print(draw(read_csv(RESULTS / "evaluations.csv"), command.out_dir or RESULTS))
+        rows = read_csv(RESULTS / "evaluations.csv")
+        print(draw(rows, command.out_dir or RESULTS))
+        if command.out_dir is None:
+            PAGE.write_text(refresh_page(PAGE.read_text(), group_curves(rows)))
         return 0
     if isinstance(command, Draw):
         out_dir = command.out_dir

@@ -5,6 +5,7 @@ That every algorithm has a page and a row in the README is a part of its contrac
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -16,7 +17,16 @@ import tyro
 import cleanrl_maxent
 from tests.support.tree import DOCUMENTS, ROOT
 
-TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
+
+def text_of(path):
+    """A page, or the text between the cells of a notebook."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+TEXTS = {str(path.relative_to(ROOT)): text_of(path) for path in DOCUMENTS}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OURS = ("cleanrl_maxent", "benchmarks")
 
@@ -31,18 +41,22 @@ def commands(text):
     in_blocks = "\n".join(blocks(text, "bash")).splitlines()
     in_sentences = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", BLOCK.sub("", text))]
     for line in in_blocks + in_sentences:
-        if match := re.match(r"(?:[A-Z_]+=\S+ )*((?:python|make)\b.*)", line):
+        if match := re.match(r"(?:[A-Z_]+=\S+ )*((?:python|make|cleanrl-maxent)\b.*)", line):
             yield shlex.split(match[1].removesuffix("&"), comments=True)
 
 
 def scripts(text):
-    """Module and flags of the commands that run a script of the project, by file or by module."""
+    """Module and flags of the commands that run a script of the project, by file, module or name."""
     for program, *words in commands(text):
         if program == "python" and words[:1] == ["-m"] and words[1].partition(".")[0] in OURS:
             yield words[1], tuple(words[2:])
+        elif program == "cleanrl-maxent" and words:
+            yield f"cleanrl_maxent.{words[0]}", tuple(words[1:])
         elif program == "python" and words and words[0].partition("/")[0] in OURS:
             assert (ROOT / words[0]).is_file(), words[0]
             yield words[0].removesuffix(".py").replace("/", "."), tuple(words[1:])
+        elif program == "cleanrl-maxent" and words and not words[0].startswith("-"):
+            yield f"cleanrl_maxent.{words[0]}", tuple(words[1:])
 
 
 def parsed_class(module):
@@ -99,7 +113,8 @@ def anchors(text):
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_link_leads_somewhere(name):
     """Images too."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+    pages, images = re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]), re.findall(r'src="([^"]*)"', TEXTS[name])
+    for target in pages + images:
         if not re.match(r"https?://", target):
             file, _, anchor = target.partition("#")
             found = ((ROOT / name).parent / file).resolve() if file else ROOT / name
@@ -107,10 +122,17 @@ def test_every_link_leads_somewhere(name):
             assert not anchor or anchor in anchors(found.read_text()), target
 
 
+def test_films_are_small():
+    """A page loads them all."""
+    films = list((ROOT / "docs").rglob("*.gif"))
+    assert len(films) >= 3 and sum(film.stat().st_size for film in films) < 2_000_000
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_file_named_exists(name):
     """`NAME` stands for that of any algorithm to come."""
-    roots, endings = "cleanrl_maxent|common|environments|benchmarks|docs|tests", "py|md|toml|csv|json|png"
+    roots = "cleanrl_maxent|common|environments|benchmarks|docs|tests"
+    endings = "py|md|toml|csv|json|png|gif|ipynb"
     for path in re.findall(rf"(?<![\w/.-])((?:{roots})/[\w/.-]*\w\.(?:{endings}))\b", TEXTS[name]):
         inside = ROOT / "cleanrl_maxent" if path.startswith(("common/", "environments/")) else ROOT
         assert (inside / path).exists() or "NAME" in path, path

@@ -7,7 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "cleanrl_maxent"
 COMMON = PACKAGE / "common"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.ipynb"),
+        *(ROOT / "benchmarks").rglob("*.md"),
+    ]
+)
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -213,3 +213,44 @@ def test_committed_report_is_what_the_rows_give(tmp_path):
     assert (report.RESULTS / "report.md").read_text() == text
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {path.name for path in report.RESULTS.glob("*.png")}
+
+
+def committed_curves():
+    return report.group_curves(report.read_csv(report.RESULTS / "evaluations.csv"))
+
+
+def test_committed_page_is_what_the_rows_give():
+    """Every row of report.md's table is once on docs/results.md, in one of its two tables."""
+    text, curves = report.PAGE.read_text(), committed_curves()
+    assert report.refresh_page(text, curves) == text
+    lines = text.splitlines()
+    titles, _, *table = report.final_table(curves)
+    assert len(table) >= 20 and [lines.count(row) for row in table] == [1] * len(table)
+    assert lines.count(titles) == 2
+
+
+def test_page_is_refreshed():
+    """Its tables are renewed, and nothing else."""
+    text, curves = report.PAGE.read_text(), committed_curves()
+    stale = text.replace("| ddpg |", "| changed |").replace("| td3-paper-lr |", "| changed |")
+    assert "| changed |" in stale and report.refresh_page(stale, curves) == text
+
+
+def test_returns_in_the_readme():
+    """The row of an algorithm has its mean return on HalfCheetah-v4, and the range of those published.
+
+    That of maxent_pg, which has none, has its mean on Hopper-v4.
+    """
+    lines = (report.PAGE.parent.parent / "README.md").read_text().splitlines()
+    protocols = []
+    for curve in committed_curves():
+        if curve.exp_name == curve.algorithm and curve.env_id == "HalfCheetah-v4":
+            line = next(line for line in lines if f"(cleanrl_maxent/{curve.algorithm}.py)" in line)
+            means = [float(row["mean"]) for row in report.published(curve) if row["step"] == "100000"]
+            expected = [f"{curve.final().mean():,.0f}", f"{min(means):,.0f} to {max(means):,.0f}"]
+            assert [cell.strip() for cell in line.split("|")[-3:-1]] == expected
+            protocols.append((int(curve.steps[-1]), len(curve.seeds)))
+        elif (curve.exp_name, curve.env_id) == ("maxent_pg", "Hopper-v4"):
+            line = next(line for line in lines if "(cleanrl_maxent/maxent_pg.py)" in line)
+            assert f"{curve.final().mean():,.0f} " in line
+    assert protocols == [(100_000, 3)] * 4
