@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import RecordEpisodeStatistics
-from mujoco import get_mju_user_warning, set_mju_user_warning  # pyright: ignore[reportAttributeAccessIssue]
 
 from cleanrl_maxent.common.env.checks import check_name, check_spaces, explain
+from cleanrl_maxent.common.env.render import check_rendering, prepare_rendering
 from cleanrl_maxent.common.errors import UsageError
 
 TRAINING, EVALUATION = 0, 1  # streams of random numbers
@@ -32,18 +32,27 @@ class CopyObservation(gym.ObservationWrapper):
         return np.array(observation, dtype=np.float32)
 
 
-def make_env(env_id: str, action_spaces: tuple[str, ...] = ("Box",)) -> gym.Env:
+def make_env(
+    env_id: str, action_spaces: tuple[str, ...] = ("Box",), render_mode: str | None = None
+) -> gym.Env:
     """The environment with episode statistics and copied float32 observations.
 
-    `action_spaces`: the kinds that are taken, Box, Discrete or both. Raises UsageError if the id is unknown,
-    unversioned or not installable, or a space does not fit.
+    `action_spaces`: the kinds that are taken, Box, Discrete or both. `render_mode`: "rgb_array" for pictures,
+    "human" for a window. Raises UsageError if the id is unknown, unversioned or not installable, a space does
+    not fit, or the environment does not have the render mode.
     """
     check_name(env_id)
     try:
+        if render_mode:
+            prepare_rendering(env_id, render_mode)
         with no_deprecations():
-            env = gym.make(env_id)
+            env = gym.make(env_id, render_mode=render_mode) if render_mode else gym.make(env_id)
+    except UsageError:
+        raise
     except Exception as problem:
         raise UsageError(f"cannot make {env_id}: {explain(env_id, problem)}") from problem
+    if render_mode:
+        check_rendering(env, render_mode)
     check_spaces(env_id, env.observation_space, env.action_space, action_spaces)
     env = CopyObservation(RecordEpisodeStatistics(env))
     space = env.observation_space
@@ -53,16 +62,20 @@ def make_env(env_id: str, action_spaces: tuple[str, ...] = ("Box",)) -> gym.Env:
 
 @contextmanager
 def no_deprecations() -> Iterator[None]:
-    """Keeps Gymnasium and MuJoCo from saying, once for each environment, that v4 is old: it is what
-    the published curves were measured on."""
-    mujoco_handler = get_mju_user_warning()
-    set_mju_user_warning(lambda message: None)
+    """Keeps Gymnasium and MuJoCo from saying, once for each environment, that v4 is old, which is what the
+    published curves were measured on, and that a wrapper opens the window."""
+    import mujoco  # here, so that what draws it can be chosen before
+
+    mujoco_handler = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
+    set_handler = mujoco.set_mju_user_warning  # pyright: ignore[reportAttributeAccessIssue]
+    set_handler(lambda message: None)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*trying to use 'human' rendering")
             yield
     finally:
-        set_mju_user_warning(mujoco_handler)
+        set_handler(mujoco_handler)
 
 
 def scale_action(action: np.ndarray, space: gym.Space) -> np.ndarray:

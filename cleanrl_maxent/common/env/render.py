@@ -1,0 +1,153 @@
+"""What pictures of an environment need: a render mode, and for MuJoCo a backend that draws.
+
+Each backend is tried in a process of its own, because a broken driver may crash it.
+"""
+
+import functools
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
+from cleanrl_maxent.common.errors import UsageError, require
+
+# of Debian and Ubuntu
+PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6", "glfw": "libgl1, with a display"}
+TIME_LIMIT = 60.0  # seconds; about one is usual
+STILL = -1  # MuJoCo's number of a free camera
+WIDER = 100  # times the floor's size in the model
+
+PROBE = """
+import importlib, sys
+context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(16, 16)
+context.make_current()
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+
+
+def has_display() -> bool:
+    """True if a window can be opened, as far as the environment's variables say."""
+    return platform.system() != "Linux" or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+@functools.cache
+def can_draw(backend: str) -> bool:
+    """True if MuJoCo draws by `backend`, egl, osmesa or glfw, in a process of its own."""
+    command = [sys.executable, "-P", "-W", "ignore", "-c", PROBE, backend]
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=TIME_LIMIT)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+@functools.cache
+def choose_backend() -> str:
+    """Sets MUJOCO_GL, which MuJoCo and Gymnasium read, to the first backend that draws here; returns "".
+
+    Tries what MUJOCO_GL names; else glfw, if there is a display, EGL, and OSMesa. If none draws, returns the
+    reason, one line. Outside Linux there is nothing to choose.
+    """
+    if platform.system() != "Linux":
+        return ""
+    named = os.environ.get("MUJOCO_GL")
+    if named and named not in PACKAGES:
+        return f"MUJOCO_GL is {named!r}; set it to {', '.join(PACKAGES)}, or leave it out"
+    candidates = [named] if named else ["glfw"] * has_display() + ["egl", "osmesa"]
+    for backend in candidates:
+        if can_draw(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return ""
+    if named:
+        return f"MuJoCo cannot draw by MUJOCO_GL={named}: apt-get install {PACKAGES[named]}"
+    return f"MuJoCo cannot draw: apt-get install {PACKAGES['egl']}, or {PACKAGES['osmesa']}"
+
+
+def prepare_rendering(env_id: str, render_mode: str) -> None:
+    """What comes before an environment with a render mode, "rgb_array" or "human", is made.
+
+    For pictures, chooses how MuJoCo draws, because some environments import it. Raises UsageError if the
+    environment says that it lacks the mode, or there is no display for a window.
+    """
+    if render_mode == "human" and not has_display():
+        raise UsageError("a window needs a display; make a film instead")
+    if render_mode == "rgb_array" and (reason := choose_backend()):
+        # with a backend that the user names and that is not there, MuJoCo cannot even be imported
+        require(os.environ.get("MUJOCO_GL") not in PACKAGES, reason)
+    if not has_display():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame complains
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    entry_point = gym.spec(name).entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    metadata = getattr(creator, "metadata", None)  # a function has none
+    modes = metadata.get("render_modes", []) if isinstance(metadata, dict) else [render_mode]
+    # Gymnasium opens a window for an environment that draws pictures only
+    if not {render_mode, "rgb_array"} & set(modes):
+        raise UsageError(f"{env_id} has no render mode {render_mode}")
+
+
+def check_rendering(env: gym.Env, render_mode: str) -> None:
+    """Raises UsageError if MuJoCo draws the environment and cannot; names the packages to install."""
+    if not hasattr(env.unwrapped, "mujoco_renderer"):
+        return
+    if render_mode == "human":
+        opens = platform.system() != "Linux" or can_draw("glfw")  # if not, glfw ends the process
+        require(opens, "no window opens; check DISPLAY, or make a film")
+    elif reason := choose_backend():
+        raise UsageError(reason)
+
+
+def set_scene(env: gym.Env, size: int) -> None:
+    """If MuJoCo draws the environment: pictures of `size` pixels a side, a camera that follows what moves, if
+    the model has one (Gymnasium's own stands still), and a floor that does not end after 20 m."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    renderer.width = renderer.height = size
+    screen = renderer.model.vis.global_
+    screen.offwidth, screen.offheight = max(screen.offwidth, size), max(screen.offheight, size)
+    if renderer.camera_id == STILL:
+        renderer.camera_id = following_camera(renderer.model)
+    widen_floor(renderer.model)
+
+
+def set_window_scene(env: gym.Env) -> None:
+    """The same camera and floor in a window, which is open; the Tab key changes the camera."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    if (camera := following_camera(renderer.model)) != STILL:
+        renderer.viewer.cam.type = mujoco_names().mjtCamera.mjCAMERA_FIXED  # to the model, where it moves
+        renderer.viewer.cam.fixedcamid = camera
+    widen_floor(renderer.model)
+
+
+def widen_floor(model: Any) -> None:
+    """Makes the planes of a MuJoCo model, which are infinite for its dynamics, look larger."""
+    planes = model.geom_type == mujoco_names().mjtGeom.mjGEOM_PLANE
+    model.geom_size[planes, :2] *= WIDER
+    materials = model.geom_matid[planes]
+    model.mat_texrepeat[materials[materials >= 0]] *= WIDER
+
+
+def following_camera(model: Any) -> int:
+    """The number of a MuJoCo model's camera "track"; STILL if it has none."""
+    mujoco = mujoco_names()
+    return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+
+
+def mujoco_names() -> Any:
+    """The module `mujoco`, which is imported after the backend is chosen."""
+    return importlib.import_module("mujoco")

@@ -1,0 +1,135 @@
+"""`--capture-video`: films of evaluation episodes while a run trains."""
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+from cleanrl_maxent.common.activity import doing
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, scale_action
+from cleanrl_maxent.common.errors import Stopped
+from cleanrl_maxent.common.evaluation import MODES, Evaluation
+from cleanrl_maxent.common.film import Choose, Film, check_video_path
+
+
+class Filmed(NamedTuple):
+    """A film, the seconds that it took to make, and its episode's undiscounted return and length in steps."""
+
+    path: Path
+    seconds: float
+    episode_return: float
+    length: int
+
+
+class Filming:
+    """Films the first episode of the first seed's evaluation, deterministic if the policy can be played so.
+
+    A film is made between updates, in an environment of its own, and is `videos/step-*-seed-*.gif` of the
+    run's folder. What fails is said once, ends the filming, and never the run.
+    """
+
+    def __init__(self, args: RunArgs, folder: Path, say: Callable[[str], None]):
+        """`say` shows a line. Makes the environment once, so that what is missing is said at the start."""
+        self.args, self.folder, self.say = args, folder / "videos", say
+        self.on = args.capture_video
+        if self.on:
+            with self.attempt():
+                check_video_path(Path("film.gif"))
+                self.make_film().close()
+
+    def make_film(self) -> Film:
+        """A film without pictures; raises UsageError."""
+        return Film(self.args.env_id, self.args.action_spaces, self.args.video_frames)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Says what fails and ends the filming; leaves the global random state as it was. Raises Stopped."""
+        with same_random_state():
+            try:
+                yield
+            except Stopped:
+                raise
+            except Exception as problem:
+                self.on = False
+                line = " ".join(str(problem).split()) or type(problem).__name__
+                self.say(f"warning: the run goes on without films: {line}")
+
+    def due(self, steps: int) -> bool:
+        """True at the evaluations that are filmed, `--video-count` at most, the last step's among them."""
+        frequency, last = self.args.eval_frequency, self.args.last_step
+
+        def films(steps: int) -> int:  # that fall due up to the last evaluation
+            return steps // frequency * frequency * self.args.video_count // last
+
+        return self.on and (steps == last or films(steps) > films(steps - self.args.steps_per_update))
+
+    def film(self, steps: int, evaluation: Evaluation, policy: Any, keys: jax.Array) -> Filmed | None:
+        """Films an episode of the evaluation that was just made, from the same arguments; None if it fails.
+
+        `policy`, `keys`: leading axis `(seed,)`. Raises Stopped.
+        """
+        began = time.perf_counter()
+        with self.attempt(), doing("filming"):
+            path = self.folder / f"step-{steps:010}-seed-{self.args.seed}.gif"
+            self.folder.mkdir(exist_ok=True)
+            film = self.make_film()
+            try:
+                choose = first_episode(film, evaluation, policy, keys, steps)
+                seed = environment_seed(
+                    self.args.seed, EVALUATION, steps, MODES.index(evaluation.modes[0]), 0
+                )
+                played = film.play(choose, seed)
+                film.write(path)
+            finally:
+                film.close()
+            return Filmed(path, time.perf_counter() - began, *played)
+        return None
+
+    def earlier(self, steps: int) -> list[tuple[int, Path]]:
+        """The films up to step `steps`, oldest first, each with its step."""
+        names = re.compile(rf"step-(\d{{10}})-seed-{self.args.seed}\.gif")
+        films = [
+            (int(match[1]), path) for path in self.folder.glob("*") if (match := names.fullmatch(path.name))
+        ]
+        return sorted(film for film in films if film[0] <= steps)
+
+
+def first_episode(film: Film, evaluation: Evaluation, policy: Any, keys: jax.Array, steps: int) -> Choose:
+    """The actions of the evaluation's first episode: they are computed in its shapes, for the same bits."""
+    args, space = evaluation.args, film.env.action_space
+    shape = (args.num_seeds, len(evaluation.modes), args.eval_episodes)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, steps)
+
+    def choose(obs: np.ndarray, step: int) -> np.ndarray:
+        rows = np.broadcast_to(obs, (*shape, *obs.shape))
+        actions, _ = evaluation.actions(policy, rows, keys, step)
+        return scale_action(np.asarray(actions)[0, 0, 0], space)
+
+    return choose
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Restores the global states of `random` and NumPy, which an environment may use."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def image_summary(path: Path) -> Summary:
+    """A GIF for TensorBoard's images, where it moves; raises OSError."""
+    content = path.read_bytes()
+    width, height = (int.from_bytes(content[at : at + 2], "little") for at in (6, 8))
+    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=content)
+    return Summary(value=[Summary.Value(tag="film", image=image)])
