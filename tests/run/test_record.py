@@ -1,8 +1,5 @@
 """The record of a run, its mirrors, and what is kept of a run that fails."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,15 +147,3 @@ def test_compiles_a_fixed_number_of_programs(tmp_path, caplog):
             train(args, tmp_path / str(total))
         counts.append(sum(r.message.startswith("Compiling") for r in caplog.records))
     assert counts[0] == counts[1] > 0
-
-
-@pytest.mark.slow
-def test_wandb_offline(tmp_path):
-    """One run per seed in one group, in a process of its own; nothing leaves the machine."""
-    args = dict(SMALL, total_timesteps=130, eval_episodes=0)
-    program = (
-        "from cleanrl_maxent import sac\n"
-        f"sac.train(sac.Args(**{args!r}, num_seeds=2, track=True, wandb_mode='offline', run_dir='run'))"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True)
-    assert len(list((tmp_path / "run").glob("wandb/offline-run-*"))) == 2

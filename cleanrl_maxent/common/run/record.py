@@ -1,10 +1,10 @@
-"""The record of one seed, `metrics.jsonl`, and the mirrors of it: TensorBoard and W&B."""
+"""The record of one seed, `metrics.jsonl`, and its mirror for TensorBoard; `tracker` has that for W&B."""
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,6 @@ from typing import Any
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar, text
-
-from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.errors import UsageError
 
 FLUSH_EVERY = 5.0  # seconds until TensorBoard's file shows what was written: each time waits for the disk
 
@@ -65,7 +62,6 @@ class Record:
         self.file.seek(length)  # until the first write, tell() is the old end otherwise
         self.sha256 = hashlib.sha256(kept)
         self.tensorboard = TensorBoardFile(folder)
-        self.tracker: Any = None  # the seed's W&B run
         table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
         self.tensorboard.add(0, text("hyperparameters", f"|flag|value|\n|-|-|\n{table}"))
         for line in kept.splitlines():
@@ -79,8 +75,6 @@ class Record:
         self.file.flush()
         self.sha256.update(line)
         self.show(row)
-        if self.tracker:
-            self.tracker.log(row)
 
     def show(self, row: Mapping[str, float]) -> None:
         """Sends a row to TensorBoard."""
@@ -93,11 +87,8 @@ class Record:
         os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
 
-    def close(self, exit_code: int) -> None:
+    def close(self) -> None:
         self.tensorboard.close()
-        if self.tracker:
-            self.tracker.finish(exit_code=exit_code)
-            self.tracker = None
         self.file.close()
 
 
@@ -113,31 +104,3 @@ def is_intact(path: Path, synced: Mapping[str, Any]) -> bool:
     """True if a record still starts with the bytes that `Record.sync` described."""
     start = read_start(path, synced["bytes"]) if path.exists() else b""
     return len(start) == synced["bytes"] and hashlib.sha256(start).hexdigest() == synced["sha256"]
-
-
-def start_trackers(args: RunArgs, records: Iterable[Record], group: Path, config: dict[str, Any]) -> None:
-    """A W&B run for each seed's record, in one group."""
-    import wandb
-
-    for seed, record in zip(args.seeds, records, strict=True):
-        record.tracker = wandb.init(
-            project=args.wandb_project_name,
-            entity=args.wandb_entity,
-            group=group.name,
-            name=f"{group.name}-seed-{seed}",
-            config={**config, **config["args"], "seed": seed},
-            mode=args.wandb_mode,
-            dir=str(group),
-            reinit="create_new",
-        )
-        record.tracker.define_metric("*", step_metric="global_step")
-
-
-def check_wandb(args: RunArgs) -> None:
-    """Raises UsageError if `--track` cannot work: no package, or no key."""
-    try:
-        import wandb
-    except ImportError as problem:
-        raise UsageError("--track needs wandb: pip install wandb") from problem
-    if args.wandb_mode == "online" and not wandb.login(prompt=False):
-        raise UsageError("wandb has no API key: run `wandb login`, or add --wandb-mode offline")
