@@ -1,18 +1,22 @@
 PYTHON ?= python3
 ARGS ?=
+FIRST = --env-id Pendulum-v1 --total-timesteps 10000 --learning-starts 1000
+PIP = quiet=--quiet; [ ! -t 1 ] || quiet=; .venv/bin/pip install $$quiet --disable-pip-version-check
 PYTEST = .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 .PHONY: help run test quick check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make run ARGS="--env-id Pendulum-v1 --total-timesteps 20000"   trains SAC (default: Hopper-v4)'
+	@echo 'make run        trains SAC on Pendulum-v1, about two minutes'
+	@echo 'make run ARGS="--env-id Hopper-v4"   the same with other flags: a million steps on Hopper-v4, hours'
 	@echo 'make check      style and types'
 	@echo 'make quick      the tests without the slow ones, about a minute'
 	@echo 'make test       all tests'
 	@echo 'make clean      removes .venv'
 
 run: .venv/installed
-	.venv/bin/python cleanrl_maxent/sac.py $(ARGS)
+	@echo "starting: importing JAX"
+	.venv/bin/python cleanrl_maxent/sac.py $(or $(ARGS),$(FIRST))
 
 check: .venv/installed-test
 	.venv/bin/python -m ruff check .
@@ -31,11 +35,13 @@ test: .venv/installed-test
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	.venv/bin/pip install --quiet -e . -c constraints.txt
+	@echo "installing into .venv: about 1 GB, a few minutes"
+	@$(PIP) -e . -c constraints.txt
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	.venv/bin/pip install --quiet -e '.[test,plots]' -c constraints.txt
+	@echo "installing what the tests need: about 0.5 GB more"
+	@$(PIP) -e '.[test,plots,hub,video]' -c constraints.txt
 	@touch $@
 
 clean:

@@ -1,0 +1,66 @@
+"""What `--help` prints of an algorithm: its own flags first, then those of every run, in groups."""
+
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from contextlib import suppress
+from dataclasses import Field, fields
+from typing import Literal, get_args, get_origin, get_type_hints
+
+MEANING = 29  # column in which what a flag means begins
+# flags of every run that are not about the run itself, by the beginnings of their names
+GROUPS = {
+    "evaluation and films": r"eval_|capture_|video_",
+    "tracking and sharing": r"track|wandb_|upload_|hf_",
+}
+
+
+def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = ()) -> str:
+    """The text, as wide as the terminal. A flag's meaning is the comment on its field.
+
+    `of_every_run`: the class of the arguments that all algorithms have. `examples`: flags, of a command each.
+    """
+    width, script = shutil.get_terminal_size().columns, sys.argv[0]
+    program = f"python {script}" if script.endswith(".py") else script
+    shared = {field.name for field in fields(of_every_run)}
+    groups: dict[str, list[Field]] = {name: [] for name in ("algorithm", "run", *GROUPS)}
+    for field in fields(args_class):
+        others = (name for name, beginnings in GROUPS.items() if re.match(beginnings, field.name))
+        groups[next(others, "run") if field.name in shared else "algorithm"].append(field)
+    meanings, kinds = comments(args_class), get_type_hints(args_class)
+    lines = [f"usage: {program} [FLAGS]", "", *textwrap.wrap(args_class.__doc__ or "", width)]
+    for name, of_group in groups.items():
+        lines += ["", f"{name} [default]:" if name == "algorithm" else f"{name}:"]
+        for field in of_group:
+            lines += describe_flag(field, kinds[field.name], meanings.get(field.name, ""), width)
+    return "\n".join([*lines, "", "examples:", *(f"  {program} {example}" for example in examples)])
+
+
+def comments(args_class: type) -> dict[str, str]:
+    """The comment behind each field, or on the line before it, by name."""
+    found = {}
+    for base in reversed(args_class.__mro__):
+        with suppress(OSError, TypeError):  # no source: a class of Python's own, or of an interactive session
+            pattern = r"(?:^ +# (.+)\n)?^ +(\w+): [^#\n]*(?:  # (.+))?$"
+            for before, name, behind in re.findall(pattern, inspect.getsource(base), re.MULTILINE):
+                found[name] = behind or before
+    return found
+
+
+def describe_flag(field: Field, kind: type, meaning: str, width: int) -> list[str]:
+    """The lines of a flag: its name, its meaning, what may be chosen, and its default."""
+    default = field.default
+    name = f"--{'[no-]' if default is True else ''}{field.name.replace('_', '-')}"
+    if get_origin(kind) is Literal:
+        meaning += f" ({', '.join(map(str, get_args(kind)))})"
+    if isinstance(default, bool):
+        meaning += " [on]" if default else " [off]"
+    elif default is not None:
+        meaning += f" [{' '.join(map(str, default)) if isinstance(default, tuple) else default}]"
+    lines = textwrap.wrap(meaning, max(width - MEANING, 20)) or [""]
+    names = [f"  {name}", *[""] * (len(lines) - 1)]
+    if len(name) > MEANING - 3:
+        names, lines = [f"  {name}", *[""] * len(lines)], ["", *lines]
+    return [f"{name:<{MEANING}}{line}".rstrip() for name, line in zip(names, lines, strict=True)]
