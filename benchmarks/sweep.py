@@ -40,7 +40,7 @@ from cleanrl_maxent.common.cli import run_script, validate
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import cpu_count, recorded_settings
 from cleanrl_maxent.common.env.make import make_env
-from cleanrl_maxent.common.env.seeds import describe_task
+from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import STOPPED, UsageError
 from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
 

@@ -5,16 +5,57 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from cleanrl_maxent import environments as environments
+
+if TYPE_CHECKING:
+    from cleanrl_maxent.common.policy import LoadedPolicy
+
+
+@cache
+def algorithm_names() -> tuple[str, ...]:
+    """The algorithms' names: those of the modules of this package that define `Args` and `train`."""
+    texts = {path.stem: path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    return tuple(
+        name
+        for name, text in texts.items()
+        if re.search(r"^class Args\b", text, re.MULTILINE) and re.search(r"^def train\b", text, re.MULTILINE)
+    )
 
 
 @cache
 def algorithms() -> dict[str, ModuleType]:
-    """The algorithms by name: the modules of this package that define `Args` and `train`."""
-    texts = {path.stem: path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))}
-    return {
-        name: import_module(f"{__name__}.{name}")
-        for name, text in texts.items()
-        if re.search(r"^class Args\b", text, re.MULTILINE) and re.search(r"^def train\b", text, re.MULTILINE)
-    }
+    """The algorithms' modules by name, all of them imported."""
+    return {name: import_module(f"{__name__}.{name}") for name in algorithm_names()}
+
+
+def load_policy(
+    run_dir: str | Path, seed: int | None = None, algorithm: ModuleType | None = None
+) -> "LoadedPolicy":
+    """The trained policy of a seed, by default the first, of the finished run in `run_dir`.
+
+        policy = load_policy("runs/Hopper-v4__sac__1__1795242568")
+        action = policy(obs)
+
+    `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, if
+    that is not one of this package. Needs `config.json` and `policy-{seed}.npz` alone, and runs no code of
+    theirs.
+    Raises UsageError, in one line, if they are missing, damaged or foreign, or were written by newer code.
+    """
+    from cleanrl_maxent.common import cli, policy  # these import JAX, which a list of names does not need
+
+    folder = Path(run_dir)
+    return policy.load_policy(algorithm or recorded_algorithm(folder, cli.read_config(folder)), folder, seed)
+
+
+def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
+    """The module that trained the run in `folder`; raises UsageError if it is not one of this package."""
+    from cleanrl_maxent.common.errors import UsageError
+
+    name = config["algorithm"]
+    if name not in algorithm_names():
+        raise UsageError(
+            f"{folder} was trained by {name}.py, not of this package: name its module, algorithm=…"
+        )
+    return import_module(f"{__name__}.{name}")

@@ -191,7 +191,7 @@ def train(args):
     """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
-    evaluate = Evaluation(args, act, modes=("eval",))
+    evaluate = Evaluation(args, act)
 
     def warm_up(key, step):
         key = jax.random.fold_in(key, step)
@@ -218,7 +218,7 @@ def train(args):
         for step in range(first, args.total_timesteps + 1):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
-                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
+                run.evaluate(evaluate, step, policy(state), keys.evaluate)
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:

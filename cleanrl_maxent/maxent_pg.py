@@ -449,7 +449,7 @@ def train(args):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
                 alpha = temperature(state) * (return_std(state) if args.normalize_reward else 1)
-                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate, alpha))
+                run.evaluate(evaluate, step, policy(state), keys.evaluate, alpha)
             if step == args.last_step:
                 break
             end, rollout = step + args.steps_per_update, []

@@ -248,7 +248,7 @@ def train(args):
         for step in range(first, args.total_timesteps + 1):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
-                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate, temperature(state)))
+                run.evaluate(evaluate, step, policy(state), keys.evaluate, temperature(state))
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:

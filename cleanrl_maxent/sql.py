@@ -280,7 +280,7 @@ def train(args):
     floats = args.num_seeds * args.batch_size * max(rows * max(args.hidden_dims), moved * fixed)
     flags = "--batch-size, --num-seeds, --n-critics, --value-particles or --svgd-particles"
     check_memory(4 * floats, "an update with so many particles", flags)
-    evaluate = Evaluation(args, act, modes=("eval_stochastic",))
+    evaluate = Evaluation(args, act)
 
     def warm_up(key, step):
         key = jax.random.fold_in(key, step)
@@ -306,7 +306,7 @@ def train(args):
         for step in range(first, args.total_timesteps + 1):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
-                run.record_evaluation(step, evaluate(step, policy(state), keys.evaluate))
+                run.evaluate(evaluate, step, policy(state), keys.evaluate)
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:

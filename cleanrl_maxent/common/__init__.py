@@ -5,13 +5,16 @@ Rooms, each of which imports only from those before it:
     errors      what ends a program early, and its exit status
     ranges      types that state the range of an argument
     signals     signals that ask a program to stop
+    activity    what a program is doing, such as compiling
+    usage       what --help prints of an algorithm
     cli         the arguments that every run has; one epilogue for every script
     files       arrays under names; files written whole or not at all
     devices     the device and its memory
     data        transitions, their replay, running statistics
     schedule    every k-th update
-    policy      a trained policy on disk
     env         the environments of every seed, what is refused and why, restoring one exactly
+    film        episodes to look at: GIF, MP4, a window
+    policy      a trained policy: saved, loaded
     evaluation  whole episodes of the trained policy
     run         a run's folder, record, checkpoints and screen
 """

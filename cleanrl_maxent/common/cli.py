@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 import tyro
 
+from cleanrl_maxent.common.activity import listeners, seconds_since_start
 from cleanrl_maxent.common.errors import (
     BAD_INPUT,
     FINISHED,
     STOPPED,
-    Finished,
     NonFiniteError,
     Stopped,
     UsageError,
@@ -22,6 +22,9 @@ from cleanrl_maxent.common.errors import (
 )
 from cleanrl_maxent.common.ranges import LARGEST, Count, Natural, unmet_requirement
 from cleanrl_maxent.common.signals import listen
+from cleanrl_maxent.common.usage import help_text
+
+EXAMPLES = ("--env-id Hopper-v4 --seed 2", "--resume runs/mine")  # at the end of --help
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,23 @@ class RunArgs:
     exp_name: str = ""  # part of the run folder's name; by default the algorithm's
     run_dir: str | None = None  # run folder; None: a new one in runs/
     resume: str | None = None  # run folder to resume
+    init_from: str | None = None  # run folder whose networks a new run begins with
     checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: only the last
-    env_reset: Literal["reuse", "fresh", "restart"] = "reuse"  # see docs/guide/reliability.md
+    # fresh: rebuilt for every episode; restart: a resumed run begins a new episode
+    env_reset: Literal["reuse", "fresh", "restart"] = "reuse"
     allow_version_change: bool = False  # resume inexactly on other versions or hardware
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
     eval_frequency: Count = 5_000  # environment steps between evaluations
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
+    capture_video: bool = False  # film evaluation episodes of the first seed, in videos/
+    video_count: Count = 5  # films in a run at most, the last one at its end
+    video_frames: Count = 250  # frames in a film at most
     track: bool = False  # log to Weights & Biases
     wandb_project_name: str = "cleanrl_maxent"  # W&B project
     wandb_entity: str | None = None  # W&B team
-    wandb_mode: Literal["online", "offline"] = "online"  # offline: upload later
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: WANDB_MODE, else online
+    upload_model: bool = False  # upload policies and scores to the Hugging Face hub at the end
+    hf_entity: str | None = None  # user or organisation on the hub
 
     action_spaces: ClassVar[tuple[str, ...]] = ("Box",)  # kinds that the algorithm takes: Box, Discrete
 
@@ -62,6 +72,8 @@ class RunArgs:
         named = bool(self.exp_name) and "/" not in self.exp_name and ".." not in self.exp_name
         require(named, f"exp_name must be a name without '/' or '..'; got {self.exp_name!r}")
         require(self.run_dir != "", "run_dir is empty; name a folder, or leave --run-dir out")
+        films = self.eval_episodes > 0 or not self.capture_video
+        require(films, "capture_video films evaluation episodes; give eval_episodes > 0")
         in_python = "resume is for the command line; in Python, give run_dir and the same arguments"
         require(self.resume is None, in_python)
 
@@ -99,17 +111,22 @@ class RunArgs:
         return steps // frequency > (steps - self.steps_per_update) // frequency
 
 
-def validate(args: RunArgs) -> None:
-    """Checks every argument that can be judged without an environment or a device.
-
-    Raises UsageError, naming the value and what to do.
-    """
+def check_ranges(args: Any) -> None:
+    """Raises UsageError, naming the value and its range, unless every argument has its type and range."""
     kinds = get_type_hints(type(args), include_extras=True)
     for name in (field.name for field in fields(args)):
         value = getattr(args, name)
         if (words := unmet_requirement(value, kinds[name])) is not None:
             got = repr(value) if isinstance(value, str) else value
             raise UsageError(f"{name} must be {words}; got {got}")
+
+
+def validate(args: RunArgs) -> None:
+    """Checks every argument that can be judged without an environment or a device.
+
+    Raises UsageError, naming the value and what to do.
+    """
+    check_ranges(args)
     RunArgs.check(args)
     args.check()
 
@@ -117,15 +134,12 @@ def validate(args: RunArgs) -> None:
 def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     """Parses the command line into `args_class`, calls `function` with it, and exits.
 
-    The exit status is the function's result if that is an integer, else 0. Finished, Stopped, UsageError,
+    The exit status is the function's result if that is an integer, else 0. Stopped, UsageError,
     NonFiniteError and OSError are printed as one line and give the status that `errors` states.
     """
     try:
-        result = function(tyro.cli(args_class))
+        result = function(parse(args_class))
         sys.exit(result if type(result) is int else FINISHED)
-    except Finished as done:
-        print(done)
-        sys.exit(FINISHED)
     except Stopped as stop:
         print(stop)
         sys.exit(STOPPED)
@@ -134,9 +148,19 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
         sys.exit(BAD_INPUT)
 
 
+def parse(args_class: Any) -> Any:
+    """The arguments on the command line; `--help` prints those of an algorithm in groups, and exits."""
+    is_algorithm = isinstance(args_class, type) and issubclass(args_class, RunArgs)
+    if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
+        print(help_text(args_class, RunArgs, EXAMPLES))
+        sys.exit(FINISHED)
+    return tyro.cli(args_class)
+
+
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:
     """`run_script` for an algorithm: a signal saves the run before it stops, and `--resume` resumes it."""
     listen()
+    listeners.append(print)
     sys.path.append(os.getcwd())  # where the module of `--env-id my_module:MyEnv-v0` may be
 
     def start_or_resume(args: RunArgs) -> None:
@@ -144,20 +168,35 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
             require(args.run_dir is None, "give --resume or --run-dir, not both")
             args = tyro.cli(args_class, default=recorded_args(args_class, args.resume))
             args = replace(args, run_dir=args.resume, resume=None)
+        print(f"imports: {seconds_since_start():.1f} s", flush=True)
         train(args)
 
     run_script(args_class, start_or_resume)
 
 
-def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
-    """The arguments of the run in `folder`; raises UsageError if there is none of this algorithm."""
-    path = Path(folder) / "config.json"
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a run's `config.json`; raises UsageError if there is none."""
+    path = folder / "config.json"
     try:
-        given = json.loads(path.read_text())["args"]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        config = json.loads(path.read_text())
+        if isinstance(config["algorithm"], str) and isinstance(config["args"], dict):
+            return config
+    except FileNotFoundError as problem:
+        raise UsageError(f"{folder} is not a run: there is no {path}") from problem
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
         raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
-    unknown = given.keys() ^ {field.name for field in fields(args_class)}
-    if unknown:
-        raise UsageError(f"{folder} is a run of another program: {min(unknown)} differs")
+    raise UsageError(f"{path} is not a run's")
+
+
+def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
+    """The arguments of the run in `folder`; those that it was written without have their defaults.
+
+    Raises UsageError if it holds no run, or one with arguments that are unknown here.
+    """
+    config, name = read_config(Path(folder)), args_class.algorithm()
+    require(config["algorithm"] == name, f"{folder} is a run of {config['algorithm']}, not of {name}")
+    given = config["args"]
+    unknown = given.keys() - {field.name for field in fields(args_class)}
+    require(not unknown, f"{folder} was written by newer code: {name} has no {min(unknown, default='')}")
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return args_class(**{**given, **lists, "allow_version_change": False})

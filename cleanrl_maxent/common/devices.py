@@ -1,10 +1,12 @@
 """Where the arrays live: device, threads, compilation cache, memory, and the axis of the seeds."""
 
+import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from jax._src.xla_bridge import backends_are_initialized  # there is no public way to ask
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.errors import UsageError
 
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
@@ -90,14 +93,28 @@ def per_seed(function: Callable, shared: int = 0, **options) -> Callable:
     """`function` of one seed, compiled for all of them at once.
 
     Arguments and results lead with the axis `(seed,)`, except for the last `shared` arguments, which the
-    seeds have in common. `options` are those of `jax.jit`.
+    seeds have in common. `options` are those of `jax.jit`. The first call, which compiles, says so.
     """
 
     def of_all(*inputs):
         axes = [0] * (len(inputs) - shared) + [None] * shared
         return jax.vmap(function, axes)(*inputs)
 
-    return jax.jit(of_all, **options)
+    return say_compiling(jax.jit(of_all, **options), function.__name__)
+
+
+def say_compiling(compiled: Callable, name: str) -> Callable:
+    """`compiled`, whose first call is an activity, "compiling {name}"."""
+    calls = itertools.count()
+
+    @wraps(compiled)
+    def call(*inputs):
+        if next(calls):
+            return compiled(*inputs)
+        with doing(f"compiling {name}"):
+            return compiled(*inputs)
+
+    return call
 
 
 def available_memory() -> float | None:

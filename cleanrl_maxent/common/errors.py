@@ -1,6 +1,6 @@
 """What ends a program early, and the exit status that it then has."""
 
-FINISHED = 0  # trained, or trained before
+FINISHED = 0  # done, or done before
 BAD_INPUT = 2  # UsageError, NonFiniteError, OSError: one line on stderr
 STOPPED = 75  # asked to stop, and able to resume: EX_TEMPFAIL of sysexits.h
 

@@ -1,31 +1,163 @@
-"""A trained policy on disk: one npz file for each seed, without pickle."""
+"""A trained policy: saved as one npz file for each seed, without pickle, and loaded to act."""
 
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, GetAttrKey
 
-from cleanrl_maxent.common.files import named_arrays, pack, write_file
+from cleanrl_maxent.common.cli import RunArgs, read_config, recorded_args, validate
+from cleanrl_maxent.common.env.make import scale_action
+from cleanrl_maxent.common.env.task import Task, parse_task
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.files import pack, write_file
+
+EXTRA_BYTES = 100_000  # in an npz file besides the arrays: names, shapes, the index
 
 
-def policy_arrays(policy: Any) -> dict[str, np.ndarray]:
-    """The arrays of a policy under their names in dictionaries and dataclasses, `params/Dense_0/kernel`.
+def policy_arrays(policy: Any) -> dict[str, Any]:
+    """The leaves of a policy under their names in dictionaries and dataclasses, `params/Dense_0/kernel`.
 
-    Positions, such as those of the arguments of a `Partial`, are left out unless arrays would share a name.
+    Positions, such as those of the arguments of a `Partial`, are left out unless leaves would share a name.
     """
     leaves = jax.tree_util.tree_flatten_with_path(policy)[0]
     arrays = {}
     for path, leaf in leaves:
         named = tuple(key for key in path if isinstance(key, DictKey | GetAttrKey))
-        arrays[jax.tree_util.keystr(named, simple=True, separator="/")] = np.asarray(leaf)
-    return arrays if len(arrays) == len(leaves) else named_arrays(policy)
+        arrays[jax.tree_util.keystr(named, simple=True, separator="/")] = leaf
+    if len(arrays) == len(leaves):
+        return arrays
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def save_policies(folder: Path, seeds: list[int], policies: Any) -> None:
     """Writes `policy-{seed}.npz` of every seed; leaves lead with the axis `(seed,)`. Raises OSError."""
-    arrays = policy_arrays(policies)
+    arrays = {name: np.asarray(leaf) for name, leaf in policy_arrays(policies).items()}
     for index, seed in enumerate(seeds):
         of_seed = {name: leaf[index] for name, leaf in arrays.items()}
         write_file(folder / f"policy-{seed}.npz", pack(of_seed))
+
+
+class LoadedPolicy:
+    """The trained policy of one seed, a function from observations to actions in the environment's units.
+
+    `algorithm`: its module. `args`, `task`: those of its run. `seed`: which one. `parameters`: the pytree
+    that the algorithm's `act` takes.
+    """
+
+    def __init__(self, algorithm: ModuleType, args: RunArgs, task: Task, seed: int, parameters: Any):
+        self.algorithm, self.args, self.task = algorithm, args, task
+        self.seed, self.parameters = seed, parameters
+        self.space = task.action_space
+        self.calls = 0  # actions so far, each of which has a key of its own
+
+        def choose(parameters, obs, count, deterministic):
+            key = jax.random.fold_in(jax.random.key(seed), count)
+            return algorithm.act(parameters, obs, key, deterministic)
+
+        self.choose = jax.jit(choose, static_argnums=3)
+        self.choose_with_key = jax.jit(algorithm.act, static_argnums=3)
+
+    def __call__(self, obs, deterministic: bool = True, key: jax.Array | None = None) -> np.ndarray:
+        """The action at `obs`, `(obs_dim,)`, or the actions at a batch, `(..., obs_dim)`.
+
+        Returns `(action_dim,)` or `(..., action_dim)` within the environment's bounds and of its dtype;
+        discrete actions as integers, `()` or `(...)`. With `deterministic` it is the policy's mode, if it has
+        one, otherwise a sample: drawn from `key` if it is given, otherwise from the seed and the number of
+        calls before. Observations are taken as the environment gives them. A new shape of `obs` is compiled
+        at its first call. Raises UsageError for a shape that does not fit.
+        """
+        obs = np.asarray(obs, np.float32)
+        if not obs.ndim or obs.shape[-1] != self.task.obs_dim:
+            raise UsageError(f"observations must have shape (..., {self.task.obs_dim}); got {obs.shape}")
+        if key is None:
+            action = self.choose(self.parameters, obs, self.calls, deterministic)
+            self.calls += 1
+        else:
+            action = self.choose_with_key(self.parameters, obs, key, deterministic)
+        return np.asarray(scale_action(np.asarray(action), self.space))
+
+
+def recorded_task(folder: Path) -> Task:
+    """The task of the run in `folder`; raises UsageError if it is damaged, or not recorded."""
+    config = read_config(folder)
+    if "task" not in config:
+        raise UsageError(f"{folder} was written by an earlier version: its task is not recorded")
+    try:
+        return parse_task(config["task"])
+    except (TypeError, ValueError) as problem:
+        raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
+
+
+def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) -> LoadedPolicy:
+    """The policy of a seed, by default the first, of the finished run in `folder`.
+
+    Reads `config.json` and `policy-{seed}.npz` and runs no code of theirs. Raises UsageError, in one line, if
+    they are missing, damaged or foreign, or were written by newer code.
+    """
+    args = recorded_args(algorithm.Args, str(folder))
+    try:
+        validate(replace(args, resume=None))
+    except (UsageError, TypeError) as problem:
+        raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
+    task = recorded_task(folder)
+    seed, last = args.seed if seed is None else seed, args.seed + args.num_seeds - 1
+    if not args.seed <= seed <= last:
+        has = f"seed {last}" if args.num_seeds == 1 else f"seeds {args.seed} to {last}"
+        raise UsageError(f"{folder} has {has}, not {seed}")
+    path = folder / f"policy-{seed}.npz"
+    if not path.exists():
+        raise UsageError(
+            f"{folder} is not finished: it has no {path.name} yet; resume it with --resume {folder}"
+        )
+    expected = jax.eval_shape(
+        lambda key: algorithm.policy(algorithm.init(key, task, args)), jax.random.key(0)
+    )
+    return LoadedPolicy(algorithm, args, task, seed, read_parameters(path, expected))
+
+
+def read_parameters(path: Path, expected: Any) -> Any:
+    """A policy of the shapes of `expected`, from an npz file; raises UsageError if it holds another."""
+    shapes = policy_arrays(expected)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
+    if path.stat().st_size > size + EXTRA_BYTES:
+        raise UsageError(f"{path} is not this run's policy: it is larger than one")
+    try:
+        arrays = read_arrays(path.read_bytes(), shapes)
+    except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as problem:
+        raise UsageError(f"{path} is damaged, or not this run's policy: {problem}") from problem
+    leaves = [jnp.asarray(arrays[name]) for name in shapes]
+    return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def read_arrays(content: bytes, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, which must be those of `shapes`, and finite; else raises ValueError.
+
+    An array's header is compared before its data is read, so that no file makes this allocate more.
+    """
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        names = {name.removesuffix(".npy") for name in file.namelist()}
+        if names != shapes.keys():
+            raise ValueError(f"{min(names ^ shapes.keys())} does not fit")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+            raise ValueError("it is compressed")
+        for name, expected in shapes.items():
+            with file.open(f"{name}.npy") as member:
+                if np.lib.format.read_magic(member) != (1, 0):
+                    raise ValueError(f"{name} has an unknown format")
+                header = np.lib.format.read_array_header_1_0(member)
+            if header[0] != expected.shape or header[2] != expected.dtype:
+                raise ValueError(f"{name} is {header[2]} {header[0]}, not {expected.dtype} {expected.shape}")
+            with file.open(f"{name}.npy") as member:
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} is not finite")
+    return arrays

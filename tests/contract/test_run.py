@@ -9,9 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from cleanrl_maxent.common.env.seeds import SeedEnvs, Task
+from cleanrl_maxent import enjoy, load_policy
+from cleanrl_maxent.common.env.make import scale_action
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.files import named_arrays
 from cleanrl_maxent.common.policy import policy_arrays
 from cleanrl_maxent.common.run.run import Run
+from tests.support.pytrees import leaves
 from tests.support.runs import differences, digests, rows, train_until_stopped
 
 
@@ -63,28 +68,70 @@ def test_a_run_leaves_its_record_and_its_result(case, run):
 
 
 def test_a_policy_is_loaded_as_it_was_saved(case, run):
-    """From `config.json` and `policy-1.npz` alone, without pickle; and it acts as the one that was saved."""
-    config = json.loads((run.folder / "config.json").read_text())
-    lists = {name: tuple(value) for name, value in config["args"].items() if isinstance(value, list)}
-    args, task = case.module.Args(**config["args"] | lists), Task(**config["task"])
-    assert args == run.args
-    empty = jax.eval_shape(
-        lambda key: case.module.policy(case.module.init(key, task, args)), jax.random.key(0)
-    )
-    obs = jax.random.normal(jax.random.key(1), (6, task.obs_dim))
+    """It acts as the one that was saved, in the environment's units."""
+    obs, key = np.asarray(jax.random.normal(jax.random.key(1), (6, case.task.obs_dim))), jax.random.key(2)
     for index, seed in enumerate(run.args.seeds):
-        policy = jax.tree.map(lambda leaf, i=index: leaf[i], run.policies)
-        with np.load(run.folder / f"policy-{seed}.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-        expected = policy_arrays(policy)
-        assert arrays.keys() == expected.keys()
-        assert all(np.array_equal(arrays[name], expected[name]) for name in arrays)
-        names = iter(policy_arrays(jax.tree.map(lambda leaf: np.zeros(leaf.shape), empty)))
-        loaded = jax.tree.map(lambda leaf: jax.numpy.asarray(arrays[next(names)], leaf.dtype), empty)  # noqa: B023
+        saved = jax.tree.map(lambda leaf, i=index: leaf[i], run.policies)
+        loaded = load_policy(run.folder, seed)
+        assert (loaded.args, loaded.seed) == (run.args, seed)
+        assert all(np.array_equal(*pair) for pair in leaves(loaded.parameters, saved))
         for deterministic in (True, False):
-            key = jax.random.key(2)
-            actions = [case.module.act(p, obs, key, deterministic) for p in (policy, loaded)]
-            assert np.array_equal(*actions) and np.isfinite(actions[0]).all()
+            actions = case.module.act(saved, obs, key, deterministic)
+            expected = scale_action(np.asarray(actions), loaded.space)
+            found = loaded(obs, deterministic, key)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+            assert all(map(loaded.space.contains, found)) and loaded.space.contains(
+                loaded(obs[0], deterministic)
+            )
+
+
+def test_a_finished_run_returns_what_it_recorded(case, run, capsys):
+    before = digests(run.folder)
+    result = case.module.train(run.args)
+    assert result == run.result and "is finished" in capsys.readouterr().out
+    assert digests(run.folder) == before and result.policy(2).seed == 2
+
+
+def test_enjoy_returns_the_numbers_of_the_last_evaluation(case, run):
+    """To the bit, for all seeds and for one of them, in each mode."""
+    for seed in (None, 2):
+        for stochastic in (False, True):
+            args = enjoy.Args(str(run.folder), seed=seed, stochastic=stochastic)
+            evaluation, played = enjoy.evaluate(args)
+            name = enjoy.chosen_mode(args, evaluation)
+            mode = evaluation.modes.index(name)
+            for index, of_seed in enumerate(run.args.seeds):
+                recorded = run.result["evaluations"][str(of_seed)]
+                if seed in (None, of_seed):
+                    assert played.returns[index, mode].mean() == recorded[f"{name}/return_mean"]
+                    assert played.returns[index, mode].std() == recorded[f"{name}/return_std"]
+                    assert played.lengths[index, mode].mean() == recorded[f"{name}/length"]
+                else:
+                    assert not played.lengths[index].any()
+
+
+def test_a_run_begins_with_the_networks_of_another(case, run, tmp_path, monkeypatch):
+    """Its seeds with those of the seed that is named; its optimisers, noise and counters are fresh."""
+    given = replace(run.args, seed=7, init_from=f"{run.folder}/seed-2", run_dir=str(tmp_path / "run"))
+    states, resume = [], Run.resume
+
+    def note(self, state, *replay):
+        steps, started, replay = resume(self, state, *replay)
+        states.extend((state, started))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "resume", note)
+    with pytest.raises(KeyboardInterrupt):
+        case.module.train(given)
+    fresh, started = (named_arrays(state) for state in states)
+    taken = {name for name in fresh if not np.array_equal(fresh[name], started[name])}
+    assert {name.partition("/")[0] for name in taken} >= {"actor"}
+    assert not [name for name in taken if "opt_state" in name or name.endswith("/step")]
+    policies = policy_arrays(case.module.policy(states[1]))
+    for name, trained in policy_arrays(run.policies).items():
+        assert all(np.array_equal(of_seed, trained[1]) for of_seed in policies[name]), name
+    source = json.loads((tmp_path / "run" / "config.json").read_text())["init_from"]
+    assert source["seeds"] == [2, 2] and source["steps"] == run.args.last_step
 
 
 @pytest.mark.slow

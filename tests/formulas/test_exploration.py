@@ -11,7 +11,8 @@ import pytest
 import cleanrl_maxent
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import Transition
-from cleanrl_maxent.common.env.seeds import SeedEnvs, Task
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from tests.support.probes import Echo
 from tests.support.references import trained_on

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from benchmarks.studies.corridor import corridor
 from cleanrl_maxent import maxent_pg, tabular
 from cleanrl_maxent.common.data import Statistics, Transition
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.environments.finite import random_mdp, two_rooms
 from tests.support.pytrees import distance
 from tests.support.references import finite_difference

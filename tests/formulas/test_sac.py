@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.data import Transition
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from tests.support.pytrees import changed, leaves
 from tests.support.references import (
     ACTION_DIM,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cleanrl_maxent
-from cleanrl_maxent.common.run.run import LOSSES_EVERY
+from cleanrl_maxent.common.run.journal import LOSSES_EVERY
 from cleanrl_maxent.common.schedule import equivalent_index, every
 from tests.support.runs import rows, small_args
 

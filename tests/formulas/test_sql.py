@@ -12,7 +12,7 @@ import pytest
 
 from cleanrl_maxent import sql
 from cleanrl_maxent.common.cli import validate
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from tests.support.pytrees import changed, distance, leaves
 from tests.support.references import (
     ACTION_DIM,

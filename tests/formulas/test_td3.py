@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from cleanrl_maxent import td3
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from tests.support.pytrees import changed, distance, leaves
 from tests.support.references import (
     ACTION_DIM,

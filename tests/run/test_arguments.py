@@ -49,6 +49,10 @@ BAD = [
     (dict(exp_name=""), "exp_name must be a name"),
     (dict(exp_name="../x"), "exp_name must be a name without '/' or '..'; got '../x'"),
     (dict(run_dir=""), "run_dir is empty; name a folder, or leave --run-dir out"),
+    (
+        dict(capture_video=True, eval_episodes=0),
+        "capture_video films evaluation episodes; give eval_episodes",
+    ),
     (dict(resume="runs/x"), "resume is for the command line; in Python, give run_dir and the same arguments"),
     (dict(learning_rate=0.0), "learning_rate must be a finite number > 0; got 0.0"),
     (dict(noise="ou", ou_theta=3.0), "noise diverges unless 0 < ou_theta * ou_dt < 2; got 3.0 * 1.0"),

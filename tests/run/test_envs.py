@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cleanrl_maxent.common.env.make import EVALUATION, TRAINING, environment_seed, make_env, scale_action
-from cleanrl_maxent.common.env.seeds import SeedEnvs, Task
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 from tests.support import probes as probes
 from tests.support.references import transition_after

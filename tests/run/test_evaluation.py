@@ -6,7 +6,7 @@ import pytest
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, make_env, scale_action
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.evaluation import Evaluation
 
 

@@ -23,6 +23,7 @@ def test_folder(run):
     assert names == {
         ".lock",
         "config.json",
+        "README.md",
         "result.json",
         *(f"checkpoint/{name}-0000000{steps}" for steps in (540, 570) for name in ("checkpoint", "state")),
         *(f"checkpoint/segment-0000000{steps}" for steps in (360, 450, 540, 570)),  # of the last 200 steps
@@ -44,7 +45,8 @@ def test_config(run):
         config["versions"][name] for name in ("python", "jax", "gymnasium", "mujoco", "cleanrl_maxent")
     )
     assert config["cpu_threads"] >= 1
-    assert config["task"] == dict(obs_dim=3, action_dim=1, discrete=False, low=[-2.0], high=[2.0])
+    spaces = dict(obs_dim=3, action_dim=1, discrete=False, low=[-2.0], high=[2.0])
+    assert config["task"] == spaces | dict(first_action=0, action_dtype="float32")
 
 
 def test_folder_of_something_else_is_refused(tmp_path):

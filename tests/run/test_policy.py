@@ -1,8 +1,21 @@
-"""Names of the arrays of a saved policy."""
+"""A policy on disk: the names of its arrays, and what is refused when it is loaded."""
 
+import io
+import json
+import pickle
+import re
+import shutil
+import zipfile
+
+import gymnasium as gym
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
+from cleanrl_maxent import load_policy
+from cleanrl_maxent.common.env.task import Task, describe_task, parse_task
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.files import pack, unpack
 from cleanrl_maxent.common.policy import policy_arrays
 
 KERNEL, BIAS = np.arange(6.0).reshape(2, 3), np.arange(3.0)
@@ -17,3 +30,176 @@ def test_two_networks_of_the_same_names_are_told_apart_by_position():
     policy = Partial(max, {"params": {"kernel": KERNEL}}, {"params": {"kernel": 2 * KERNEL}})
     first, second = policy_arrays(policy).values()
     assert np.array_equal(first, KERNEL) and np.array_equal(second, 2 * KERNEL)
+
+
+# ---- loading
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """`config.json` and the policies of a run of seeds 3 and 4, and nothing else of it."""
+    for name in ("config.json", "policy-3.npz", "policy-4.npz"):
+        shutil.copy(run[0] / name, tmp_path)
+    return tmp_path
+
+
+def refused(folder, seed=None):
+    """What `load_policy` says, a line."""
+    with pytest.raises(UsageError) as caught:
+        load_policy(folder, seed)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_actions_are_in_the_units_of_the_environment(copied):
+    """Within the bounds of Pendulum's torque, ±2; of one observation or a batch; sampled ones differ."""
+    policy = load_policy(copied, 4)
+    obs = np.random.default_rng(0).normal(size=(2, 50, 3))
+    actions = policy(obs)
+    assert actions.shape == (2, 50, 1) and actions.dtype == np.float32
+    assert 1 < np.abs(policy(obs, deterministic=False)).max() <= 2
+    np.testing.assert_allclose(policy(obs[1, 7]), actions[1, 7], atol=1e-5)
+    assert np.array_equal(policy(obs), actions)
+    first, second = (policy(obs, deterministic=False) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert load_policy(copied).seed == 3
+    for wrong in (0.0, np.zeros(2), np.zeros((3, 4))):
+        with pytest.raises(UsageError, match=r"observations must have shape \(\.\.\., 3\); got \("):
+            policy(wrong)
+
+
+def test_a_seed_that_the_run_does_not_have(copied):
+    assert refused(copied, 5) == f"{copied} has seeds 3 to 4, not 5"
+
+
+def test_a_folder_without_a_run(tmp_path):
+    assert "is not a run: there is no" in refused(tmp_path)
+    assert "is not a run: there is no" in refused(tmp_path / "nothing")
+
+
+def test_an_unfinished_run(copied):
+    (copied / "policy-3.npz").unlink()
+    assert "is not finished: it has no policy-3.npz yet" in refused(copied)
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(algorithm="ppo_2040"), "was trained by ppo_2040.py, not of this package"),
+        (dict(algorithm="../evil"), "was trained by ../evil.py, not of this package"),
+        (dict(algorithm=7), "is not a run's"),
+        (dict(algorithm="td3"), "was written by newer code: td3 has no alpha"),
+        (dict(args={"seed": "3"}), "config.json is damaged: seed must be an integer"),
+        (dict(args={"hidden_dims": "os.system"}), "config.json is damaged: hidden_dims must be a tuple"),
+        (dict(args={"horizon": 5}), "was written by newer code: sac has no horizon"),
+        (dict(args=[]), "is not a run's"),
+        (dict(task={"obs_dim": 3}), "config.json is damaged"),
+        (dict(task={"obs_dim": -3, "action_dim": 1}), "config.json is damaged: a task of -3 observations"),
+        (dict(task={"obs_dim": 3, "action_dim": 1, "low": [-1], "high": ["1e999"]}), "bounds of actions"),
+        (dict(task={"obs_dim": 3, "action_dim": 1, "low": [-1], "high": []}), "config.json is damaged"),
+        (dict(task=dict(obs_dim=3, action_dim=1, low=[0], high=[1], action_dtype="O")), "actions of dtype O"),
+        (dict(task={"obs_dim": 3, "dimensions": 1}), "config.json is damaged"),
+        (dict(task={"obs_dim": 4, "action_dim": 1, "low": [-2], "high": [2]}), "not this run's policy"),
+    ],
+)
+def test_a_foreign_or_changed_config(copied, changes, words):
+    change_config(copied, **changes)
+    assert words in refused(copied)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[1]", b"{" * 100_000, b"null"])
+def test_a_config_that_is_none(copied, text):
+    (copied / "config.json").write_bytes(text)
+    assert "config.json" in refused(copied)
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return eval, ("print('code ran')",)
+
+
+def npz(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", members.pop("compression", zipfile.ZIP_STORED)) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def object_array():
+    file = io.BytesIO()
+    np.save(file, np.array([Evil()], object), allow_pickle=True)
+    return file.getvalue()
+
+
+def damage(content):
+    """Ways in which a policy's file can be wrong, by name."""
+    arrays = unpack(content)
+    name = min(arrays)
+    members = {name: content_of(array) for name, array in arrays.items()}
+    header = members[name][:10] + re.sub(rb"\(\d+", b"(9999999999", members[name][10:])
+    yield "empty", b""
+    yield "cut", content[: len(content) // 2]
+    yield "bit", content[:900] + bytes([content[900] ^ 1]) + content[901:]
+    yield "pickle", pickle.dumps(Evil())
+    yield "objects", npz(**members | {name: object_array()})
+    yield "bomb", npz(**members | {name: header})
+    yield "compressed", npz(**members, compression=zipfile.ZIP_DEFLATED)
+    yield "other names", pack({f"{n}_": array for n, array in arrays.items()})
+    yield "other dtype", pack({n: np.float64(array) for n, array in arrays.items()})
+    yield "other shape", pack(arrays | {name: arrays[name][None]})
+    yield "not finite", pack(arrays | {name: np.full_like(arrays[name], np.nan)})
+    yield "large", content + bytes(10**6)
+
+
+def content_of(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_a_damaged_foreign_or_malicious_policy(copied, capsys):
+    """One line, and no code runs."""
+    path = copied / "policy-3.npz"
+    good = path.read_bytes()
+    for name, content in damage(good):
+        path.write_bytes(content)
+        message = refused(copied)
+        assert str(path) in message and "this run's policy" in message, name
+    assert capsys.readouterr().out == ""
+    path.write_bytes(good)
+    load_policy(copied)
+
+
+def test_flags_newer_than_the_run_have_their_defaults(copied):
+    config = json.loads((copied / "config.json").read_text())
+    older = {name: value for name, value in config["args"].items() if name not in ("init_from", "autotune")}
+    change_config(copied, args=older)
+    assert load_policy(copied).args.autotune is True
+
+
+# ---- tasks
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(3, 2, False, (-0.1, 0.0), (0.4, 3.0)),
+        Task(3, 1, False, (-0.1,), (0.4,), action_dtype="float64"),
+        Task(4, 3, discrete=True, first_action=5),
+    ],
+)
+def test_a_task_survives_json_and_has_the_spaces_that_it_describes(task):
+    assert parse_task(json.loads(json.dumps(task._asdict()))) == task
+    space = task.action_space
+    described = describe_task(gym.spaces.Box(-1, 1, (task.obs_dim,)), space)
+    assert described == task or task.action_dtype == "float32"
+    assert described._replace(low=(), high=()) == task._replace(low=(), high=())

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import cleanrl_maxent
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from tests.support.runs import small_args
 
 ENVIRONMENTS = {"Box": "Pendulum-v1", "Discrete": "CartPole-v1"}

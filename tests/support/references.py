@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cleanrl_maxent.common.data import Replay, Transition
-from cleanrl_maxent.common.env.seeds import SeedEnvs, Task
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.env.task import Task
 
 OBS_DIM, ACTION_DIM = 3, 2
 TASK = Task(OBS_DIM, ACTION_DIM)

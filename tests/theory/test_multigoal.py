@@ -11,7 +11,7 @@ from matplotlib import image
 
 from benchmarks.studies.multigoal import multigoal
 from cleanrl_maxent import sql
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.multigoal import MultiGoal
 

@@ -8,7 +8,6 @@ depth, in runs/corridor/, and writes docs/figures/corridor-learned.png, both in 
 Needs matplotlib (the extra `plots`).
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.figures import plural, pyplot, save_figure
-from benchmarks.trained import recorded_task, saved_policy
-from cleanrl_maxent import maxent_pg
+from cleanrl_maxent import load_policy, maxent_pg
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import Finished
 from cleanrl_maxent.common.signals import listen
 from cleanrl_maxent.environments.finite import Corridor, corridor
 from cleanrl_maxent.tabular import bonus_policy, optimal_policy
@@ -60,15 +57,14 @@ def learned(depth: int, backup: bool, seed: int, args: Args) -> float:
         eval_episodes=0,
         run_dir=str(run_dir),
     )
-    with suppress(Finished):
-        maxent_pg.train(chosen)
+    maxent_pg.train(chosen)
     return float(probabilities(run_dir, seed)[0, 4:].sum())
 
 
 def probabilities(run_dir: Path, seed: int = 1) -> np.ndarray:
     """π of a seed of a finished run on one-hot observations, `(num_states, actions)`."""
-    policy = saved_policy(maxent_pg, run_dir, seed)
-    logits = policy(jnp.eye(recorded_task(run_dir).obs_dim)).logits
+    policy = load_policy(run_dir, seed)
+    logits = policy.parameters(jnp.eye(policy.task.obs_dim)).logits
     return np.asarray(jax.nn.softmax(logits), np.float64)
 
 

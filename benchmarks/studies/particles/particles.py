@@ -35,7 +35,8 @@ from cleanrl_maxent import sac, sql
 from cleanrl_maxent.common.cli import recorded_args, run_script
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.devices import set_up_device
-from cleanrl_maxent.common.env.seeds import SeedEnvs, Task
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import require
 
 Energy = Callable[[jax.Array], jax.Array]  # actions (..., D) -> Q/α, (...)

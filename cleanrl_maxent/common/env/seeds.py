@@ -2,7 +2,6 @@
 
 from typing import NamedTuple, cast
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -10,24 +9,8 @@ from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.make import TRAINING, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.restore import RestorableEnv, check_restorable
+from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import UsageError
-
-
-class Task(NamedTuple):
-    """What an algorithm needs to know of its environment."""
-
-    obs_dim: int
-    action_dim: int  # entries of an action; of discrete ones, how many there are
-    discrete: bool = False
-    low: tuple[float, ...] = ()  # bounds of the environment's actions, for -1 and 1; none if discrete
-    high: tuple[float, ...] = ()
-
-    @property
-    def example(self) -> Transition:
-        """A transition of zeros, whose shapes and dtypes are those of one environment's transitions."""
-        obs, scalar = np.zeros(self.obs_dim, np.float32), np.zeros((), np.float32)
-        action = np.zeros((), np.int32) if self.discrete else np.zeros(self.action_dim, np.float32)
-        return Transition(obs, action, scalar, obs, scalar)
 
 
 class Episode(NamedTuple):
@@ -161,14 +144,3 @@ class SeedEnvs:
                     f"{self.env_id} of seed {name} cannot be restored exactly: {len(actions)} steps lead "
                     "elsewhere; start anew with --env-reset fresh or --env-reset restart"
                 )
-
-
-def describe_task(observation_space: gym.Space, action_space: gym.Space) -> Task:
-    """The dimensions and bounds of spaces that `check_spaces` accepts."""
-    assert isinstance(observation_space, gym.spaces.Box)
-    obs_dim = observation_space.shape[0]
-    if isinstance(action_space, gym.spaces.Discrete):
-        return Task(obs_dim, int(action_space.n), discrete=True)
-    assert isinstance(action_space, gym.spaces.Box)
-    low, high = (tuple(map(float, bound)) for bound in (action_space.low, action_space.high))
-    return Task(obs_dim, action_space.shape[0], False, low, high)

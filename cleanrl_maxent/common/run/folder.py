@@ -22,10 +22,15 @@ MAY_DIFFER = {
     "checkpoint_frequency",
     "device",
     "allow_version_change",
+    "capture_video",
+    "video_count",
+    "video_frames",
     "track",
     "wandb_project_name",
     "wandb_entity",
     "wandb_mode",
+    "upload_model",
+    "hf_entity",
 }
 
 
@@ -37,6 +42,11 @@ def file_name(env_id: str) -> str:
 def default_run_dir(args: RunArgs) -> Path:
     """`runs/{env_id}__{exp_name}__{seed}__{unix time}`, CleanRL's name for it."""
     return Path("runs") / f"{file_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+
+
+def is_under_way(folder: Path) -> bool:
+    """True if a run in `folder` has a checkpoint or a result."""
+    return (folder / "result.json").exists() or any(folder.glob("checkpoint/checkpoint-*.json"))
 
 
 def lock(folder: Path) -> TextIO:
@@ -115,10 +125,13 @@ def find_checkpoint(
 def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> None:
     """Raises UsageError, naming the arguments in which a run differs from what is asked for."""
     given = json.loads(json.dumps(asdict(args)))
+    recorded = (
+        json.loads(json.dumps(asdict(type(args)()))) | recorded
+    )  # flags newer than the run: the defaults
     may_differ = MAY_DIFFER - {"total_timesteps"} if args.length_is_fixed else MAY_DIFFER
-    different = [name for name in given if name not in may_differ and given[name] != recorded.get(name)]
+    different = [name for name in given if name not in may_differ and given[name] != recorded[name]]
     if different:
-        was = ", ".join(f"{name}={recorded.get(name)}" for name in different)
+        was = ", ".join(f"{name}={recorded[name]}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
         raise UsageError(f"{folder} was started with {was}; you gave {now}: name another --run-dir")
 

@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from tensorboardX.summary import scalar
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode, SeedEnvs
-from cleanrl_maxent.common.errors import Stopped
+from cleanrl_maxent.common.errors import Finished, Stopped
+from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.files import named_arrays, restore_tree, subtree, write_file
 from cleanrl_maxent.common.policy import save_policies
+from cleanrl_maxent.common.run.card import model_card
 from cleanrl_maxent.common.run.checkpoint import Checkpoints, refill
-from cleanrl_maxent.common.run.folder import default_run_dir, find_checkpoint, lock
+from cleanrl_maxent.common.run.folder import default_run_dir, find_checkpoint, is_under_way, lock, read_json
+from cleanrl_maxent.common.run.hub import upload
+from cleanrl_maxent.common.run.initial import Initial, read_initial, transfer
+from cleanrl_maxent.common.run.journal import Journal
 from cleanrl_maxent.common.run.machine import describe_machine
-from cleanrl_maxent.common.run.record import Record, check_wandb, start_trackers
-from cleanrl_maxent.common.run.terminal import Terminal
-from cleanrl_maxent.common.run.timing import Timing
+from cleanrl_maxent.common.run.result import Result
 from cleanrl_maxent.common.signals import stop_if_asked
 
-LOSSES_EVERY = 100  # environment steps between two rows of losses
 SEGMENT_LENGTH = 10_000  # transitions of the replay that wait in memory at most
 
 
@@ -34,22 +34,28 @@ class Run:
     """Writes what a run leaves behind; files of seed s are in `seed-{s}/`.
 
     In a folder that holds the unfinished run of the same arguments, resumes it from its last good checkpoint:
-    `resume` then returns that state, and the record is cut to what it was.
+    `resume` then returns that state, and the record is cut to what it was. In the folder of a finished run
+    nothing is left to do: no step follows, and `finish` returns the recorded result.
     """
 
     def __init__(self, args: RunArgs, envs: SeedEnvs):
         """Makes the folder, or opens the one to resume.
 
-        Raises UsageError if it cannot be written, is in use, or holds another run, and Finished
-        if it holds this run, complete.
+        Raises UsageError if it cannot be written, is in use, or holds another run, or if `--init-from` names
+        one that does not fit.
         """
         self.args, self.envs = args, envs
         self.folder = Path(args.run_dir) if args.run_dir else default_run_dir(args)
-        if args.track:
-            check_wandb(args)
+        self.initial: Initial | None = None
+        if args.init_from and not is_under_way(self.folder):
+            self.initial = read_initial(args, envs.task)
+        self.recorded: Result | None = None  # of a finished run
         self.lock = lock(self.folder)
         try:
             self.open()
+        except Finished as finished:
+            self.recorded = Result(read_json(self.folder / "result.json"), args)
+            print(finished)
         except BaseException:
             self.lock.close()
             raise
@@ -62,26 +68,16 @@ class Run:
         self.config = {"algorithm": args.algorithm(), "args": asdict(args), "task": task, **self.machine}
         self.checkpoints = Checkpoints(self.folder / "checkpoint")
         self.resumed_from = find_checkpoint(self.folder, self.checkpoints, args, self.config)
-        if not self.resumed_from:
+        if self.resumed_from:
+            self.config["init_from"] = read_json(self.folder / "config.json").get("init_from")
+        else:
+            self.config["init_from"] = self.initial.source if self.initial else None
             self.write_json("config.json", self.config)
-        meta = self.resumed_from.meta if self.resumed_from else {}
-        lengths = [record["bytes"] for record in meta.get("records", [{"bytes": 0}] * args.num_seeds)]
-        self.records = [
-            Record(self.folder / f"seed-{seed}", length, asdict(args))
-            for seed, length in zip(args.seeds, lengths, strict=True)
-        ]
-        if args.track:
-            start_trackers(args, self.records, self.folder, self.config)
-        self.losses: dict[str, Any] = {}  # the last known value of each, (seed,)
-        self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
-        steps = self.resumed_from.steps if self.resumed_from else 0
-        self.timing = Timing(self.folder / "timing.jsonl", steps, meta.get("seconds", 0.0))
-        self.terminal = Terminal(args, self.folder)
-        for row in self.timing.rows:
-            self.record_speed(row)
+        found = self.resumed_from
+        self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
-            self.terminal.print_line(
-                "faster on a CPU: one process per core and seed, NPROC=1 (docs/develop/speed.md)"
+            self.journal.terminal.print_line(
+                "faster on a CPU: one process per core and seed, with NPROC=1 set"
             )
         self.unsaved: tuple[int, Any] | None = None  # the end of the last step, until it is saved
         self.transitions: list[Transition] = []  # since the last segment
@@ -91,22 +87,25 @@ class Run:
         """The steps taken so far, and the state and replay at that point; the environments are restored too.
 
         `state`, `replay`: freshly made, leading axis `(seed,)`; returned as they are at the start of a
-        run. The replay's arrays are consumed. Raises UsageError if the state does not fit or an
+        run, but for the networks of `--init-from`. Of a finished run the steps exceed the last one, so that
+        none follows. The replay's arrays are consumed. Raises UsageError if the state does not fit or an
         environment cannot be restored.
         """
+        if self.recorded:
+            return self.args.last_step + 1, state, replay
         self.capacity = replay.capacity + 1 if replay else 0
         found, self.resumed_from = self.resumed_from, None
         if found is None:
-            return 0, state, replay
+            return 0, transfer(state, self.initial) if self.initial else state, replay
         self.envs.restore(found.steps, found.meta["envs"], subtree("envs/", found.arrays))
-        self.losses = subtree("metrics/", found.arrays)
+        self.journal.losses = subtree("metrics/", found.arrays)
         state = restore_tree(state, subtree("state/", found.arrays))
         if replay:
             replay = refill(replay, found.segments, found.steps)
         self.write_json("config.json", self.config)
         (self.folder / "result.json").unlink(missing_ok=True)
-        self.terminal.steps = found.steps
-        self.terminal.print_line(f"resumed at step {found.steps:,}")
+        self.journal.terminal.steps = found.steps
+        self.journal.terminal.print_line(f"resumed at step {found.steps:,}")
         return found.steps, state, replay
 
     def end_step(
@@ -115,11 +114,11 @@ class Run:
         """Ends a step: records it, and saves every `--checkpoint-frequency` steps and at the last one.
 
         `steps`: environment steps so far. `state`: everything learned. `losses`, `episodes`: see
-        `record_losses` and `record_episodes`. Raises Stopped after a signal (the run saves on its way
+        `Journal`. Raises Stopped after a signal (the run saves on its way
         out), NonFiniteError, and OSError if the disk does not take it; the checkpoint before is kept.
         """
-        self.record_episodes(steps, episodes)
-        self.record_losses(steps, losses)
+        self.journal.record_episodes(steps, episodes)
+        self.journal.record_losses(steps, losses)
         self.unsaved = steps, state
         if self.capacity:
             self.transitions.append(self.envs.transition)
@@ -143,82 +142,58 @@ class Run:
         (steps, state), self.unsaved = self.unsaved, None
         learned = named_arrays(state)
         check_finite(steps, self.args.seeds, **learned)
-        environments, arrays = self.envs.snapshot()
-        meta = {
-            "args": asdict(self.args),
-            "machine": self.machine,
-            "envs": environments,
-            "records": [record.sync() for record in self.records],
-            "seconds": self.timing.seconds(),
-        }
-        arrays = {f"envs/{name}": array for name, array in arrays.items()}
+        environments, env_arrays = self.envs.snapshot()
+        course, arrays = self.journal.snapshot()
+        meta = {"args": asdict(self.args), "machine": self.machine, "envs": environments, **course}
+        arrays |= {f"envs/{name}": array for name, array in env_arrays.items()}
         arrays |= {f"state/{name}": array for name, array in learned.items()}
-        arrays |= {f"metrics/{name}": np.asarray(array) for name, array in self.losses.items()}
         self.write_segment(steps)
         self.checkpoints.write(steps, meta, arrays, self.capacity)
 
     def record_episodes(self, steps: int, episodes: Iterable[Episode]) -> None:
-        """A row for each episode that ended at this step."""
-        for index, episodic_return, length in episodes:
-            row = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
-            self.records[index].write(steps, row)
+        """A row for each episode that ended at this step, if that does not end a step of the run."""
+        self.journal.record_episodes(steps, episodes)
 
-    def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
-        """Every LOSSES_EVERY steps, a row for each seed with the last known value of each loss; every tenth
-        time the speed too.
+    def evaluate(
+        self, evaluation: Evaluation, steps: int, policies, keys: jax.Array, temperature=0.0
+    ) -> None:
+        """Evaluates the policies, and records a row for each seed; see `Evaluation`. Raises Stopped."""
+        self.journal.evaluate(evaluation, steps, policies, keys, temperature)
 
-        `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
-        last value. Raises NonFiniteError.
-        """
-        self.losses |= losses
-        if not self.args.crosses_multiple_of(LOSSES_EVERY, steps):
-            return
-        self.terminal.steps = steps
-        values = jax.device_get(self.losses)
-        check_finite(steps, self.args.seeds, **values)
-        for index in range(self.args.num_seeds if values else 0):
-            self.records[index].write(steps, {name: value[index] for name, value in values.items()})
-        if self.args.crosses_multiple_of(10 * LOSSES_EVERY, steps):
-            self.record_speed(self.timing.measure(steps))
-
-    def record_speed(self, row: dict[str, float]) -> None:
-        """Shows a row of `timing.jsonl` in TensorBoard and on the terminal."""
-        for record in self.records:
-            record.tensorboard.add(int(row["global_step"]), scalar("charts/SPS", row["charts/SPS"]))
-        self.terminal.show_speed(row["charts/SPS"])
-
-    def record_evaluation(self, steps: int, metrics: list[dict[str, float]]) -> None:
-        """The rows of an evaluation, one for each seed."""
-        for index, row in enumerate(metrics):
-            self.records[index].write(steps, row)
-            self.evaluations[index] = {"global_step": steps, **row}
-        self.terminal.steps = steps
-        self.terminal.show_evaluation(metrics)
-
-    def finish(self, policies) -> dict:
+    def finish(self, policies) -> Result:
         """Writes every policy, closes everything, and writes `result.json`, which marks a finished run.
 
         `policies`: leading axis `(seed,)`. Returns what `result.json` holds.
         """
+        if self.recorded:
+            if self.args.upload_model:
+                upload(self.folder, self.args)
+            return self.recorded
         save_policies(self.folder, self.args.seeds, policies)
-        seconds = self.timing.seconds()
-        self.terminal.finish(seconds)
-        self.close(exit_code=0)
+        seconds = self.journal.timing.seconds()
+        self.journal.terminal.finish(seconds)
+        self.journal.close()
+        evaluations = zip(self.args.seeds, self.journal.evaluations, strict=True)
         result = {
             "run_dir": str(self.folder),
             "total_timesteps": self.args.total_timesteps,
             "seconds": round(seconds, 3),
-            "evaluations": {str(s): row for s, row in zip(self.args.seeds, self.evaluations, strict=True)},
+            "evaluations": {str(seed): row for seed, row in evaluations},
         }
+        films = [f"videos/{path.name}" for _, path in self.journal.filming.earlier(self.args.last_step)]
+        card = model_card(self.args, self.config, result, films)
+        write_file(self.folder / "README.md", card.encode())
         self.write_json("result.json", result)
-        return result
+        self.journal.tracker.finish(exit_code=0)
+        if self.args.upload_model:
+            upload(self.folder, self.args)
+        return Result(result, self.args)
 
-    def close(self, exit_code: int = 1) -> None:
-        """Gives the terminal and the files back; the record is on disk row by row in any case."""
-        self.terminal.stop()
-        self.timing.close()
-        for record in self.records:
-            record.close(exit_code)
+    def close(self) -> None:
+        """Closes the files of a run, finished or not."""
+        if not self.recorded:
+            self.journal.close()
+            self.journal.tracker.finish(exit_code=1)
 
     def __enter__(self) -> "Run":
         return self

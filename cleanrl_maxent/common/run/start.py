@@ -8,6 +8,7 @@ import numpy as np
 from cleanrl_maxent.common.cli import RunArgs, validate
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
 from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.run.hub import check_hub
 
 
 class Keys(NamedTuple):
@@ -32,6 +33,7 @@ def start(args: RunArgs, copies: int = 1) -> tuple[SeedEnvs, Keys]:
     start with finite observations.
     """
     validate(args)
+    check_hub(args)
     set_up_device(args.device, args.run_dir)
     envs = SeedEnvs(args.env_id, args.seeds, args.env_reset, copies, args.action_spaces)
     return envs, split_keys(jax.device_put(np.array(args.seeds), seed_sharding(args.num_seeds)))

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from cleanrl_maxent.common.activity import describe_activity, listeners
 from cleanrl_maxent.common.cli import RunArgs
 
 PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
@@ -20,6 +21,7 @@ class Terminal:
         self.console = Console(soft_wrap=True, highlight=False)
         self.last_line = time.perf_counter()
         self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
+        listeners.append(self.print_line)
         self.live = Live(self, console=self.console, refresh_per_second=2, transient=True)
         if self.console.is_terminal:
             self.live.start()
@@ -28,21 +30,23 @@ class Terminal:
         return Text(self.line(), no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
-        """Step, percent, time left, steps per second of each seed, last evaluation."""
+        """Step, percent, what it is doing, time left, steps per second of each seed, last evaluation."""
         total = self.args.last_step
         line = f"step {self.steps:,}/{total:,} {self.steps / total:4.0%}"
+        if self.console.is_terminal and (activity := describe_activity()):
+            line += f"  {activity}"
         if self.speed:
             left = int((total - self.steps) / self.speed)
             line += f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left  {self.speed:.0f} SPS"
         return line + self.evaluation
 
-    def show_evaluation(self, metrics: list[dict[str, float]]) -> None:
+    def show_evaluation(self, metrics: list[dict[str, float]], seconds: float) -> None:
         """Prints and keeps each seed's mean return, deterministic if the policy has a mean."""
         name = "eval/return_mean" if "eval/return_mean" in metrics[0] else "eval_stochastic/return_mean"
         means = [row[name] for row in metrics]
         self.evaluation = "  return " + " ".join(f"{mean:.1f}" for mean in means)
         if not self.console.is_terminal:
-            self.print_line(self.line())
+            self.print_line(f"{self.line()}  evaluated in {seconds:.1f} s")
 
     def print_line(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -62,3 +66,5 @@ class Terminal:
 
     def stop(self) -> None:
         self.live.stop()
+        if self.print_line in listeners:
+            listeners.remove(self.print_line)

@@ -33,7 +33,12 @@ class Timing:
         now = time.perf_counter()
         speed = (steps - self.last_steps) / max(now - self.last_time, 1e-9)
         self.last_time, self.last_steps = now, steps
-        row = {"global_step": steps, "seconds": round(self.seconds(), 3), "charts/SPS": round(speed, 1)}
+        return self.add(steps, **{"charts/SPS": round(speed, 1)})
+
+    def add(self, steps: int, **measured: float) -> dict[str, float]:
+        """A new row: seconds since the start, and what was measured, such as seconds of an evaluation."""
+        row = {"global_step": steps, "seconds": round(self.seconds(), 3)}
+        row |= {name: round(value, 3) for name, value in measured.items()}
         self.write(row)
         return row
 

@@ -25,7 +25,7 @@ POINTS = [
     (f"{CHECKPOINT}:Path.unlink:{{gc}}", "write remove_others"),  # half of the old files removed
     ("cleanrl_maxent.common.env.restore:RestorableEnv.restore:{last}", "resume restore"),  # while resuming
     (f"{RUN}:refill:1", "train resume"),  # while resuming: the replay
-    ("cleanrl_maxent.common.evaluation:scale_action:150", "train __call__"),  # in an evaluation
+    ("cleanrl_maxent.common.evaluation:scale_action:150", "evaluate __call__ play"),  # in an evaluation
     ("cleanrl_maxent.common.env.seeds:SyncVectorEnv.step:60", "train step"),  # between checkpoints
     (f"{FILES}:os.replace:2", "write_segment add_segment write_file"),  # once more, further on
     (f"{RUN}:save_policies:1", "train finish"),  # after the last step

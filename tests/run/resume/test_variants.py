@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cleanrl_maxent import ddpg, sac
-from cleanrl_maxent.common.env.seeds import Task
+from cleanrl_maxent.common.env.task import Task
 from tests.support.runs import SMALL, differences, digests, interrupted, train
 
 SHORT = SMALL | dict(total_timesteps=200, eval_frequency=200)

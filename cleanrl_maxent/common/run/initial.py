@@ -1,0 +1,114 @@
+"""A new run that begins with the networks of another, `--init-from`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.training.train_state import TrainState
+
+from cleanrl_maxent.common.cli import RunArgs, recorded_args
+from cleanrl_maxent.common.data import Statistics
+from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.errors import Damaged, UsageError, require
+from cleanrl_maxent.common.files import digest, named_arrays, subtree
+from cleanrl_maxent.common.policy import recorded_task
+from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
+from cleanrl_maxent.common.run.result import algorithm_module
+
+
+class Initial(NamedTuple):
+    """What a run begins with."""
+
+    arrays: dict[str, np.ndarray]  # all that the other run had learned, a row for each seed of the new one
+    source: dict[str, Any]  # where it is from: folder, seeds, steps, SHA-256
+
+
+def split_seed(folder: Path) -> tuple[Path, int | None]:
+    """A run's folder, and the seed if `folder` is that of one seed of it, `runs/x/seed-2`."""
+    name, _, seed = folder.name.partition("-")
+    one_seed = name == "seed" and seed.isdigit() and (folder.parent / "config.json").exists()
+    return (folder.parent, int(seed)) if one_seed else (folder, None)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint:
+    """The newest good checkpoint of a run; raises UsageError if there is none."""
+    checkpoints = Checkpoints(folder / "checkpoint")
+    checkpoints.check_version()
+    for path in checkpoints.paths():
+        try:
+            return checkpoints.read(path)
+        except Damaged as problem:
+            print(f"warning: {problem}; trying the checkpoint before")
+    raise UsageError(f"{folder} has no good checkpoint, which would hold its networks")
+
+
+def read_initial(args: RunArgs, task: Task) -> Initial:
+    """What `--init-from` names. A seed takes its namesake's networks, or those of the only seed there is.
+
+    Raises UsageError if it is no run of this algorithm, or has other spaces, seeds or networks, or no
+    checkpoint.
+    """
+    assert args.init_from is not None
+    folder, seed = split_seed(Path(args.init_from))
+    recorded, other = recorded_args(type(args), str(folder)), recorded_task(folder)
+    for name, ours in task._asdict().items():
+        theirs = getattr(other, name)
+        require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {args.env_id}")
+    first, count = recorded.seed, recorded.num_seeds
+    seeds = [seed if seed is not None else first if count == 1 else s for s in args.seeds]
+    missing = [s for s in seeds if not first <= s < first + count]
+    has, one = f"{folder} has seeds {first} to {first + count - 1}", f"--init-from {folder}/seed-{first}"
+    require(not missing, f"{has}: name one of them, such as {one}")
+    found = newest_checkpoint(folder)
+    rows = [s - first for s in seeds]
+    arrays = {name: array[rows] for name, array in subtree("state/", found.arrays).items()}
+    sha256 = digest(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
+    source = {"run_dir": str(folder), "seeds": seeds, "steps": found.steps, "sha256": sha256}
+    initial = Initial(arrays, source)
+    init = jax.vmap(lambda key: algorithm_module(args).init(key, task, args))
+    check_networks(jax.eval_shape(init, jax.random.split(jax.random.key(0), len(seeds))), initial)
+    return initial
+
+
+def is_learned(node: Any) -> bool:
+    """True for what one run takes from another: networks, dictionaries of parameters, running statistics."""
+    return isinstance(node, TrainState | Statistics | dict)
+
+
+def learned_prefixes(state: Any) -> tuple[str, ...]:
+    """How the names of the leaves begin that one run takes from another; not those of optimisers."""
+    nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_learned)[0]
+    names = [(jax.tree_util.keystr(path, simple=True, separator="/"), node) for path, node in nodes]
+    return tuple(
+        f"{name}/params/" if isinstance(node, TrainState) else f"{name}/"
+        for name, node in names
+        if is_learned(node)
+    )
+
+
+def check_networks(state: Any, initial: Initial) -> None:
+    """Raises UsageError unless the networks of `initial` fit into `state`, which may be shapes alone."""
+    prefixes, leaves = learned_prefixes(state), jax.tree_util.tree_flatten_with_path(state)[0]
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape) for path, leaf in leaves]
+    ours = {(name, shape) for name, shape in named if name.startswith(prefixes)}
+    theirs = {(name, array.shape) for name, array in initial.arrays.items() if name.startswith(prefixes)}
+    if other := ours ^ theirs:
+        name, _ = min(other)
+        raise UsageError(
+            f"networks differ: {name} of {initial.source['run_dir']} has another shape, or is missing"
+        )
+
+
+def transfer(state: Any, initial: Initial) -> Any:
+    """`state` with the networks and statistics of `initial`; optimisers and all else stay fresh.
+
+    Leaves lead with the axis `(seed,)`.
+    """
+    prefixes, names = learned_prefixes(state), named_arrays(state)
+    leaves, structure = jax.tree.flatten(state)
+    values = [
+        leaf.at[...].set(initial.arrays[name]) if name.startswith(prefixes) else leaf
+        for leaf, name in zip(leaves, names, strict=True)
+    ]
+    return jax.tree.unflatten(structure, values)

@@ -1,0 +1,118 @@
+"""The course of a run, as it is recorded and shown: rows, wall clock, terminal, films, trackers."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX.summary import scalar
+
+from cleanrl_maxent.common.activity import doing
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.env.checks import check_finite
+from cleanrl_maxent.common.env.seeds import Episode
+from cleanrl_maxent.common.evaluation import Evaluation
+from cleanrl_maxent.common.run.capture import Filming, image_summary
+from cleanrl_maxent.common.run.record import Record
+from cleanrl_maxent.common.run.terminal import Terminal
+from cleanrl_maxent.common.run.timing import Timing
+from cleanrl_maxent.common.run.tracker import Tracker
+
+LOSSES_EVERY = 100  # environment steps between two rows of losses
+
+
+class Journal:
+    """Rows of every seed's record, and their mirrors on the screen, in TensorBoard and in W&B."""
+
+    def __init__(self, args: RunArgs, folder: Path, steps: int, meta: Mapping[str, Any]):
+        """Opens the files of a run in `folder` that is to go on from `steps` environment steps.
+
+        `meta`: that of the checkpoint, empty at the start; files are cut back to what they were then.
+        """
+        self.args = args
+        lengths = [record["bytes"] for record in meta.get("records", [{"bytes": 0}] * args.num_seeds)]
+        self.records = [
+            Record(folder / f"seed-{seed}", length, asdict(args))
+            for seed, length in zip(args.seeds, lengths, strict=True)
+        ]
+        self.losses: dict[str, Any] = {}  # the last known value of each, (seed,)
+        self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
+        self.timing = Timing(folder / "timing.jsonl", steps, meta.get("seconds", 0.0))
+        self.terminal = Terminal(args, folder)
+        self.filming = Filming(args, folder, self.terminal.print_line)
+        for row in self.timing.rows:
+            if "charts/SPS" in row:
+                self.show_speed(row)
+        with self.filming.attempt():
+            for taken, film in self.filming.earlier(steps):
+                self.show_film(taken, film)
+        self.tracker = Tracker(args, folder, self.terminal.print_line)
+
+    def record_episodes(self, steps: int, episodes: Iterable[Episode]) -> None:
+        """A row for each episode that ended at this step."""
+        for index, episodic_return, length in episodes:
+            row = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
+            self.records[index].write(steps, row)
+
+    def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
+        """Every LOSSES_EVERY steps, a row for each seed with the last known value of each loss; every tenth
+        time the speed too.
+
+        `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
+        last value. Raises NonFiniteError.
+        """
+        self.losses |= losses
+        if not self.args.crosses_multiple_of(LOSSES_EVERY, steps):
+            return
+        self.terminal.steps = steps
+        values = jax.device_get(self.losses)
+        check_finite(steps, self.args.seeds, **values)
+        for index in range(self.args.num_seeds if values else 0):
+            self.records[index].write(steps, {name: value[index] for name, value in values.items()})
+        if self.args.crosses_multiple_of(10 * LOSSES_EVERY, steps):
+            self.show_speed(self.timing.measure(steps))
+
+    def evaluate(
+        self, evaluation: Evaluation, steps: int, policies, keys: jax.Array, temperature: Any
+    ) -> None:
+        """A row of an evaluation for each seed, and a film if one is due. Raises Stopped."""
+        self.terminal.steps, began = steps, time.perf_counter()
+        with doing("evaluating", say_time=False):
+            metrics = evaluation(steps, policies, keys, temperature)
+        seconds = time.perf_counter() - began
+        # before the rows, so that a run stopped in a film repeats its evaluation without recording it twice
+        due = self.filming.due(steps)
+        filmed = self.filming.film(steps, evaluation, policies, keys) if due else None
+        for index, row in enumerate(metrics):
+            self.records[index].write(steps, row)
+            self.evaluations[index] = {"global_step": steps, **row}
+        self.timing.add(steps, evaluation_seconds=seconds)
+        self.terminal.show_evaluation(metrics, seconds)
+        if filmed:
+            self.timing.add(steps, film_seconds=filmed.seconds)
+            self.show_film(steps, filmed.path)
+
+    def show_speed(self, row: Mapping[str, float]) -> None:
+        """Shows a row of `timing.jsonl` in TensorBoard and on the terminal."""
+        for record in self.records:
+            record.tensorboard.add(int(row["global_step"]), scalar("charts/SPS", row["charts/SPS"]))
+        self.terminal.show_speed(row["charts/SPS"])
+
+    def show_film(self, steps: int, film: Path) -> None:
+        """Shows a film of the first seed in TensorBoard."""
+        self.records[0].tensorboard.add(steps, image_summary(film))
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What a checkpoint keeps of all this, once it is on the disk: what JSON can hold, and arrays."""
+        meta = {"records": [record.sync() for record in self.records], "seconds": self.timing.seconds()}
+        return meta, {f"metrics/{name}": np.asarray(array) for name, array in self.losses.items()}
+
+    def close(self) -> None:
+        """Gives the terminal and the files back; the record is on disk row by row in any case."""
+        self.terminal.stop()
+        self.timing.close()
+        for record in self.records:
+            record.close()

@@ -1,0 +1,30 @@
+"""What a finished run returns."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
+
+
+class Result(dict[str, Any]):
+    """The content of `result.json`, and the policies.
+
+    `run_dir`; `total_timesteps` asked for; `seconds`, wall clock; `evaluations`, the last one of each seed.
+    """
+
+    def __init__(self, content: dict[str, Any], args: RunArgs):
+        super().__init__(content)
+        self.algorithm = algorithm_module(args)
+
+    def policy(self, seed: int | None = None) -> LoadedPolicy:
+        """The trained policy of a seed, by default the first. Raises UsageError if it cannot be loaded."""
+        return load_policy(self.algorithm, Path(self["run_dir"]), seed)
+
+
+def algorithm_module(args: RunArgs) -> ModuleType:
+    """The module of the algorithm that has these arguments, or of the one that they extend."""
+    modules = (sys.modules[base.__module__] for base in type(args).__mro__)
+    return next(module for module in modules if hasattr(module, "act"))
