@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -444,6 +445,7 @@ def draw_robust_reward(axes):
     axes.legend(frameon=False, loc="upper right")
 
 
+NEEDS_MATPLOTLIB = "the figures need matplotlib: pip install 'cleanrl_maxent[plots]'"
 FIGURES = {
     "corridor": draw_corridor,
     "rates": draw_rates,
@@ -455,11 +457,15 @@ FIGURES = {
 def main(args):
     """Prints the claims, unless a single figure is asked for, and writes `{out_dir}/{figure}.png`.
 
-    Raises UsageError without matplotlib, OSError if the folder cannot be written.
+    Raises UsageError if a single figure is asked for without matplotlib, OSError if the folder cannot be
+    written.
     """
     if args.figure in ("all", "none"):
         for row in (("lecture", "claim", "verdict", "computed"), *claims()):
             print("{:<10}  {:<42}  {:<7}  {}".format(*row))
+    if args.figure == "all" and find_spec("matplotlib") is None:
+        print(NEEDS_MATPLOTLIB)
+        return
     for name, draw in FIGURES.items():
         if args.figure in ("all", name):
             print(save(draw, args.out_dir / f"{name}.png"))
@@ -470,7 +476,7 @@ def save(draw, path):
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as missing:
-        raise UsageError(f"{missing}; pip install -e '.[plots]' -c constraints.txt") from missing
+        raise UsageError(NEEDS_MATPLOTLIB) from missing
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     draw(axes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cleanrl_maxent
-from cleanrl_maxent import maxent_pg
+from cleanrl_maxent import maxent_pg, sac
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import NonFiniteError
 from tests.support import probes
@@ -147,3 +147,19 @@ def test_compiles_a_fixed_number_of_programs(tmp_path, caplog):
             train(args, tmp_path / str(total))
         counts.append(sum(r.message.startswith("Compiling") for r in caplog.records))
     assert counts[0] == counts[1] > 0
+
+
+def test_a_metric_that_overflows_is_left_out_and_a_loss_stops_the_run(tmp_path, monkeypatch, capsys):
+    """A ratio may be infinite while the loss and its gradient are sound; that is said once."""
+    metrics = {"losses/actor_loss": jnp.float32(1), "losses/entropy": jnp.float32(jnp.inf)}
+    monkeypatch.setattr(sac, "update", lambda state, *_: (state, metrics))
+    args = SMALL | dict(eval_episodes=0, checkpoint_frequency=0)
+    train(args, tmp_path / "run")
+    record = rows(tmp_path / "run" / "seed-1" / "metrics.jsonl")
+    assert any("losses/actor_loss" in row for row in record)
+    assert not any("losses/entropy" in row for row in record)
+    said = [line for line in capsys.readouterr().out.splitlines() if "not finite" in line]
+    assert said == ["warning: losses/entropy is not finite at step 200, seed 1: left out"]
+    metrics["losses/actor_loss"] = jnp.float32(jnp.nan)
+    with pytest.raises(NonFiniteError, match="losses/actor_loss at step 200, seed 1"):
+        train(args, tmp_path / "other")

@@ -1,7 +1,7 @@
 """The course of a run, as it is recorded and shown: rows, wall clock, terminal, films, trackers."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Journal:
             for seed, length in zip(args.seeds, lengths, strict=True)
         ]
         self.losses: dict[str, Any] = {}  # the last known value of each, (seed,)
+        self.absent: set[str] = set()  # metrics whose values were not finite
         self.evaluations: list[dict] = [{} for _ in args.seeds]  # the last ones
         self.timing = Timing(folder / "timing.jsonl", steps, meta.get("seconds", 0.0))
         self.terminal = Terminal(args, folder)
@@ -62,18 +63,32 @@ class Journal:
         time the speed too.
 
         `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
-        last value. Raises NonFiniteError.
+        last value. One that is not finite raises NonFiniteError; another metric, such as a ratio that
+        overflows while training is sound, is left out of the row.
         """
         self.losses |= losses
         if not self.args.crosses_multiple_of(LOSSES_EVERY, steps):
             return
         self.terminal.steps = steps
         values = jax.device_get(self.losses)
-        check_finite(steps, self.args.seeds, **values)
-        for index in range(self.args.num_seeds if values else 0):
-            self.records[index].write(steps, {name: value[index] for name, value in values.items()})
+        check_finite(
+            steps, self.args.seeds, **{name: v for name, v in values.items() if name.endswith("_loss")}
+        )
+        for index, seed in enumerate(self.args.seeds if values else ()):
+            row = {name: value[index] for name, value in values.items()}
+            finite = {name: value for name, value in row.items() if np.isfinite(value)}
+            self.say_absent(steps, seed, row.keys() - finite.keys())
+            self.records[index].write(steps, finite)
         if self.args.crosses_multiple_of(10 * LOSSES_EVERY, steps):
             self.show_speed(self.timing.measure(steps))
+
+    def say_absent(self, steps: int, seed: int, names: Collection[str]) -> None:
+        """Says once for each metric that its values are not finite, and so not recorded."""
+        for name in sorted(set(names) - self.absent):
+            self.terminal.print_line(
+                f"warning: {name} is not finite at step {steps:,}, seed {seed}: left out"
+            )
+        self.absent |= set(names)
 
     def evaluate(
         self, evaluation: Evaluation, steps: int, policies, keys: jax.Array, temperature: Any
