@@ -10,7 +10,6 @@ process that writes it. Exit status: 0, all done; 1, a cell failed after its ret
 lines are printed); 2, the suite cannot be run; 75, stopped by a signal, every run saved.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -39,10 +38,11 @@ from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script, validate
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import cpu_count, recorded_settings
-from cleanrl_maxent.common.env.make import make_env
+from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
 from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import STOPPED, UsageError
 from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
+from cleanrl_maxent.common.run.inventory import is_locked
 
 HERE = Path(__file__).parent
 SUITES = {path.stem: path for path in sorted([*HERE.glob("suites/*.toml"), *HERE.glob("studies/*/*.toml")])}
@@ -112,14 +112,7 @@ class Cell:
 
     def in_use(self) -> bool:
         """True while a process holds the lock of the run's folder."""
-        try:
-            with open(self.folder / ".lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.folder)
 
     def progress(self) -> dict[str, float]:
         """The last whole row of `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
@@ -136,7 +129,11 @@ class Cell:
 
 def read_suite(name: str) -> tuple[str, list[Grid]]:
     """The suite's name and its grids; raises UsageError if it cannot be read or is not one."""
-    path = Path(name) if name.endswith(".toml") else SUITES.get(name, HERE / "suites" / f"{name}.toml")
+    path = (
+        Path(os.path.expanduser(name))
+        if name.endswith(".toml")
+        else SUITES.get(name, HERE / "suites" / f"{name}.toml")
+    )
     try:
         suite = tomllib.loads(path.read_text())
     except OSError as problem:
@@ -188,9 +185,9 @@ def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> 
 
 
 @cache
-def row_bytes(env_id: str, action_spaces: tuple[str, ...]) -> int:
+def row_bytes(choice: EnvChoice) -> int:
     """Bytes of a transition of an environment; raises UsageError if it cannot be made."""
-    env = make_env(env_id, action_spaces)
+    env = make_env(choice)
     env.close()
     return transition_bytes(describe_task(env.observation_space, env.action_space).example)
 
@@ -198,14 +195,14 @@ def row_bytes(env_id: str, action_spaces: tuple[str, ...]) -> int:
 def memory_bytes(cell: Cell) -> float:
     """What a run needs, estimated from its replay."""
     args, capacity = cell.args, getattr(cell.args, "buffer_size", 0)
-    return PROCESS_BYTES + args.num_seeds * capacity * row_bytes(args.env_id, args.action_spaces)
+    return PROCESS_BYTES + args.num_seeds * capacity * row_bytes(chosen_env(args))
 
 
 def check(cells: list[Cell]) -> None:
     """Raises UsageError if a cell could not start, before any of them does."""
     for cell in cells:
         validate(cell.args)
-        row_bytes(cell.args.env_id, cell.args.action_spaces)
+        row_bytes(chosen_env(cell.args))
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
         raise UsageError(f"two cells share the folder {shared[0]}; give one of them another exp_name")

@@ -1,5 +1,6 @@
 """Maximum-entropy reinforcement learning in JAX: one self-contained file per algorithm."""
 
+import os
 import re
 from functools import cache
 from importlib import import_module
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @cache
 def algorithm_names() -> tuple[str, ...]:
     """The algorithms' names: those of the modules of this package that define `Args` and `train`."""
-    texts = {path.stem: path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    texts = {path.stem: path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))}
     return tuple(
         name
         for name, text in texts.items()
@@ -38,24 +39,23 @@ def load_policy(
         policy = load_policy("runs/Hopper-v4__sac__1__1795242568")
         action = policy(obs)
 
-    `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, if
-    that is not one of this package. Needs `config.json` and `policy-{seed}.npz` alone, and runs no code of
-    theirs.
+    `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, if it
+    is not of this package. Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them.
     Raises UsageError, in one line, if they are missing, damaged or foreign, or were written by newer code.
     """
     from cleanrl_maxent.common import cli, policy  # these import JAX, which a list of names does not need
 
-    folder = Path(run_dir)
+    folder = Path(os.path.expanduser(run_dir))
     return policy.load_policy(algorithm or recorded_algorithm(folder, cli.read_config(folder)), folder, seed)
 
 
 def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
-    """The module that trained the run in `folder`; raises UsageError if it is not one of this package."""
+    """The module that trained the run in `folder`; raises UsageError if it is not of this package."""
     from cleanrl_maxent.common.errors import UsageError
 
     name = config["algorithm"]
     if name not in algorithm_names():
         raise UsageError(
-            f"{folder} was trained by {name}.py, not of this package: name its module, algorithm=…"
+            f"{folder} was trained by {name}.py, which is not part of this package; pass algorithm=…"
         )
     return import_module(f"{__name__}.{name}")

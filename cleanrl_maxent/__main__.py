@@ -14,6 +14,7 @@ from typing import NoReturn
 import cleanrl_maxent
 from cleanrl_maxent.common.cli import run_from_command_line, run_script
 from cleanrl_maxent.common.errors import BAD_INPUT, FINISHED
+from cleanrl_maxent.common.output import make_output_lossy
 
 PROGRAM = "cleanrl-maxent"
 EXAMPLES = ("sac --env-id Hopper-v4 --seed 2", "sac --resume runs/mine", "enjoy runs/mine", "runs")
@@ -22,7 +23,7 @@ EXAMPLES = ("sac --env-id Hopper-v4 --seed 2", "sac --resume runs/mine", "enjoy 
 def programs() -> dict[str, str]:
     """The source text of the algorithms and the tools, by name; none is imported."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {path.stem: path.read_text() for path in files}
+    return {path.stem: path.read_text("utf-8") for path in files}
 
 
 def help_text() -> str:
@@ -45,6 +46,7 @@ def help_text() -> str:
 
 def main() -> NoReturn:
     """Runs what the first word names, with the other words as its flags; exits with its status."""
+    make_output_lossy()
     name, words = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("-h", "--help"):
         print(help_text(), end="")
@@ -59,11 +61,12 @@ def main() -> NoReturn:
         sys.exit(BAD_INPUT)
     if sys.stderr.isatty() and re.search(r"^import jax$", texts[name], re.MULTILINE):
         print(f"starting {name}: importing JAX …", file=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import at once; JAX would swallow some
     module = import_module(f"cleanrl_maxent.{name}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [f"{PROGRAM} {name}", *words]
     if name in cleanrl_maxent.algorithm_names():
         run_from_command_line(module.Args, module.train)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends a tool without a word
     run_script(module.Args, module.main)
 
 

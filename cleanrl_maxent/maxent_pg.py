@@ -417,7 +417,7 @@ def update(state, rollout, key, index, args):
 
 
 def train(args):
-    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
     steps = args.num_seeds * args.steps_per_update
     what = f"rollout of {args.num_seeds} x {args.steps_per_update} steps"

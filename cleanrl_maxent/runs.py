@@ -3,15 +3,14 @@
 python -m cleanrl_maxent.runs runs
 """
 
-import fcntl
 import shutil
-import signal
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -19,11 +18,13 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import BAD_INPUT, FINISHED, Damaged, UsageError, require
 from cleanrl_maxent.common.run.inventory import Row, describe, find_runs, size
+from cleanrl_maxent.common.run.locking import acquire
 
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow"}
-COLUMNS = "<name <algorithm <environment <seeds >steps >of >return <state >size".split()  # > is to the right
+COLUMNS = {"name": "<", "algorithm": "<", "environment": "<", "seeds": "<", "steps": ">", "of": ">"}
+COLUMNS |= {"return": ">", "state": "<", "size": ">"}  # how each is aligned
 LOST = (
-    "A finished run without its checkpoints cannot be extended, nor be the start of another (--init-from), "
+    "A finished run without its checkpoints can no longer be extended or start another run (--init-from), "
     "and its transitions, the data for offline learning, are gone. Record, policies, films and result stay."
 )
 
@@ -32,13 +33,13 @@ LOST = (
 class Args:
     """Lists the runs below a folder: what they are, where they stand, how well they do, and their size."""
 
-    folder: Positional[Path] = Path("runs")  # searched for runs, with all folders in it
-    prune: FlagCreatePairsOff[bool] = False  # remove the checkpoints of finished runs, after a question
-    yes: FlagCreatePairsOff[bool] = False  # prune without the question
+    folder: Positional[Path] = Path("runs")  # searched for runs, with its subfolders
+    prune: FlagCreatePairsOff[bool] = False  # remove the checkpoints of finished runs, after asking
+    yes: FlagCreatePairsOff[bool] = False  # prune without asking
 
 
 def printable(text: object) -> str:
-    """What a file says, or is called, without characters that would move the cursor or cannot be encoded."""
+    """A text from a file, without characters that would move the cursor or cannot be encoded."""
     return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
@@ -47,32 +48,24 @@ def name_of(folder: Path, top: Path) -> str:
     return printable(folder.relative_to(top) if folder != top else folder.resolve().name)
 
 
-def readable(count: float) -> str:
-    """A number of bytes in a decimal unit: "3.1 MB"."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 999.5 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{count:.{0 if units[0] == 'B' or count >= 99.5 else 1}f} {units[0]}"
-
-
 def return_text(row: Row, form: str) -> str:
     return "-" if row.last_return is None else format(row.last_return, form)
 
 
 def plain_table(rows: list[Row], top: Path) -> str:
     """Aligned columns, a line for each run, however long."""
-    table = [[column[1:] for column in COLUMNS]]
+    table = [list(COLUMNS)]
     for row in rows:
         what = map(printable, (row.algorithm, row.env_id, row.seeds))
         numbers = str(row.steps), str(row.total), return_text(row, ".1f")
-        table.append([name_of(row.folder, top), *what, *numbers, row.state, readable(row.size)])
+        table.append([name_of(row.folder, top), *what, *numbers, row.state, decimal(row.size)])
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    form = "  ".join(f"{{:{column[0]}{width}}}" for column, width in zip(COLUMNS, widths, strict=True))
+    form = "  ".join(f"{{:{align}{width}}}" for align, width in zip(COLUMNS.values(), widths, strict=True))
     return "\n".join(form.format(*line).rstrip() for line in table)
 
 
 def terminal_table(rows: list[Row], top: Path) -> Table:
-    """Two lines for each run, which fit 60 columns; long names are folded."""
+    """Two lines per run, which fit 60 columns; long names are folded."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="underline")
     table.add_column("run", overflow="fold")
     table.add_column("steps", justify="right", no_wrap=True)
@@ -85,7 +78,7 @@ def terminal_table(rows: list[Row], top: Path) -> Table:
             Text.assemble((name_of(row.folder, top), "bold"), "\n", (what, "dim")),
             Text.assemble(f"{row.steps:,}", "\n", (f"of {row.total:,}", "dim")),
             return_text(row, ",.1f"),
-            Text.assemble((row.state, STYLES[row.state]), "\n", (readable(row.size), "dim")),
+            Text.assemble((row.state, STYLES[row.state]), "\n", (decimal(row.size), "dim")),
         )
     return table
 
@@ -98,19 +91,19 @@ def show(rows: list[Row], top: Path) -> None:
         print(plain_table(rows, top))
     states = [row.state for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
-    print(f"{counts}; {readable(sum(row.size for row in rows))} in all")
+    print(f"{counts}; {decimal(sum(row.size for row in rows))} in all")
 
 
 def prune(rows: list[Row], top: Path, yes: bool) -> int:
-    """Removes the checkpoints of finished runs, after a question; returns the exit status."""
+    """Removes the checkpoints of finished runs, after asking unless `yes`; returns the exit status."""
     finished = (row.folder for row in rows if row.state == "finished")
     sizes = {folder: size(folder / "checkpoint") for folder in finished if (folder / "checkpoint").exists()}
     if not sizes:
         print("no finished run has checkpoints")
         return FINISHED
     for folder, of_run in sizes.items():
-        print(f"{readable(of_run):>8}  {name_of(folder, top)}")
-    print(f"{readable(sum(sizes.values())):>8}  in all")
+        print(f"{decimal(of_run):>8}  {name_of(folder, top)}")
+    print(f"{decimal(sum(sizes.values())):>8}  in all")
     print(textwrap.fill(LOST, shutil.get_terminal_size().columns))
     if not yes and not is_agreed("Remove these checkpoints? [y/N] "):
         print("nothing removed")
@@ -118,7 +111,7 @@ def prune(rows: list[Row], top: Path, yes: bool) -> int:
     kept = [folder for folder in sizes if not remove_checkpoints(folder)]
     removed = [of_run for folder, of_run in sizes.items() if folder not in kept]
     count = "1 run" if len(removed) == 1 else f"{len(removed)} runs"
-    print(f"removed the checkpoints of {count}, {readable(sum(removed))}")
+    print(f"removed the checkpoints of {count}, {decimal(sum(removed))}")
     return BAD_INPUT if kept else FINISHED
 
 
@@ -131,10 +124,10 @@ def is_agreed(question: str) -> bool:
 
 
 def remove_checkpoints(folder: Path) -> bool:
-    """Removes `checkpoint/` while it holds the run's lock; if it cannot, says why, and returns False."""
+    """Removes `checkpoint/` while holding the run's lock; if it cannot, says why and returns False."""
     try:
         with open(folder / ".lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            acquire(file)
             require((folder / "result.json").exists(), "it is being extended")
             shutil.rmtree(folder / "checkpoint")
         return True
@@ -147,7 +140,7 @@ def remove_checkpoints(folder: Path) -> bool:
 
 
 def main(args: Args) -> int:
-    """Lists or prunes, and returns the exit status; raises UsageError if there is no such folder."""
+    """Lists the runs, and prunes them if asked; returns the exit status. Raises UsageError."""
     require(args.folder.is_dir(), f"there is no folder {args.folder}; python -m cleanrl_maxent.runs FOLDER")
     can_ask = args.yes or not args.prune or sys.stdin.isatty()
     require(can_ask, "--prune asks before it removes anything, and there is no terminal: add --yes")
@@ -167,5 +160,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends it without a word
     run_script(Args, main)

@@ -271,7 +271,7 @@ def update(state, batch, key, index, args):
 
 
 def train(args):
-    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     # about the largest array of an update: a layer over all particles, or pairs of fixed and moved ones

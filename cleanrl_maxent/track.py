@@ -3,7 +3,6 @@
 python -m cleanrl_maxent.track RUN_DIR
 """
 
-import fcntl
 import os
 import re
 import sys
@@ -22,17 +21,18 @@ from tyro.conf import Positional
 
 from cleanrl_maxent.common.cli import RunArgs, read_config, run_script
 from cleanrl_maxent.common.errors import UsageError, require
+from cleanrl_maxent.common.run.locking import acquire
 from cleanrl_maxent.common.run.mirror import Mirror, in_a_line
 from cleanrl_maxent.common.run.tracker import LOG, track_command
 
-POLL = 2.0  # seconds between two looks at a record that is followed
-# seconds for W&B to connect, and to upload the rest at the end: beside a run, and where no run waits
+POLL = 2.0  # seconds between two reads of a record that is followed
+# seconds for W&B to connect, and to upload the rest at the end; LATER: without a run that waits
 CONNECT, CONNECT_LATER = 8.0, 20.0
 UPLOAD, UPLOAD_LATER = 8.0, 300.0
-END = 16.0  # seconds from the end of the run that is followed to the end of this process
+END = 16.0  # seconds from the end of the followed run to the end of this process
 
-# W&B would add what is true of this process and machine, which need not be the run's; and where nothing
-# answers, its query for the account takes 10 s more, and its reports of errors 12 s
+# W&B would add facts about this process and machine, which need not be the run's; and if its server does not
+# answer, its query for the account would take 10 s more, and its error reports 12 s
 OMITTED = ("META", "STATS", "MACHINE_INFO", "VIEWER")
 VARIABLES = {f"WANDB__DISABLE_{name}": "true" for name in OMITTED}
 VARIABLES |= {"WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
@@ -54,15 +54,15 @@ Say = Callable[[str], None]  # shows a line
 
 @contextmanager
 def quiet(log: Path, fresh: bool) -> Iterator[Say]:
-    """Sends what is printed to `log`, emptied first if `fresh`; yields what still shows a line."""
+    """Redirects output to `log`, emptied first if `fresh`; yields a function that still shows a line."""
     sys.stdout.flush()
     screens = os.dup(1), os.dup(2)
     with open(log, "wb" if fresh else "ab") as file:
-        for stream in (1, 2):  # W&B has a process that prints too
+        for stream in (1, 2):  # file descriptors, because W&B has a process that prints too
             os.dup2(file.fileno(), stream)
 
     def say(line: str) -> None:
-        with suppress(BrokenPipeError):  # the run that showed it has ended
+        with suppress(BrokenPipeError):  # the run that would show it has ended
             os.write(screens[0], f"{line}\n".encode())
 
     try:
@@ -79,10 +79,10 @@ def lacking(folder: Path) -> str:
 
 @contextmanager
 def only_one(folder: Path, wait: bool) -> Iterator[None]:
-    """Locks `wandb/.lock`; raises UsageError if another process has it, unless told to `wait`."""
+    """Locks `wandb/.lock`; if another process holds it, waits with `wait`, else raises UsageError."""
     with open(folder / "wandb" / ".lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            acquire(lock, wait=wait)
         except BlockingIOError as problem:
             raise UsageError(f"{folder} is being sent to W&B by another process") from problem
         yield
@@ -113,19 +113,19 @@ def make_mirrors(args: Args, say: Say) -> list[Mirror]:
 
 
 def address(mirrors: list[Mirror]) -> str:
-    """Where the W&B run is seen, or the group of them."""
+    """The URL of the W&B run, or of its group if there are several."""
     run = mirrors[0].run
     return run.url if len(mirrors) == 1 else f"{run.project_url}/groups/{quote(run.group)}"
 
 
 def why(problem: Exception) -> str:
-    """Why W&B does not work."""
+    """Why W&B does not work, in one line."""
     late = re.search("deadline exceeded|Timed out", str(problem))  # W&B's words for it
     return "its server cannot be reached" if late else in_a_line(problem)
 
 
 def open_all(mirrors: list[Mirror], say: Say) -> None:
-    """Begins every W&B run, offline if one cannot be online, and says where they are."""
+    """Starts every W&B run, all of them offline if one cannot be online, and says where they are."""
     import wandb
 
     later = f"send it later: {track_command(mirrors[0].folder)}"
@@ -137,7 +137,7 @@ def open_all(mirrors: list[Mirror], say: Say) -> None:
             raise
         traceback.print_exc()
         say(f"warning: W&B is offline: {why(problem)}; {later}")
-        wandb.teardown()  # else the W&B run that failed would block its own id
+        wandb.teardown()  # else the failed W&B run would keep its id occupied
         for mirror in mirrors:
             mirror.options["mode"] = "offline"
             mirror.open()
@@ -146,7 +146,7 @@ def open_all(mirrors: list[Mirror], say: Say) -> None:
 
 
 def finish_all(mirrors: list[Mirror], exit_code: int) -> bool:
-    """Ends all W&B runs at once; False if W&B lacks something of a record."""
+    """Ends all W&B runs in parallel; False if W&B lacks part of a record."""
 
     def finish(mirror: Mirror) -> bool:
         try:
@@ -159,14 +159,14 @@ def finish_all(mirrors: list[Mirror], exit_code: int) -> bool:
     with ThreadPoolExecutor(len(mirrors)) as threads:
         complete = list(threads.map(finish, mirrors))
     sys.stderr.flush()
-    # W&B says this and raises nothing, if its server refuses an upload
+    # W&B prints this and raises nothing if its server refuses an upload
     return all(complete) and "Fatal error while uploading" not in (mirrors[0].folder / LOG).read_text()
 
 
 class Ending:
-    """The end of the run that is followed: its exit code comes on standard input, or nothing if it is killed.
+    """The end of the followed run: its exit code arrives on standard input, nothing if it is killed.
 
-    From then on this process has END seconds.
+    This process then has END seconds left.
     """
 
     def __init__(self, folder: Path, say: Say):
@@ -182,10 +182,10 @@ class Ending:
 
 
 def follow(args: Args, say: Say) -> None:
-    """Sends a record while its run writes it, to the end; says in a line what fails."""
+    """Sends a record while its run writes it, to the end; reports a failure in one line."""
     ending = Ending(args.run_dir, say)
     try:
-        with only_one(args.run_dir, wait=True):  # that of a run killed a moment ago may still live
+        with only_one(args.run_dir, wait=True):  # the process of a run killed a moment ago may still be alive
             mirrors = make_mirrors(args, say)
             if not mirrors:
                 return
@@ -193,7 +193,7 @@ def follow(args: Args, say: Say) -> None:
             over = False
             while not over:
                 ending.came.wait(POLL)
-                over = ending.came.is_set()  # before the record is read, which is complete then
+                over = ending.came.is_set()  # before the last read, so that the record is complete
                 for mirror in mirrors:
                     mirror.send()
             if not finish_all(mirrors, ending.exit_code):
@@ -206,7 +206,7 @@ def follow(args: Args, say: Say) -> None:
 
 
 def send(args: Args, say: Say) -> None:
-    """Sends what W&B lacks of a record; raises UsageError if it cannot be reached, or does not take it."""
+    """Sends the rows that W&B lacks; raises UsageError if W&B cannot be reached or refuses them."""
     try:
         with only_one(args.run_dir, wait=False):
             mirrors = make_mirrors(args, say)
@@ -227,7 +227,7 @@ def send(args: Args, say: Say) -> None:
 
 
 def main(args: Args) -> None:
-    """Sends a record. What W&B itself says is in `wandb/tracker.log`."""
+    """Sends a record. W&B's own output goes to `wandb/tracker.log`."""
     read_config(args.run_dir)
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -242,10 +242,10 @@ def main(args: Args) -> None:
             follow(args, say) if args.follow else send(args, say)
         except KeyboardInterrupt:
             say("stopped; the same command sends the rest")
-            os._exit(130)  # W&B would send all that it has first
+            os._exit(130)  # a normal exit would wait for W&B to send everything
         finally:
             if wandb := sys.modules.get("wandb"):
-                wandb.teardown()  # which otherwise comes later, and prints
+                wandb.teardown()  # else it runs at exit, and prints
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """An algorithm's update on random batches that stay on the device."""
 
-import inspect
 import math
 from collections import Counter
 from dataclasses import fields
@@ -83,6 +82,7 @@ class BatchUpdate:
         """Floating-point operations of an update of all seeds as XLA counts them, averaged over a cycle."""
         total = 0.0
         for turn, count in self.turns.items():
-            lowered = inspect.unwrap(self.program).lower(self.state, self.batches, self.keys, turn)
+            jitted: Any = self.program.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+            lowered = jitted.lower(self.state, self.batches, self.keys, turn)
             total += count * lowered.compile().cost_analysis()["flops"]
         return total / self.turns.total()

@@ -4,6 +4,7 @@ Rooms, each of which imports only from those before it:
 
     errors      what ends a program early, and its exit status
     ranges      types that state the range of an argument
+    output      what is printed, which never stops a program
     signals     signals that ask a program to stop
     activity    what a program is doing, such as compiling
     usage       what --help prints of an algorithm
@@ -13,7 +14,7 @@ Rooms, each of which imports only from those before it:
     data        transitions, their replay, running statistics
     schedule    every k-th update
     env         the environments of every seed, what is refused and why, restoring one exactly
-    film        episodes to look at: GIF, MP4, a window
+    film        episodes as GIF, MP4 or in a window
     policy      a trained policy: saved, loaded
     evaluation  whole episodes of the trained policy
     run         a run's folder, record, checkpoints and screen

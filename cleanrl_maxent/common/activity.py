@@ -1,4 +1,4 @@
-"""What a program is doing at the moment, such as compiling, for whoever shows it on the screen."""
+"""What a program is doing, such as compiling, so that the terminal can show it."""
 
 import os
 import time
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WORTH_A_LINE = 1.0  # seconds from which an activity is said afterwards, with its time
+WORTH_A_LINE = 1.0  # seconds; an activity at least this long is reported with its time
 
-current: list[tuple[str, float]] = []  # the activities, the innermost last, and when they began, perf_counter
-listeners: list[Callable[[str], None]] = []  # the last one is told what took how long
+current: list[tuple[str, float]] = []  # activities, innermost last, and their start, perf_counter
+listeners: list[Callable[[str], None]] = []  # the last one receives the line
 
 
 @contextmanager
 def doing(what: str, say_time: bool = True) -> Iterator[None]:
-    """An activity, "compiling"; with `say_time`, one of a second or more is said: "compiling: 3.2 s"."""
+    """An activity, "compiling"; with `say_time`, one of a second or more is reported: "compiling: 3.2 s"."""
     began = time.perf_counter()
     current.append((what, began))
     try:
@@ -36,7 +36,7 @@ def describe_activity() -> str:
 
 
 def seconds_since_start() -> float:
-    """Seconds since this process began; those that it computed, if the system does not say when it did."""
+    """Seconds since this process started; its CPU time if the system does not tell (only Linux does)."""
     try:
         ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")

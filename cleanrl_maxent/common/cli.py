@@ -14,16 +14,29 @@ from cleanrl_maxent.common.activity import listeners, seconds_since_start
 from cleanrl_maxent.common.errors import (
     BAD_INPUT,
     FINISHED,
+    INTERRUPTED,
     STOPPED,
     NonFiniteError,
     Stopped,
     UsageError,
     require,
 )
-from cleanrl_maxent.common.ranges import LARGEST, Count, Natural, unmet_requirement
+from cleanrl_maxent.common.output import ERRORS, make_output_lossy, say
+from cleanrl_maxent.common.ranges import (
+    LARGEST,
+    PATHS,
+    Count,
+    JsonObject,
+    Natural,
+    json_text,
+    plain,
+    unmet_requirement,
+)
 from cleanrl_maxent.common.signals import listen
 from cleanrl_maxent.common.usage import help_text
 
+PACKAGE = str(Path(__file__).resolve().parents[1])
+FOLDERS = ("run_dir", "resume", "init_from")  # arguments that name one
 EXAMPLES = ("--env-id Hopper-v4 --seed 2", "--resume runs/mine")  # at the end of --help
 
 
@@ -32,6 +45,8 @@ class RunArgs:
     """What to run, where, and what to keep of it; an algorithm's `Args` adds its hyperparameters."""
 
     env_id: str = "Hopper-v4"  # Gymnasium id, or my_module:Id-v0
+    env_kwargs: JsonObject = "{}"  # arguments of the environment, JSON
+    max_episode_steps: Count | None = None  # steps of an episode at most; None: as registered
     total_timesteps: Count = 1_000_000  # environment steps of each seed
     seed: Natural = 1  # first seed
     num_seeds: Count = 1  # seeds trained side by side: seed, seed + 1, …
@@ -47,8 +62,8 @@ class RunArgs:
     eval_frequency: Count = 5_000  # environment steps between evaluations
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
     capture_video: bool = False  # film evaluation episodes of the first seed, in videos/
-    video_count: Count = 5  # films in a run at most, the last one at its end
-    video_frames: Count = 250  # frames in a film at most
+    video_count: Count = 5  # films per run at most, the last one at its end
+    video_frames: Count = 250  # frames per film at most
     track: bool = False  # log to Weights & Biases
     wandb_project_name: str = "cleanrl_maxent"  # W&B project
     wandb_entity: str | None = None  # W&B team
@@ -63,6 +78,14 @@ class RunArgs:
         if "exp_name" not in cls.__dict__:
             cls.__annotations__["exp_name"] = str
             cls.exp_name = cls.algorithm()
+
+    def __post_init__(self) -> None:
+        """Takes what Python's users have in hand, NumPy's numbers and paths, as Python's own types."""
+        for name in (field.name for field in fields(self)):
+            value = plain(getattr(self, name))
+            if name in FOLDERS and isinstance(value, str):
+                value = os.path.expanduser(value)
+            object.__setattr__(self, name, json_text(value) if name == "env_kwargs" else value)
 
     def check(self) -> None:
         """Raises UsageError unless the arguments go together. An algorithm adds its own rules."""
@@ -135,17 +158,31 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     """Parses the command line into `args_class`, calls `function` with it, and exits.
 
     The exit status is the function's result if that is an integer, else 0. Stopped, UsageError,
-    NonFiniteError and OSError are printed as one line and give the status that `errors` states.
+    NonFiniteError, OSError and Ctrl-C are printed as one line and give the status that `errors` states.
     """
+    make_output_lossy()
+    put_current_folder_first()
     try:
         result = function(parse(args_class))
         sys.exit(result if type(result) is int else FINISHED)
     except Stopped as stop:
-        print(stop)
+        say(stop)
         sys.exit(STOPPED)
     except (UsageError, NonFiniteError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {problem}", file=ERRORS)
         sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("stopped", file=ERRORS)
+        sys.exit(INTERRUPTED)
+
+
+def put_current_folder_first() -> None:
+    """Lets Python find the modules of the user's folder first, for `--env-id my_module:MyEnv-v0`.
+
+    By default, it would find the modules beside an algorithm's file before them.
+    """
+    here = os.getcwd()
+    sys.path[:] = [here, *(path for path in sys.path if path != here and os.path.realpath(path) != PACKAGE)]
 
 
 def parse(args_class: Any) -> Any:
@@ -154,21 +191,20 @@ def parse(args_class: Any) -> Any:
     if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
         print(help_text(args_class, RunArgs, EXAMPLES))
         sys.exit(FINISHED)
-    return tyro.cli(args_class)
+    return tyro.cli(args_class, registry=PATHS)
 
 
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:
     """`run_script` for an algorithm: a signal saves the run before it stops, and `--resume` resumes it."""
     listen()
-    listeners.append(print)
-    sys.path.append(os.getcwd())  # where the module of `--env-id my_module:MyEnv-v0` may be
+    listeners.append(say)
 
     def start_or_resume(args: RunArgs) -> None:
         if args.resume is not None:
             require(args.run_dir is None, "give --resume or --run-dir, not both")
             args = tyro.cli(args_class, default=recorded_args(args_class, args.resume))
             args = replace(args, run_dir=args.resume, resume=None)
-        print(f"imports: {seconds_since_start():.1f} s", flush=True)
+        say(f"imports: {seconds_since_start():.1f} s")
         train(args)
 
     run_script(args_class, start_or_resume)
@@ -193,10 +229,10 @@ def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
 
     Raises UsageError if it holds no run, or one with arguments that are unknown here.
     """
+    folder = os.path.expanduser(folder)
     config, name = read_config(Path(folder)), args_class.algorithm()
     require(config["algorithm"] == name, f"{folder} is a run of {config['algorithm']}, not of {name}")
     given = config["args"]
     unknown = given.keys() - {field.name for field in fields(args_class)}
     require(not unknown, f"{folder} was written by newer code: {name} has no {min(unknown, default='')}")
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return args_class(**{**given, **lists, "allow_version_change": False})
+    return args_class(**{**given, "allow_version_change": False})

@@ -4,8 +4,8 @@ import itertools
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,31 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.xla_bridge import backends_are_initialized  # there is no public way to ask
+from jax.extend.backend import clear_backends
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.output import warn
 
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
 
+# JAX's options that are ours, whatever its environment variables say: types, precision, random numbers
+OURS = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_default_matmul_precision": "float32",  # no TF32
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+}
+
 
 def cpu_count() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores this process may use: those it is bound to, or its container's share; at least one."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, container_cores())))
 
 
 def recorded_settings(run_dir: str | None) -> dict:
@@ -40,7 +54,7 @@ def set_up_xla(run_dir: str | None) -> None:
     A process that has computed before has its own already, unknown here, and gets a line of warning.
     """
     if "NPROC" not in os.environ and backends_are_initialized():
-        print("warning: JAX has computed before; this run cannot be resumed to the bit", file=sys.stderr)
+        warn("JAX has computed before; this run cannot be resumed to the bit")
         return
     recorded, flags = recorded_settings(run_dir), os.environ.get("XLA_FLAGS")
     threads = os.environ.setdefault("NPROC", str(recorded.get("cpu_threads") or cpu_count()))
@@ -56,24 +70,66 @@ def set_up_xla(run_dir: str | None) -> None:
 
 
 def set_up_device(device: str, run_dir: str | None = None) -> None:
-    """Chooses the platform and sets JAX up; to be called before the first computation.
+    """Chooses the platform and sets JAX up for this process; to be called before the first computation.
 
-    XLA's threads and flags are those of the run to be resumed in `run_dir`, if there is one, matmuls are
-    float32 (no TF32), compiled programs are kept in the user's cache folder.
-    Raises UsageError if `device` does not exist or NPROC is not a number.
+    XLA's threads and flags are those of the run to be resumed in `run_dir`, if there is one, JAX's options
+    are `OURS`, compiled programs are kept in the user's cache folder.
+    Raises UsageError if `device` does not exist, NPROC is not a number, or a context around the call holds
+    one of JAX's options.
     """
     set_up_xla(run_dir)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "cleanrl_maxent"))
+    for name, value in OURS.items():
+        jax.config.update(name, value)
+        if jax.config.values[name] != value:
+            raise UsageError(f"a context around this call sets {name}={jax.config.values[name]}: leave it")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (cache := make_cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_default_matmul_precision", "float32")
+    check_platforms()
     try:
         chosen = None if device == "auto" else jax.devices(device)[0]
         jax.config.update("jax_default_device", chosen)
     except RuntimeError as problem:
-        found = ", ".join(sorted({found.platform for found in jax.devices()}))
-        raise UsageError(f"no {device.upper()} device found; available: {found}") from problem
+        raise UsageError(f"no {device.upper()} device found; available: {list_platforms()}") from problem
+
+
+def list_platforms() -> str:
+    return ", ".join(sorted({found.platform for found in jax.devices()}))
+
+
+def check_platforms() -> None:
+    """Raises UsageError if JAX finds no device of the platforms that it was told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as problem:  # JAX asserts what it should say
+        names = ("jax_platforms", "jax_platform_name")
+        told = {name: value for name in names if (value := jax.config.values[name])}
+        if not told:
+            raise
+        for name in told:
+            jax.config.update(name, "")
+        found = list_platforms()
+        for name, value in told.items():
+            jax.config.update(name, value)
+        clear_backends()
+        name, wanted = next(iter(told.items()))
+        excluded = f"{found}, which {name.upper()}={wanted} excludes"
+        raise UsageError(f"no {wanted.upper()} device found; available: {excluded}") from problem
+
+
+def make_cache_folder() -> Path | None:
+    """The user's folder of compiled programs; None, with a warning, if there can be none."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (home if home.is_absolute() else Path.home() / ".cache") / "cleanrl_maxent"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
+        warn(f"compiled programs are not kept: {problem}")
+        return None
+    if os.access(folder, os.W_OK):
+        return folder
+    warn(f"compiled programs are not kept: cannot write to {folder}")
+    return None
 
 
 def chosen_device() -> Any:
@@ -123,19 +179,65 @@ def available_memory() -> float | None:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    if sys.platform == "linux":
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        return min(free, container_memory())
-    return None
+    free = 1024 * read_numbers(Path("/proc/meminfo")).get("MemAvailable:", math.inf)
+    left = min(free, container_memory())
+    return left if left < math.inf else None
+
+
+def container_folders(controller: str) -> list[Path]:
+    """The folders of this process's control group and of all those around it, whose limits hold too."""
+    top = Path("/sys/fs/cgroup")
+    folders = [top]
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            # version 2 has one tree, version 1 one for each controller
+            if number == "0" or controller in controllers.split(","):
+                root = top if number == "0" else top / controller
+                inner = root / path.lstrip("/")
+                folders += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
+    return folders
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """The lines of a file of the system, a name and a number each; a number alone has the name ""."""
+    numbers = {}
+    with suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            *name, number = line.removesuffix(" kB").split()
+            if number != "max":  # no limit
+                numbers[" ".join(name)] = float(number)
+    return numbers
 
 
 def container_memory() -> float:
-    """Bytes left under the limit of this container (cgroup v2); infinite if there is none."""
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return math.inf
-    return int(limit.read_text()) - int(used.read_text())
+    """Bytes left under the limits of this container; infinite if there are none.
+
+    Files that the system keeps in memory count as left: it gives that memory back.
+    """
+    left = [math.inf]
+    for folder in container_folders("memory"):
+        # version 2, version 1
+        for limit, used, given_back in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            most, taken = (read_numbers(folder / name).get("") for name in (limit, used))
+            if most is not None and taken is not None:
+                left.append(most - taken + read_numbers(folder / "memory.stat").get(given_back, 0))
+    return min(left)
+
+
+def container_cores() -> float:
+    """The share of the cores that this container has, 1.5 perhaps; infinite if it is not limited."""
+    cores = [math.inf]
+    for folder in container_folders("cpu"):
+        limits = read_numbers(folder / "cpu.max")  # version 2, one line: a quota, or "max", and a period
+        cores += [float(quota) / period for quota, period in limits.items() if quota.isdecimal()]
+        quota, period = (read_numbers(folder / f"cpu.cfs_{name}_us").get("") for name in ("quota", "period"))
+        if quota and period and quota > 0:  # version 1; -1: no quota
+            cores.append(quota / period)
+    return min(cores)
 
 
 def check_memory(needed: int, what: str, flags: str) -> None:

@@ -2,6 +2,7 @@
 
 FINISHED = 0  # done, or done before
 BAD_INPUT = 2  # UsageError, NonFiniteError, OSError: one line on stderr
+INTERRUPTED = 130  # Ctrl-C, in a program that has nothing to save: 128 + SIGINT
 STOPPED = 75  # asked to stop, and able to resume: EX_TEMPFAIL of sysexits.h
 
 
@@ -11,6 +12,10 @@ class UsageError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """A NaN or an infinity: one line that names the step, the seed and the tensor."""
+
+
+class EnvironmentFailed(Exception):
+    """An environment raised an exception, the cause of this one; the message says at which step and seed."""
 
 
 class Finished(Exception):

@@ -9,25 +9,32 @@ import numpy as np
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.env.checks import check_finite
-from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, make_env, scale_action
+from cleanrl_maxent.common.env.door import locate
+from cleanrl_maxent.common.env.make import EVALUATION, chosen_env, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.restore import RestorableEnv
 from cleanrl_maxent.common.signals import stop_if_asked
 
-MODES = ("eval", "eval_stochastic")  # deterministically, by samples
+MODES = ("eval", "eval_stochastic")  # deterministic actions, sampled actions
 
 
 class Episodes(NamedTuple):
-    """What was played; each array is `(seed, mode, episode)`."""
+    """The episodes played; each array is `(seed, mode, episode)`."""
 
     returns: np.ndarray  # undiscounted
     lengths: np.ndarray  # steps
-    neg_log_probs: np.ndarray  # sums of -log π over the episode, nats; 0 if the policy has no density
+    neg_log_probs: np.ndarray  # sum of -log π over the episode, nats; 0 if the policy has no density
+
+
+def episode_seed(seed: int, steps: int, mode: str, episode: int) -> int:
+    """Seed of the reset of an episode of the evaluation after `steps` environment steps."""
+    return environment_seed(seed, EVALUATION, steps, MODES.index(mode), episode)
 
 
 def policy_modes(act: Callable, policy: Any, obs_dim: int) -> tuple[str, ...]:
-    """The modes of MODES in which a policy of one seed can be played.
+    """The MODES that a policy of one seed has.
 
-    A deterministic action is one that does not depend on the key, a sampled action one that does.
+    It has "eval" if its deterministic action does not depend on the key, and "eval_stochastic" if its sampled
+    action does.
     """
 
     def depends_on_key(deterministic: bool) -> bool:
@@ -55,21 +62,22 @@ class Evaluation:
         `(episode, obs_dim)`, actions `(episode, action_dim)` or `(episode,)`, log-densities `(episode,)`.
         """
         self.args, self.act, self.sample_action = args, act, sample_action
-        self.modes: tuple[str, ...] = ()  # known from the first policy on
-        self.envs: list[RestorableEnv] = []
+        self.modes: tuple[str, ...] = ()  # set with the first policy
+        self.envs: dict[
+            int, RestorableEnv
+        ] = {}  # by number, of all seeds x modes x episodes; those played so far
 
-    def make_envs(self, policy: Any) -> None:
-        """Makes the environments: seeds x modes x episodes. `policy`: leading axis `(seed,)`."""
-        args = self.args
+    def env(self, index: int) -> RestorableEnv:
+        """The environment of an episode, made when it is first played."""
+        if index not in self.envs:
+            args = self.args
+            self.envs[index] = RestorableEnv(lambda: make_env(chosen_env(args)), args.env_reset)
+        return self.envs[index]
 
-        def make() -> RestorableEnv:
-            return RestorableEnv(lambda: make_env(args.env_id, args.action_spaces), args.env_reset == "fresh")
-
-        first = make()
-        obs_dim = first.observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
-        self.modes = policy_modes(self.act, jax.tree.map(lambda leaf: leaf[0], policy), obs_dim)
-        count = args.num_seeds * len(self.modes) * args.eval_episodes
-        self.envs = [first, *(make() for _ in range(count - 1))]
+    def prepare(self, policy: Any) -> None:
+        """Finds the policy's modes and compiles its actions. `policy`: leading axis `(seed,)`."""
+        self.obs_dim: int = self.env(0).observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
+        self.modes = policy_modes(self.act, jax.tree.map(lambda leaf: leaf[0], policy), self.obs_dim)
         self.actions = jax.jit(jax.vmap(self.seed_actions, in_axes=(0, 0, 0, None)))
 
     def mode_actions(self, mode: str, policy, obs: jax.Array, key: jax.Array):
@@ -111,39 +119,63 @@ class Evaluation:
     ) -> Episodes:
         """The episodes of the evaluation after `steps` environment steps.
 
-        `policy` and `keys` have every seed, leading axis `(seed,)`, also if `played(seed, mode)` leaves some
-        out: what the others do is then the same to the bit. The arrays of those left out hold zeros.
-        Raises Stopped, NonFiniteError.
+        `policy`, `keys`: leading axis `(seed,)`, every seed even if `played(seed, mode)` leaves some out, so
+        that the others do the same to the bit. Where nothing is played the results are zeros.
+        Raises Stopped, NonFiniteError, EnvironmentFailed, and UsageError for an episode that seems endless.
         """
-        if not self.envs:
-            self.make_envs(policy)
+        if not self.modes:
+            self.prepare(policy)
         seeds, episodes = self.args.seeds, self.args.eval_episodes
         shape = (len(seeds), len(self.modes), episodes)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, steps)
         resets = [
-            environment_seed(seed, EVALUATION, steps, mode, episode)
+            episode_seed(seed, steps, mode, episode)
             for seed in seeds
-            for mode in map(MODES.index, self.modes)
+            for mode in self.modes
             for episode in range(episodes)
         ]
-        obs = np.stack([env.reset(seed=s)[0] for env, s in zip(self.envs, resets, strict=True)])
         running = np.repeat([played(seed, mode) for seed in seeds for mode in self.modes], episodes)
-        returns, lengths, neg_log_probs = (np.zeros(len(self.envs)) for _ in range(3))
+        obs = np.zeros((len(resets), self.obs_dim), np.float32)
+        for index in map(int, np.flatnonzero(running)):
+            obs[index] = self.reset(index, resets[index], steps)
+        returns, lengths, neg_log_probs = (np.zeros(len(resets)) for _ in range(3))
         while running.any():
             stop_if_asked()
             step = int(lengths.max())
             action, log_prob = map(np.asarray, self.actions(policy, obs.reshape(*shape, -1), keys, step))
-            action, log_prob = action.reshape(len(self.envs), *action.shape[3:]), log_prob.ravel()
+            action, log_prob = action.reshape(len(resets), *action.shape[3:]), log_prob.ravel()
             check_finite(steps, seeds, evaluation_action=action)
-            for i in np.flatnonzero(running):
-                env = self.envs[i]
-                obs[i], reward, terminated, truncated, _ = env.step(scale_action(action[i], env.action_space))
+            for i in map(int, np.flatnonzero(running)):
+                obs[i], reward, running[i] = self.step(i, action[i], steps)
                 returns[i] += reward
                 neg_log_probs[i] -= log_prob[i]
                 lengths[i] += 1
-                running[i] = not (terminated or truncated)
         check_finite(steps, seeds, evaluation_return=returns)
         return Episodes(*(values.reshape(shape) for values in (returns, lengths, neg_log_probs)))
+
+    def reset(self, index: int, seed: int, steps: int) -> np.ndarray:
+        """The first observation of an environment's episode."""
+        try:
+            return self.env(index).reset(seed=seed)[0]
+        except Exception as problem:
+            raise self.located(problem, index, steps) from problem
+
+    def step(self, index: int, action: np.ndarray, steps: int) -> tuple[np.ndarray, float, bool]:
+        """Observation and reward of a step of an environment, and whether its episode goes on."""
+        env = self.env(index)
+        try:
+            obs, reward, terminated, truncated, _ = env.step(scale_action(action, env.action_space))
+            running = not (terminated or truncated)
+            if running:
+                env.checked.check_length()
+        except Exception as problem:
+            raise self.located(problem, index, steps) from problem
+        return obs, float(reward), running
+
+    def located(self, problem: Exception, index: int, steps: int) -> Exception:
+        """`problem`, from the environment `index`, with its step and seed."""
+        seed = self.args.seeds[index // (len(self.modes) * self.args.eval_episodes)]
+        return locate(problem, self.args.env_id, f"evaluation at step {steps}, seed {seed}")
 
     def metrics(self, returns: np.ndarray, lengths: np.ndarray, soft: np.ndarray) -> dict[str, float]:
         """Means and standard deviations over episodes; every array is `(mode, episode)`."""

@@ -1,9 +1,12 @@
 """Arrays under names, in npz files without pickle, and files that are written whole or not at all."""
 
+import errno
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +14,13 @@ import jax
 import numpy as np
 
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.output import warn
+
+# what a system says that cannot flush: some network file systems, and Windows for folders
+CANNOT_FLUSH = {
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EACCES", "EPERM", "EISDIR", "ENOTTY")
+}
 
 
 def named_arrays(tree) -> dict[str, np.ndarray]:
@@ -63,6 +73,22 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@contextmanager
+def flushing_if_possible() -> Iterator[None]:
+    """For fsync: where it does not exist, a warning, once; a disk that fails or is full raises OSError."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in CANNOT_FLUSH:
+            raise
+        warn_once(f"this file system has no fsync ({problem.strerror}): a power loss may cost a checkpoint")
+
+
+@cache
+def warn_once(text: str) -> None:
+    warn(text)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Puts a file in place as a whole: temporary name, fsync, rename, fsync of the folder.
 
@@ -73,13 +99,15 @@ def write_file(path: Path, content: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            with flushing_if_possible():
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as problem:
         temporary.unlink(missing_ok=True)
         raise OSError(problem.errno, problem.strerror, str(path)) from problem
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with flushing_if_possible():
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,12 +1,13 @@
-"""Films and windows: episodes of a policy to look at.
+"""Films of a policy's episodes, and windows that show them.
 
-A GIF needs Pillow, an MP4 imageio-ffmpeg, classic control pygame: the extra `video` has all three. How MuJoCo
-draws without a display is chosen in `env/render.py`.
+A GIF needs Pillow, an MP4 imageio-ffmpeg, classic control pygame: the extra `video` has all three.
+`env/render.py` chooses how MuJoCo renders without a display.
 """
 
 import importlib
 import io
 import math
+import os
 import subprocess
 import tempfile
 import time
@@ -17,33 +18,33 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.env.make import make_env
+from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.env.render import set_scene, set_window_scene
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.signals import stop_if_asked
 
-MAX_FPS = 20.0  # pictures a second
+MAX_FPS = 20.0  # frames per second
 COLORS = 64  # of a GIF
-END_PAUSE = 0.5  # seconds for which the last picture of an episode stands still
+END_PAUSE = 0.5  # seconds for which the last frame of an episode is held
 OR_ALL = "(all that films need: pip install 'cleanrl_maxent[video]')"
 
 Choose = Callable[[np.ndarray, int], np.ndarray]  # action, in the environment's units, for (obs, step)
 
 
 class Player:
-    """An environment with a render mode, for episodes that `see` watches."""
+    """Plays episodes in an environment with a render mode, and calls `see` after each step."""
 
-    def __init__(self, env_id: str, action_spaces: tuple[str, ...], render_mode: str):
+    def __init__(self, choice: EnvChoice | str, render_mode: str):
         """Raises UsageError as `make_env`."""
-        self.env_id = env_id
-        self.env = make_env(env_id, action_spaces, render_mode)
-        self.fps = float(self.env.metadata.get("render_fps") or MAX_FPS)  # steps a second in real time
+        self.env = make_env(choice, render_mode)
+        self.env_id = self.env.name
+        self.fps = float(self.env.metadata.get("render_fps") or MAX_FPS)  # steps per second in real time
 
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
-        """Plays the episode that a reset with `seed` begins; its undiscounted return and length in steps.
+        """Plays an episode from a reset with `seed`; its undiscounted return and length in steps.
 
-        Raises UsageError if a library is missing or nothing is drawn, and Stopped.
+        Raises UsageError if a library is missing, rendering fails, or the episode seems endless, and Stopped.
         """
         try:
             obs, _ = self.env.reset(seed=seed)
@@ -54,12 +55,14 @@ class Player:
                 obs, reward, terminated, truncated, _ = self.env.step(choose(obs, step))
                 total, step, over = total + float(reward), step + 1, bool(terminated or truncated)
                 self.see(step)
+                if not over:
+                    self.env.check_length()
         except gym.error.DependencyNotInstalled as problem:
             raise UsageError(explain_missing(self.env_id, problem)) from problem
         return total, step
 
     def see(self, step: int) -> None:
-        """Watches the environment as it is after `step` steps of an episode."""
+        """Called after `step` steps of an episode."""
 
     def close(self) -> None:
         self.env.close()
@@ -68,8 +71,8 @@ class Player:
 class Window(Player):
     """Plays episodes in a window, in real time; raises UsageError if there is no display."""
 
-    def __init__(self, env_id: str, action_spaces: tuple[str, ...] = ("Box",)):
-        super().__init__(env_id, action_spaces, "human")
+    def __init__(self, choice: EnvChoice | str):
+        super().__init__(choice, "human")
         self.opened = False  # MuJoCo opens it with the first reset
 
     def see(self, step: int) -> None:
@@ -82,43 +85,41 @@ class Window(Player):
 
 
 class Film(Player):
-    """Plays episodes, and keeps as many pictures as show them, one after another, in real time.
+    """Plays episodes, and keeps the frames that show them, one after another, in real time.
 
-    Every `every`-th step is seen: at most MAX_FPS pictures a second, and `max_frames` in all.
+    It keeps every `every`-th step: at most MAX_FPS frames per second, and `max_frames` in all.
     """
 
     def __init__(
         self,
-        env_id: str,
-        action_spaces: tuple[str, ...] = ("Box",),
+        choice: EnvChoice | str,
         max_frames: int = 250,
         seconds: float | None = None,
         size: int = 320,
     ):
-        """`seconds`: of the environment's time that are shown at most; an episode is played to its end all
-        the same. `size`: pixels of the longer side: exact for MuJoCo; other pictures are divided by the
-        smallest integer that fits them into it. Raises UsageError as `make_env`.
+        """`seconds`: of the environment's time, shown at most; episodes are played to their ends in any case.
+        `size`: pixels of the longer side: exact for MuJoCo; other frames are divided by the smallest integer
+        that makes them fit. Raises UsageError as `make_env`.
         """
-        super().__init__(env_id, action_spaces, "rgb_array")
+        super().__init__(choice, "rgb_array")
         set_scene(self.env, size)
         self.size, self.max_frames = size, max_frames
         self.frames: list[np.ndarray] = []  # (height, width, 3) uint8
-        self.ends: list[int] = []  # how many frames there were when an episode that is shown ended
+        self.ends: list[int] = []  # the number of frames at the end of each episode shown
         self.last_step = math.inf if seconds is None else seconds * self.fps
-        self.steps = 0  # seen of all episodes
-        limit = self.env.spec.max_episode_steps if self.env.spec else None
-        self.expected = min(limit or math.inf, self.last_step)
+        self.steps = 0  # of all episodes before
+        self.expected = min(self.env.time_limit or math.inf, self.last_step)
         self.every = math.ceil(self.fps / MAX_FPS)
         if self.expected < math.inf:
             self.every = max(self.every, math.ceil(self.expected / max_frames))
 
     @property
     def frames_per_second(self) -> float:
-        """That shows the film in real time."""
+        """The rate at which the film runs in real time."""
         return self.fps / self.every
 
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
-        """As `Player.play`; the episode follows those before it."""
+        """As `Player.play`; appends the episode to the film."""
         episode_return, length = super().play(choose, seed)
         self.steps += length
         if self.steps <= self.last_step:
@@ -140,7 +141,7 @@ class Film(Player):
         self.frames.append(shrink(self.picture(), self.size))
 
     def picture(self) -> np.ndarray:
-        """What the environment draws; raises UsageError unless it is `(height, width, 3)` uint8."""
+        """The rendered frame; raises UsageError unless it is `(height, width, 3)` uint8."""
         try:
             drawn = self.env.render()
         except gym.error.DependencyNotInstalled:
@@ -166,7 +167,7 @@ class Film(Player):
 
 
 def shrink(picture: np.ndarray, size: int) -> np.ndarray:
-    """Means over squares of pixels, so that the longer side has at most `size`."""
+    """Averages squares of pixels until the longer side has at most `size`; `(height, width, 3)` uint8."""
     factor = math.ceil(max(picture.shape[:2]) / size)
     height, width = (side // factor for side in picture.shape[:2])
     squares = picture[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
@@ -174,7 +175,7 @@ def shrink(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def check_video_path(path: Path) -> None:
-    """Raises UsageError unless a film can be written there: the ending, its library, the folder."""
+    """Raises UsageError unless a film can be written there: extension, library, folder."""
     libraries = {".gif": ("PIL", "pillow"), ".mp4": ("imageio_ffmpeg", "imageio-ffmpeg")}
     require(path.suffix in libraries, f"a film is a .gif or an .mp4 file; got {str(path)!r}")
     module, package = libraries[path.suffix]
@@ -183,23 +184,24 @@ def check_video_path(path: Path) -> None:
     except ImportError as problem:
         raise UsageError(f"{path.suffix} films need {package}: pip install {package} {OR_ALL}") from problem
     require(path.parent.is_dir(), f"{path.parent} is not a folder")
+    require(not path.is_dir() and os.access(path.parent, os.W_OK), f"cannot write {path}")
 
 
 def explain_missing(env_id: str, problem: Exception) -> str:
-    """One line about a library without which an environment does not draw."""
+    """One line about a missing library that an environment needs to render."""
     if "pygame" in str(problem):
         return f"{env_id} needs pygame to be drawn: pip install 'gymnasium[classic-control]' {OR_ALL}"
     return f"{env_id} cannot be drawn: {' '.join(str(problem).split())}"
 
 
 def encode_gif(frames: list[np.ndarray], fps: float) -> bytes:
-    """The bytes of a GIF that repeats for ever; all frames share one palette."""
+    """The bytes of a GIF that loops; all frames, `(height, width, 3)` uint8, share one palette."""
     from PIL import Image
 
     sample = np.concatenate(frames[:: math.ceil(len(frames) / 16)])
     palette = Image.fromarray(sample).quantize(COLORS, kmeans=1)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    # a GIF counts in hundredths of a second: rounded ends keep the film's length right
+    # GIF durations are in hundredths of a second: rounding the ends keeps the length right
     ends = np.round(100 * np.arange(len(frames) + 1) / fps)
     durations = [int(10 * hundredths) for hundredths in np.diff(ends)]
     file = io.BytesIO()
@@ -210,12 +212,12 @@ def encode_gif(frames: list[np.ndarray], fps: float) -> bytes:
 
 
 def encode_mp4(frames: list[np.ndarray], fps: float) -> bytes:
-    """The bytes of an MP4, H.264; raises UsageError if there is no FFmpeg, and OSError."""
-    from imageio_ffmpeg import get_ffmpeg_exe  # its own way to call FFmpeg forks, which JAX forbids
+    """The bytes of an H.264 MP4; `frames` as in `encode_gif`. Raises UsageError without FFmpeg, OSError."""
+    from imageio_ffmpeg import get_ffmpeg_exe  # its own writer forks, which JAX forbids
 
     try:
         executable = get_ffmpeg_exe()
-    except RuntimeError as problem:  # of a platform for which imageio-ffmpeg brings none
+    except RuntimeError as problem:  # imageio-ffmpeg has none for this platform
         raise UsageError(f".mp4 films need FFmpeg: {' '.join(str(problem).split())}") from problem
     height, width = (side // 2 * 2 for side in frames[0].shape[:2])  # H.264 needs even sides
     pictures = np.stack(frames)[:, :height, :width]

@@ -1,4 +1,4 @@
-"""A trained policy: saved as one npz file for each seed, without pickle, and loaded to act."""
+"""A trained policy: saved as one npz file per seed, without pickle, and loaded to act."""
 
 import io
 import zipfile
@@ -19,7 +19,7 @@ from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import pack, write_file
 
-EXTRA_BYTES = 100_000  # in an npz file besides the arrays: names, shapes, the index
+EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
 
 
 def policy_arrays(policy: Any) -> dict[str, Any]:
@@ -48,15 +48,15 @@ def save_policies(folder: Path, seeds: list[int], policies: Any) -> None:
 class LoadedPolicy:
     """The trained policy of one seed, a function from observations to actions in the environment's units.
 
-    `algorithm`: its module. `args`, `task`: those of its run. `seed`: which one. `parameters`: the pytree
-    that the algorithm's `act` takes.
+    `algorithm`: its module. `args`, `task`: those of its run. `parameters`: the pytree that the algorithm's
+    `act` takes.
     """
 
     def __init__(self, algorithm: ModuleType, args: RunArgs, task: Task, seed: int, parameters: Any):
         self.algorithm, self.args, self.task = algorithm, args, task
         self.seed, self.parameters = seed, parameters
         self.space = task.action_space
-        self.calls = 0  # actions so far, each of which has a key of its own
+        self.calls = 0  # each call has a key of its own
 
         def choose(parameters, obs, count, deterministic):
             key = jax.random.fold_in(jax.random.key(seed), count)
@@ -70,9 +70,9 @@ class LoadedPolicy:
 
         Returns `(action_dim,)` or `(..., action_dim)` within the environment's bounds and of its dtype;
         discrete actions as integers, `()` or `(...)`. With `deterministic` it is the policy's mode, if it has
-        one, otherwise a sample: drawn from `key` if it is given, otherwise from the seed and the number of
-        calls before. Observations are taken as the environment gives them. A new shape of `obs` is compiled
-        at its first call. Raises UsageError for a shape that does not fit.
+        one, else a sample: drawn with `key` if given, else with a key from the seed and the number of earlier
+        calls. Observations are passed as the environment returns them. The first call with a new shape of
+        `obs` compiles. Raises UsageError for a shape that does not fit.
         """
         obs = np.asarray(obs, np.float32)
         if not obs.ndim or obs.shape[-1] != self.task.obs_dim:
@@ -86,13 +86,13 @@ class LoadedPolicy:
 
 
 def recorded_task(folder: Path) -> Task:
-    """The task of the run in `folder`; raises UsageError if it is damaged, or not recorded."""
+    """The task of the run in `folder`; raises UsageError if it is damaged or not recorded."""
     config = read_config(folder)
     if "task" not in config:
         raise UsageError(f"{folder} was written by an earlier version: its task is not recorded")
     try:
         return parse_task(config["task"])
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, OverflowError) as problem:
         raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
 
 
@@ -124,23 +124,24 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
 
 
 def read_parameters(path: Path, expected: Any) -> Any:
-    """A policy of the shapes of `expected`, from an npz file; raises UsageError if it holds another."""
+    """The policy in an npz file, a pytree like `expected`; raises UsageError if the file holds another."""
     shapes = policy_arrays(expected)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
     if path.stat().st_size > size + EXTRA_BYTES:
         raise UsageError(f"{path} is not this run's policy: it is larger than one")
     try:
         arrays = read_arrays(path.read_bytes(), shapes)
-    except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as problem:
-        raise UsageError(f"{path} is damaged, or not this run's policy: {problem}") from problem
+    except Exception as problem:  # a damaged header may raise anything
+        reason = repr(str(problem) or type(problem).__name__)  # which may have characters of the file
+        raise UsageError(f"{path} is damaged, or not this run's policy: {reason}") from problem
     leaves = [jnp.asarray(arrays[name]) for name in shapes]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
 
 
 def read_arrays(content: bytes, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, which must be those of `shapes`, and finite; else raises ValueError.
+    """The arrays of an npz file; raises ValueError unless they are those of `shapes`, and finite.
 
-    An array's header is compared before its data is read, so that no file makes this allocate more.
+    An array's header is compared before its data is read, so that no file can make this allocate more.
     """
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as file:

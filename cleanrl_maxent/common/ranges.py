@@ -6,8 +6,11 @@
 A number without a range is a mistake of the program, which `unmet_requirement` reports as TypeError.
 """
 
+import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -15,6 +18,15 @@ import tyro
 
 LARGEST = 2**31 - 1  # counts that reach the device have 32 bits
 MAX = sys.float_info.max  # exceeded by infinity and by integers that no float holds
+
+
+def plain(value: Any) -> Any:
+    """Arrays and scalars of NumPy and JAX as Python's numbers, paths as text, lists as tuples."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 class Range(NamedTuple):
@@ -44,6 +56,23 @@ INTEGER = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
+PATHS = tyro.constructors.ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def expanded_path(kind: Any) -> Any:
+    """How a path on the command line is read: `~` is the user's home."""
+    if kind.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
 def integers(low: int) -> Range:
     """Integers from `low` to LARGEST."""
     return Range(lambda x: type(x) is int and low <= x <= LARGEST, f"an integer in [{low}, {LARGEST}]")
@@ -66,6 +95,25 @@ Rate = Annotated[float, numbers(lambda x: x > 0, "a finite number > 0")]
 Magnitude = Annotated[float, numbers(lambda x: x >= 0, "a finite number >= 0")]
 Number = Annotated[float, numbers(lambda x: True, "a finite number")]
 Widths = tuple[Count, ...]  # of the hidden layers, one at least
+
+
+def json_text(value: Any) -> Any:
+    """A dictionary as JSON, the same text for the same content however it is written; others unchanged."""
+    try:
+        return json.dumps(value if isinstance(value, dict) else json.loads(value))
+    except (ValueError, TypeError, RecursionError):
+        return value
+
+
+def is_json_object(value: Any) -> bool:
+    """True for a text like '{"gravity": -3.7}'."""
+    try:
+        return isinstance(value, str) and isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+JsonObject = Annotated[str, Range(is_json_object, """a JSON object, such as '{"gravity": -3.7}'""")]
 
 
 def unmet_requirement(value: Any, kind: Any) -> str | None:

@@ -3,29 +3,77 @@
 import os
 import signal
 import sys
+import threading
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from cleanrl_maxent.common.errors import Stopped
+from cleanrl_maxent.common.output import say
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# SIGHUP: the terminal is gone; SIGXCPU: a scheduler's limit; systems lack some of these
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 received: list[signal.Signals] = []
+postponed: dict[int, Any] = {}  # the handlers that `postpone` has taken away from signals
+due: list[int] = []  # of these signals, those that came
 
 
 def listen() -> None:
-    """From now on SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are noted; a second SIGINT ends the process."""
+    """From now on the signals in SIGNALS are noted; a second SIGINT ends the process.
+
+    SIGHUP stays ignored if it is: `nohup` asks for that.
+    """
     for number in SIGNALS:
-        signal.signal(number, note)
+        if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, note)
 
 
 def note(number: int, frame: FrameType | None) -> None:
     received.append(signal.Signals(number))
+    if number in postponed:
+        due.append(number)
     if number == signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(sys.stderr.fileno(), b"\nstopping and saving; Ctrl-C again stops at once\n")
+        signal.signal(signal.SIGINT, postponed.get(signal.SIGINT, signal.SIG_DFL))
+        with suppress(OSError, ValueError, AttributeError):
+            os.write(sys.stderr.fileno(), b"\nstopping and saving; Ctrl-C again stops at once\n")
 
 
 def stop_if_asked() -> None:
     """Raises Stopped after a signal."""
     if received:
         raise Stopped(f"stopped by {received[0].name}")
+
+
+def postpone() -> None:
+    """From now on, signals that would end a Python program or a notebook's cell are noted, until `deliver`.
+
+    Not in a thread, which gets none, nor where the program has handlers of its own, as after `listen`.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                postponed[number] = handler
+                signal.signal(number, note)
+
+
+def deliver(problem: BaseException | None) -> None:
+    """Gives the signals their handlers back; the first that came does what it would have done.
+
+    `problem`: what ended the run, if it did not end by itself. After SIGINT, KeyboardInterrupt is raised with
+    its message, unless it is an error.
+    """
+    for number, handler in postponed.items():
+        signal.signal(number, handler)
+    came = due[:]
+    if came:
+        received.clear()
+    postponed.clear()
+    due.clear()
+    if came and came[0] != signal.SIGINT:
+        say(problem or "the run is finished")
+        signal.raise_signal(came[0])
+    elif came and (problem is None or isinstance(problem, Stopped)):
+        raise KeyboardInterrupt(str(problem or "the run is finished")) from None

@@ -1,4 +1,4 @@
-"""What `--help` prints of an algorithm: its own flags first, then those of every run, in groups."""
+"""The `--help` of an algorithm: its own flags first, then those of every run, in groups."""
 
 import inspect
 import re
@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import Field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-MEANING = 29  # column in which what a flag means begins
-# flags of every run that are not about the run itself, by the beginnings of their names
+MEANING = 29  # column at which the meaning of a flag begins
+# groups of the flags of every run, by the prefixes of their names; the others are about the run itself
 GROUPS = {
     "evaluation and films": r"eval_|capture_|video_",
     "tracking and sharing": r"track|wandb_|upload_|hf_",
@@ -18,9 +18,9 @@ GROUPS = {
 
 
 def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = ()) -> str:
-    """The text, as wide as the terminal. A flag's meaning is the comment on its field.
+    """The text, as wide as the terminal. The meaning of a flag is the comment on its field.
 
-    `of_every_run`: the class of the arguments that all algorithms have. `examples`: flags, of a command each.
+    `of_every_run`: the class of the arguments that all algorithms have. `examples`: flags, one command each.
     """
     width, script = shutil.get_terminal_size().columns, sys.argv[0]
     program = f"python {script}" if script.endswith(".py") else script
@@ -39,7 +39,7 @@ def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = 
 
 
 def comments(args_class: type) -> dict[str, str]:
-    """The comment behind each field, or on the line before it, by name."""
+    """The comment after each field, or on the line before it, by name."""
     found = {}
     for base in reversed(args_class.__mro__):
         with suppress(OSError, TypeError):  # no source: a class of Python's own, or of an interactive session
@@ -50,7 +50,7 @@ def comments(args_class: type) -> dict[str, str]:
 
 
 def describe_flag(field: Field, kind: type, meaning: str, width: int) -> list[str]:
-    """The lines of a flag: its name, its meaning, what may be chosen, and its default."""
+    """The lines of a flag: name, meaning, choices, default."""
     default = field.default
     name = f"--{'[no-]' if default is True else ''}{field.name.replace('_', '-')}"
     if get_origin(kind) is Literal:

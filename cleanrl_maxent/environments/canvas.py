@@ -1,10 +1,10 @@
-"""Anti-aliased discs and lines on a picture, with NumPy alone."""
+"""Anti-aliased discs and lines on an image, with NumPy alone."""
 
 import numpy as np
 
 
 class Canvas:
-    """A square picture of the plane [-bound, bound]², y upwards; colours are (r, g, b) in 0 … 255."""
+    """A square image of the plane [-bound, bound]², y upwards; colours are (r, g, b) in 0 … 255."""
 
     def __init__(self, size, bound, background):
         """`size`: pixels of a side."""
@@ -21,7 +21,8 @@ class Canvas:
         return np.round(self.pixels).astype(np.uint8)
 
     def points(self, low, high):
-        """The part of the picture between two corners of the plane: its slices, and its pixels' positions."""
+        """The part of the image between two corners of the plane: its slices, and its pixels' positions,
+        `(rows, columns, 2)`."""
         scale = self.size / (2 * self.bound)
         left, bottom = np.floor((np.maximum(low, -self.bound) + self.bound) * scale).astype(int)
         right, top = np.ceil((np.minimum(high, self.bound) + self.bound) * scale).astype(int)
@@ -31,18 +32,19 @@ class Canvas:
         return (rows, columns), np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
 
     def paint(self, part, distance, color, opacity):
-        """Colours the pixels of a part whose `distance` to a shape's edge is negative, softly at the edge."""
+        """Colours the pixels of a part inside a shape, softly at its edge; `distance` to the edge, negative
+        inside: `(rows, columns)`."""
         covered = opacity * np.clip(0.5 - distance * self.size / (2 * self.bound), 0, 1)[..., None]
         self.pixels[part] += covered * (np.asarray(color, np.float32) - self.pixels[part])
 
     def disc(self, center, radius, color, opacity=1.0):
-        """A filled disc; lengths are those of the plane."""
+        """Draws a filled disc; lengths are those of the plane."""
         margin = radius + 4 * self.bound / self.size
         part, points = self.points(np.subtract(center, margin), np.add(center, margin))
         self.paint(part, np.linalg.norm(points - center, axis=-1) - radius, color, opacity)
 
     def line(self, start, end, width, color, opacity=1.0):
-        """A line with round ends."""
+        """Draws a line with round ends."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         margin = width / 2 + 4 * self.bound / self.size
         part, points = self.points(np.minimum(start, end) - margin, np.maximum(start, end) + margin)

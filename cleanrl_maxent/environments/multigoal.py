@@ -71,7 +71,7 @@ class MultiGoal(gym.Env):
         return position, self.goal_reward * reached - cost, reached
 
     def render(self):
-        """The picture of this step, `(PICTURE, PICTURE, 3)` uint8."""
+        """The frame of this step, `(PICTURE, PICTURE, 3)` uint8."""
         canvas = self.canvas.copy()
         draw_path(canvas, self.path, INK, opacity=0.9)
         canvas.disc(self.position, 0.36, PAPER)
@@ -80,7 +80,7 @@ class MultiGoal(gym.Env):
 
 
 def draw_goals(goal_radius):
-    """A canvas with the goals: inside the inner disc an episode ends; the rings are at distances 2 and 3."""
+    """A canvas with the goals: an episode ends inside the inner disc; the rings are at distances 2 and 3."""
     canvas = Canvas(PICTURE, BOUND, PAPER)
     for radius, opacity in [(3.0, 0.08), (2.0, 0.08), (goal_radius, 0.75)]:
         for goal in GOALS:
@@ -89,6 +89,6 @@ def draw_goals(goal_radius):
 
 
 def draw_path(canvas, path, color, opacity):
-    """Lines from position to position."""
+    """Draws lines from position to position, each `(2,)`."""
     for start, end in zip(path[:-1], path[1:], strict=True):
         canvas.line(start, end, 0.12, color, opacity)

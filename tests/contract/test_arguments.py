@@ -13,7 +13,7 @@ import pytest
 import cleanrl_maxent
 from cleanrl_maxent.common.cli import EXAMPLES, RunArgs, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import Range, unmet_requirement
+from cleanrl_maxent.common.ranges import JsonObject, Range, unmet_requirement
 from cleanrl_maxent.common.usage import help_text
 
 NAN, INF = math.nan, math.inf
@@ -55,6 +55,8 @@ def examples(kind):
     """Values that a type admits, and values that it does not."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
+        if kind is JsonObject:
+            return ["{}", '{"gravity": -3.7}'], ["", "[1]", "{", "3", None, 1]
         stated = next(part for part in parts[1:] if isinstance(part, Range))
         return of_numbers(parts[0] is int, stated.words)
     if origin in (Union, UnionType):

@@ -98,7 +98,7 @@ def test_enjoy_returns_the_numbers_of_the_last_evaluation(case, run):
         for stochastic in (False, True):
             args = enjoy.Args(str(run.folder), seed=seed, stochastic=stochastic)
             evaluation, played = enjoy.evaluate(args)
-            name = enjoy.chosen_mode(args, evaluation)
+            name = enjoy.chosen_mode(args, evaluation.modes)
             mode = evaluation.modes.index(name)
             for index, of_seed in enumerate(run.args.seeds):
                 recorded = run.result["evaluations"][str(of_seed)]

@@ -11,6 +11,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import tyro
 
@@ -97,11 +98,15 @@ def test_targets_and_extras_exist(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_code_runs(name):
     """That which trains is only compiled. Blocks of a document share their variables."""
-    variables = {}
-    for block in blocks(TEXTS[name], "python"):
-        code = compile(block, name, "exec")
-        if ".train(" not in block:
-            exec(code, variables)
+    variables, registered = {}, dict(gym.registry)
+    try:
+        for block in blocks(TEXTS[name], "python"):
+            code = compile(block, name, "exec")
+            if ".train(" not in block:
+                exec(code, variables)
+    finally:
+        gym.registry.clear()
+        gym.registry.update(registered)
 
 
 def anchors(text):

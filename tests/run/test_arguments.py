@@ -173,18 +173,20 @@ def test_a_type_that_ranges_do_not_know_is_a_mistake_of_the_program(kind):
 
 
 @pytest.mark.parametrize(
-    ("result", "status"), [(None, 0), ({"run_dir": "x"}, 0), (True, 0), (3, 3), (OSError("disk"), 2)]
+    ("result", "status"),
+    [(None, 0), ({"run_dir": "x"}, 0), (True, 0), (3, 3), (OSError("disk"), 2), (KeyboardInterrupt(), 130)],
 )
 def test_exit_status(result, status, monkeypatch, capsys):
     def function(args):
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit) as caught:
         run_script(RunArgs, function)
-    assert caught.value.code == status and capsys.readouterr().err == ("error: disk\n" if status == 2 else "")
+    said = {2: "error: disk\n", 130: "stopped\n"}.get(status, "")
+    assert caught.value.code == status and capsys.readouterr().err == said
 
 
 # ---- refused before anything is built or written

@@ -1,7 +1,9 @@
 """The player: its table, and what is refused; tests/contract sees that it repeats an evaluation."""
 
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,29 +14,54 @@ from cleanrl_maxent.common.errors import UsageError
 
 
 def rows(text):
-    """The cells of a table that was printed without a terminal, below its title and its head."""
-    return [line.split() for line in text.splitlines()[2:]]
+    """The cells of a table, below its title and its head."""
+    return [line.split() for line in text.splitlines()[3:]]
 
 
-def test_a_row_for_each_seed(run, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_a_row_for_each_seed(run, capsys):
     folder, result = run
     enjoy.main(enjoy.Args(str(folder), episodes=3))
     text = capsys.readouterr().out
-    assert text.startswith("sac on Pendulum-v1, 570 steps, deterministic policy\n")
-    assert [row[:2] for row in rows(text)] == [["3", "3"], ["4", "3"]]
+    assert text.startswith("sac on Pendulum-v1 after 570 steps\ndeterministic policy, 3 episodes per seed\n")
+    assert [row[0] for row in rows(text)] == ["3", "4"] and max(map(len, text.splitlines())) < 60
     enjoy.main(enjoy.Args(str(folder), seed=4))
-    ((seed, episodes, mean, std, *_),) = rows(capsys.readouterr().out)
+    ((seed, mean, std, *_),) = rows(capsys.readouterr().out)
     recorded = result["evaluations"]["4"]["eval/return_mean"]
-    assert (seed, episodes, mean, std) == ("4", "1", f"{recorded:,.1f}", "0.0")
+    assert (seed, mean, std) == ("4", f"{recorded:,.1f}", "0.0")
     enjoy.main(enjoy.Args(f"{folder}/seed-4", stochastic=True))
     assert "sampled policy" in (text := capsys.readouterr().out) and rows(text)[0][0] == "4"
 
 
 def test_an_interval_is_students():
     """Of 1, 2, 3: 2 ± 4.3027 · 1 / √3."""
-    assert enjoy.describe_returns(np.array([1.0, 2.0, 3.0])) == ["2.0", "0.8", "-0.5 to 4.5", "1.0", "3.0"]
-    assert enjoy.describe_returns(np.array([1.0]))[2] == "–"
+    assert enjoy.describe_returns(np.array([1.0, 2.0, 3.0])) == ["2.0 ± 2.5", "0.8", "1.0", "3.0"]
+    assert enjoy.describe_returns(np.array([1.0]))[0] == "1.0"
+
+
+def test_a_mode_that_the_policy_lacks_is_the_one_that_it_has():
+    stochastic, deterministic = enjoy.Args("x", stochastic=True), enjoy.Args("x")
+    assert enjoy.chosen_mode(stochastic, ("eval",)) == "eval"
+    assert enjoy.chosen_mode(deterministic, ("eval_stochastic",)) == "eval_stochastic"
+    assert enjoy.chosen_mode(stochastic, enjoy.MODES) == "eval_stochastic"
+
+
+def test_the_newest_finished_run_by_default(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no finished run in runs; name the folder of one"):
+        enjoy.find_run(enjoy.Args())
+    for name in ("suite/older", "newer", "unfinished"):
+        shutil.copytree(run[0], tmp_path / "runs" / name)
+    (tmp_path / "runs" / "unfinished" / "result.json").unlink()
+    os.utime(tmp_path / "runs" / "suite" / "older" / "result.json", (1, 1))
+    assert enjoy.find_run(enjoy.Args(seed=4)) == (Path("runs/newer"), 4)
+
+
+def test_one_seed_needs_its_own_policy_only(run, tmp_path):
+    for name in ("config.json", "policy-4.npz"):
+        shutil.copy(run[0] / name, tmp_path)
+    evaluation, played = enjoy.evaluate(enjoy.Args(str(tmp_path), seed=4))
+    assert played.returns[1, 0].mean() == run[1]["evaluations"]["4"]["eval/return_mean"]
+    assert len(evaluation.envs) <= 2  # no environments for the other seed, the other mode
 
 
 def test_a_file_of_the_users_own(run, tmp_path):
@@ -43,7 +70,7 @@ def test_a_file_of_the_users_own(run, tmp_path):
     config = (mine / "config.json").read_text()
     (mine / "config.json").write_text(config.replace('"algorithm": "sac"', '"algorithm": "my_sac"'))
     shutil.copy(sac.__file__, tmp_path / "my_sac.py")
-    with pytest.raises(UsageError, match="was trained by my_sac.py, not of this package"):
+    with pytest.raises(UsageError, match="was trained by my_sac.py, which is not part of this package"):
         enjoy.evaluate(enjoy.Args(str(mine)))
     evaluation, played = enjoy.evaluate(enjoy.Args(str(mine), algorithm=str(tmp_path / "my_sac.py")))
     assert played.returns[0, 0].mean() == run[1]["evaluations"]["3"]["eval/return_mean"]

@@ -4,7 +4,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from cleanrl_maxent.common.env.make import EVALUATION, TRAINING, environment_seed, make_env, scale_action
+from cleanrl_maxent.common.env.make import (
+    EVALUATION,
+    TRAINING,
+    EnvChoice,
+    environment_seed,
+    make_env,
+    scale_action,
+)
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
@@ -91,7 +98,7 @@ def test_refused(env_id, words):
 
 @pytest.mark.filterwarnings("ignore")
 def test_wrong_shape_is_named():
-    with pytest.raises(UsageError, match=r"shape \(3,\), its space says \(2,\)"):
+    with pytest.raises(UsageError, match=r"shape \(3,\) from reset; its space says \(2,\)"):
         SeedEnvs("WrongShape-v0", [1])
 
 
@@ -112,12 +119,12 @@ def test_nan_action_is_named():
 
 
 def test_discrete_actions_are_taken_where_asked_for():
-    assert make_env("CartPole-v1", ("Box", "Discrete")).action_space.n == 2
+    assert make_env(EnvChoice("CartPole-v1", ("Box", "Discrete"))).action_space.n == 2
     with pytest.raises(UsageError, match="Box or Discrete is needed"):
-        make_env("ManyActions-v0", ("Box", "Discrete"))
+        make_env(EnvChoice("ManyActions-v0", ("Box", "Discrete")))
     assert scale_action(np.array(1), gym.spaces.Discrete(3, start=5)) == 6
     with pytest.raises(UsageError, match=r"action space Box\(.*a discrete one \(Discrete\) is needed"):
-        make_env("Pendulum-v1", ("Discrete",))
+        make_env(EnvChoice("Pendulum-v1", ("Discrete",)))
 
 
 def test_a_task_is_the_dimensions_and_the_bounds():
@@ -125,7 +132,7 @@ def test_a_task_is_the_dimensions_and_the_bounds():
     envs = SeedEnvs("Echo-v0", [1, 2])
     assert envs.task._replace(low=(), high=()) == Task(1, 2) and hash(envs.task) == hash(envs.task)
     assert np.allclose(envs.task.low, [-0.4, -1]) and np.allclose(envs.task.high, [0.4, 3])
-    discrete = SeedEnvs("CartPole-v1", [1], copies=2, action_spaces=("Box", "Discrete"))
+    discrete = SeedEnvs(EnvChoice("CartPole-v1", ("Box", "Discrete")), [1], copies=2)
     assert discrete.task == Task(4, 2, discrete=True)
     for made, action in ((envs, np.zeros((2, 2), np.float32)), (discrete, np.zeros(2, np.int32))):
         made.step(action)
@@ -135,10 +142,10 @@ def test_a_task_is_the_dimensions_and_the_bounds():
 
 
 def test_environments_of_a_seed_differ_and_episodes_are_its_own():
-    kinds = ("Box", "Discrete")
-    envs = SeedEnvs("CartPole-v1", [1, 2], copies=3, action_spaces=kinds)
+    choice = EnvChoice("CartPole-v1", ("Box", "Discrete"))
+    envs = SeedEnvs(choice, [1, 2], copies=3)
     assert len(np.unique(envs.obs[:, 0])) == 6 and envs.task.action_dim == 2
-    alone = SeedEnvs("CartPole-v1", [2], copies=3, action_spaces=kinds)
+    alone = SeedEnvs(choice, [2], copies=3)
     assert np.array_equal(alone.obs, envs.obs[3:])
     ended = []
     for _ in range(60):

@@ -23,7 +23,7 @@ from cleanrl_maxent import maxent_pg, sac
 from cleanrl_maxent.common import film as film_module
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.env import render
-from cleanrl_maxent.common.env.make import make_env
+from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Stopped, UsageError
 from cleanrl_maxent.common.evaluation import Evaluation
@@ -32,6 +32,13 @@ from cleanrl_maxent.common.run.capture import Filming, image_summary
 from cleanrl_maxent.environments.multigoal import GOAL, INK, PAPER, MultiGoal
 from tests.support.runs import SMALL, digests, interrupted, rows, train
 from tests.support.tree import ROOT
+
+
+@pytest.fixture(autouse=True)
+def read_without_fork(monkeypatch):
+    """imageio-ffmpeg's reader of films forks otherwise, which JAX warns of."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
+
 
 MULTIGOAL = "cleanrl_maxent/MultiGoal-v0"
 
@@ -184,7 +191,7 @@ def test_missing_libraries(monkeypatch, tmp_path):
     hide(monkeypatch, "gymnasium.envs.box2d.lunar_lander")
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander")
     with pytest.raises(UsageError, match="cannot make LunarLander-v3: .*Box2D.*pip install"):
-        Film("LunarLander-v3", ("Discrete",))
+        Film(EnvChoice("LunarLander-v3", ("Discrete",)))
 
 
 def test_a_window_shows_an_episode_in_real_time(monkeypatch):
@@ -205,7 +212,7 @@ def test_films_that_cannot_be(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="missing is not a folder"):
         check_video_path(tmp_path / "missing" / "a.gif")
     with pytest.raises(UsageError, match="TwoRooms-v0 has no render mode rgb_array"):
-        Film("cleanrl_maxent/TwoRooms-v0", ("Discrete",))
+        Film(EnvChoice("cleanrl_maxent/TwoRooms-v0", ("Discrete",)))
     with pytest.raises(UsageError, match=r"Flat-v0 draws float64 of shape \(8, 8\); uint8"):
         Film("Flat-v0").play(still, 0)
     monkeypatch.setattr(Shown, "render", lambda self: 1 / 0)

@@ -91,8 +91,8 @@ def change_config(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(algorithm="ppo_2040"), "was trained by ppo_2040.py, not of this package"),
-        (dict(algorithm="../evil"), "was trained by ../evil.py, not of this package"),
+        (dict(algorithm="ppo_2040"), "was trained by ppo_2040.py, which is not part of this package"),
+        (dict(algorithm="../evil"), "was trained by ../evil.py, which is not part of this package"),
         (dict(algorithm=7), "is not a run's"),
         (dict(algorithm="td3"), "was written by newer code: td3 has no alpha"),
         (dict(args={"seed": "3"}), "config.json is damaged: seed must be an integer"),
@@ -103,8 +103,14 @@ def change_config(folder, **changes):
         (dict(task={"obs_dim": -3, "action_dim": 1}), "config.json is damaged: a task of -3 observations"),
         (dict(task={"obs_dim": 3, "action_dim": 1, "low": [-1], "high": ["1e999"]}), "bounds of actions"),
         (dict(task={"obs_dim": 3, "action_dim": 1, "low": [-1], "high": []}), "config.json is damaged"),
-        (dict(task=dict(obs_dim=3, action_dim=1, low=[0], high=[1], action_dtype="O")), "actions of dtype O"),
+        (
+            dict(task=dict(obs_dim=3, action_dim=1, low=[0], high=[1], action_dtype="O")),
+            "actions of dtype 'O'",
+        ),
         (dict(task={"obs_dim": 3, "dimensions": 1}), "config.json is damaged"),
+        (dict(task={"obs_dim": 3, "action_dim": 1, "low": [2], "high": [-2]}), "bounds of actions"),
+        (dict(task=dict(obs_dim=3, action_dim=2, discrete=True, first_action="x")), "a first action of 'x'"),
+        (dict(task=dict(obs_dim=3, action_dim=2, discrete=True, first_action=2**70)), "a first action of"),
         (dict(task={"obs_dim": 4, "action_dim": 1, "low": [-2], "high": [2]}), "not this run's policy"),
     ],
 )
@@ -158,6 +164,18 @@ def damage(content):
     yield "other shape", pack(arrays | {name: arrays[name][None]})
     yield "not finite", pack(arrays | {name: np.full_like(arrays[name], np.nan)})
     yield "large", content + bytes(10**6)
+    for text in (
+        b"-" * 9000,
+        b"{'descr': '<f4",
+        b"\x1b[2J(",
+        b"(" * 50,
+    ):  # headers that end a parser in its own way
+        broken = members[name][:8] + len(text).to_bytes(2, "little") + text
+        yield f"header {text[:9]}", npz(**members | {name: broken})
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("evil\x1b[2J\nname", b"")
+    yield "a name", file.getvalue()
 
 
 def content_of(array):
@@ -173,7 +191,7 @@ def test_a_damaged_foreign_or_malicious_policy(copied, capsys):
     for name, content in damage(good):
         path.write_bytes(content)
         message = refused(copied)
-        assert str(path) in message and "this run's policy" in message, name
+        assert str(path) in message and "this run's policy" in message and message.isprintable(), name
     assert capsys.readouterr().out == ""
     path.write_bytes(good)
     load_policy(copied)

@@ -8,7 +8,7 @@ import pytest
 import cleanrl_maxent
 from cleanrl_maxent import maxent_pg, sac
 from cleanrl_maxent.common.env.seeds import SeedEnvs
-from cleanrl_maxent.common.errors import NonFiniteError
+from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError
 from tests.support import probes
 from tests.support.runs import SMALL, rows, scalars, small_args, train
 
@@ -163,3 +163,13 @@ def test_a_metric_that_overflows_is_left_out_and_a_loss_stops_the_run(tmp_path, 
     metrics["losses/actor_loss"] = jnp.float32(jnp.nan)
     with pytest.raises(NonFiniteError, match="losses/actor_loss at step 200, seed 1"):
         train(args, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("frequency", "kept"), [(0, "nothing is saved yet"), (300, "saved is step 600, in ")], ids=["none", "one"]
+)
+def test_an_environment_that_fails_says_where_and_what_is_saved(frequency, kept, tmp_path):
+    args = dict(env_id="FailsLate-v0", total_timesteps=900, checkpoint_frequency=frequency, eval_episodes=0)
+    with pytest.raises(EnvironmentFailed, match=f"step 700, seed 1.*; {kept}") as caught:
+        train(SMALL | args, tmp_path / "run")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError) and "\n" not in str(caught.value)

@@ -61,7 +61,7 @@ def test_a_trained_run(run, capsys):
     returns = [row["eval/return_mean"] for row in result["evaluations"].values()]
     assert float(mean) == pytest.approx(sum(returns) / 2, abs=0.06)
     on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert " ".join(size) == runs.readable(on_disk) and last.startswith("1 finished; ")
+    assert " ".join(size) == runs.decimal(on_disk) and last.startswith("1 finished; ")
 
 
 def test_a_stopped_run_stands_at_its_newest_checkpoint(tmp_path):
@@ -244,7 +244,7 @@ def test_prune_removes_the_checkpoints_of_finished_runs_alone(tmp_path, capsys):
     status, lines, errors = listed(capsys, tmp_path, prune=True, yes=True)
     assert status == 0 and not errors and set(tmp_path.rglob("*")) == kept
     assert "  4.0 MB  done" in lines and "  4.0 MB  in all" in lines
-    assert "cannot be extended" in " ".join(lines) and "data for offline learning" in " ".join(lines)
+    assert "can no longer be extended" in " ".join(lines) and "data for offline learning" in " ".join(lines)
     assert lines[-1] == "removed the checkpoints of 1 run, 4.0 MB" and (stopped / "checkpoint").is_dir()
     assert listed(capsys, tmp_path, prune=True, yes=True)[1][-1] == "no finished run has checkpoints"
 

@@ -128,3 +128,128 @@ class Surviving(gym.Env):
     def step(self, action):
         self.steps += 1
         return np.full(3, self.steps, np.float32), float(action[0]), False, False, {}
+
+
+class Point(gym.Env):
+    """A point on a line, with episodes of 20 steps; each environment below has one oddity more.
+
+    `returned(values, number)`, if given, changes what step number `number` of an environment's life returns.
+    """
+
+    observation_space = Box(-10, 10, (2,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, returned=None, length=20, action_space=None, render_mode=None, push=0.1):
+        self.returned, self.length, self.push, self.number = returned, length, push, 0
+        self.action_space = action_space or Point.action_space
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.count = self.np_random.uniform(-1, 1), 0
+        return np.array([self.place, 0], np.float32), {}
+
+    def step(self, action):
+        self.place = float(np.clip(self.place + self.push * float(action[0]), -9, 9))
+        self.count, self.number = self.count + 1, self.number + 1
+        obs = np.array([self.place, self.count / 100], np.float32)
+        values = (obs, -(self.place**2), self.count >= self.length, False, {})
+        return self.returned(values, self.number) if self.returned else values
+
+
+def change(**replaced):
+    """A `returned` of Point that puts other values in the places of some of the five."""
+    names = ("obs", "reward", "terminated", "truncated", "info")
+
+    def returned(values, number):
+        return tuple(replaced.get(name, value) for name, value in zip(names, values, strict=True))
+
+    return returned
+
+
+def fail_late(values, number):
+    """Raises at step 700 of an environment's life, after the test of whether it can be restored."""
+    if number == 700:
+        raise ZeroDivisionError("division by zero")
+    return values
+
+
+class OldRandom(Point):
+    """Has NumPy's RandomState, as environments of old Gym and of dm_control do."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None or self._np_random is None:
+            self._np_random = np.random.RandomState(seed)  # noqa: NPY002
+        return super().reset(options=options)
+
+
+class Leftover(Point):
+    """Counts its resets, which shows in one step of an episode alone."""
+
+    resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.resets += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, *others = super().step(action)
+        shows = self.resets > 2 and self.count == 80
+        return obs, reward - shows, *others
+
+
+class OnlyOne(OldRandom):
+    """One that lives at a time in a process, like a simulator behind a port."""
+
+    living = 0
+
+    def __init__(self, **options):
+        if OnlyOne.living:
+            raise RuntimeError("port 5005 is taken")
+        OnlyOne.living = 1
+        super().__init__(**options)
+
+    def close(self):
+        OnlyOne.living = 0
+
+
+class Silent(Point):
+    """Its constructor fails without a message."""
+
+    def __init__(self):
+        assert self is None
+
+
+class Goal(Point):
+    """Has an argument without a default."""
+
+    def __init__(self, goal, **options):
+        super().__init__(**options)
+        self.goal = goal
+
+
+HUGE = float(np.finfo(np.float32).max)
+ODD = {  # what a step returns instead
+    "FourValues": lambda values, number: (values[0], values[1], values[2], {}),
+    "NoTuple": lambda values, number: values[0],
+    "RewardArray": lambda values, number: (values[0], np.array([values[1]]), *values[2:]),
+    "RewardPair": change(reward=np.zeros(2)),
+    "RewardNone": change(reward=None),
+    "RewardHuge": change(reward=1e300),
+    "ObsText": change(obs="here"),
+    "ObsRagged": change(obs=[1.0, [2.0, 3.0]]),
+    "ObsScalar": change(obs=np.float32(1)),
+    "FlagText": change(truncated="no"),
+    "InfoRagged": lambda values, number: (*values[:4], {"c": np.zeros(1 + number % 3)}),
+    "InfoTaken": change(info={"episode": 3, "final_obs": 4, "final_info": 5}),
+    "FailsLate": fail_late,
+}
+for name, returned in ODD.items():
+    register(f"{name}-v0", entry_point=Point, kwargs={"returned": returned})
+register("Point-v0", entry_point=Point)
+register("NeverEnds-v0", entry_point=Point, kwargs={"length": 10**9})
+register("HugeBounds-v0", entry_point=Point, kwargs={"action_space": Box(-HUGE, HUGE, (1,), np.float32)})
+register("HalfBounds-v0", entry_point=Point, kwargs={"action_space": Box(0, np.inf, (1,), np.float32)})
+register("Leftover-v0", entry_point=Leftover, kwargs={"length": 90})
+for odd in (OldRandom, OnlyOne, Silent, Goal):
+    register(f"{odd.__name__}-v0", entry_point=odd)

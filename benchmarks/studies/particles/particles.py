@@ -50,7 +50,7 @@ class Args:
 
     # the table to print; trained needs --run-dir
     what: tyro.conf.Positional[Literal["samplers", "proposals", "trained", "cost"]]
-    run_dir: str | None = None  # trained: a run of sql.py
+    run_dir: Path | None = None  # trained: a run of sql.py
     steps: int = 2_000  # Adam steps of each sampler
     updates: int = 30  # timed updates of each row of the cost, three times over
 

@@ -1,12 +1,20 @@
 """Checks that an environment is supported, and explains when it is not; checks that values are finite."""
 
 import difflib
+import inspect
 import re
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
+from cleanrl_maxent.common.env.door import describe_exception
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
+
+UNBOUNDED = 1e30  # bounds beyond stand for none
+FLATTEN = "entry_point=lambda **kwargs: FlattenObservation(MyEnv(**kwargs))"
+BOUND = "entry_point=lambda **kwargs: TransformAction(MyEnv(**kwargs), lambda action: action, Box(low, high))"
 
 
 def check_name(env_id: str) -> None:
@@ -27,41 +35,80 @@ def check_name(env_id: str) -> None:
     raise UsageError(f"unknown environment {env_id!r}.{hint}")
 
 
-def explain(env_id: str, problem: Exception) -> str:
-    """One line of what to do about an environment that cannot be made."""
+def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
+    """One line of what to do about an environment that cannot be made from these arguments."""
     name, _, version = env_id.rpartition("-v")
     if version in ("2", "3") and f"{name}-v4" in gym.registry:
         return f"v{version} needs the old mujoco-py; use {name}-v4 or {name}-v5"
     if env_id == "Pusher-v4":
         return "it needs mujoco < 3; use Pusher-v5"
-    return " ".join(str(problem).split()) or type(problem).__name__
+    # Gymnasium raises a TypeError anew, with a longer message
+    own = problem.__cause__ if isinstance(problem.__cause__, TypeError) else problem
+    line = " ".join(str(own).split()) or describe_exception(own)
+    return line + describe_signature(env_id, kwargs) if isinstance(own, TypeError) else line
 
 
-def check_spaces(
-    env_id: str, observation: gym.Space, action: gym.Space, action_spaces: tuple[str, ...]
-) -> None:
+def describe_signature(env_id: str, kwargs: dict[str, Any]) -> str:
+    """What arguments an environment takes, if these do not fit or any are given; else empty."""
+    spec = gym.registry.get(env_id.rpartition(":")[2])
+    if spec is None or spec.entry_point is None:
+        return ""
+    entry_point = spec.entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    try:
+        signature = inspect.signature(creator)
+    except ValueError:  # of a class in C
+        return ""
+    given = {name: value for name, value in kwargs.items() if name != "render_mode"}
+    try:
+        signature.bind(**{**spec.kwargs, **kwargs})
+        if not given:
+            return ""
+    except TypeError:
+        pass
+    parameters = ", ".join(str(parameter) for parameter in signature.parameters.values())
+    return f"; its arguments, which --env-kwargs gives, are ({parameters})"
+
+
+def check_kwargs(kwargs: dict[str, Any]) -> None:
+    """Raises UsageError for arguments that are not the environment's own."""
+    if "max_episode_steps" in kwargs:
+        raise UsageError("env_kwargs must not have max_episode_steps: that is a flag, --max-episode-steps")
+    if reserved := {"id", "render_mode", "disable_env_checker"} & kwargs.keys():
+        raise UsageError(f"env_kwargs must not have {min(reserved)}: this program gives it")
+
+
+def check_spaces(env_id: str, env: gym.Env, action_spaces: tuple[str, ...]) -> None:
     """Raises UsageError unless observations are a 1-D Box and actions of one of the kinds `action_spaces`:
     Box, 1-D with finite bounds, or Discrete."""
+    observation, action = getattr(env, "observation_space", None), getattr(env, "action_space", None)
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         kind = f"{type(observation).__name__}{getattr(observation, 'shape', None) or ''}"
         raise UsageError(
-            f"observation space must be a 1-D Box; {env_id} has {kind}; wrap it with FlattenObservation"
+            f"observation space must be a 1-D Box; {env_id} has {kind}; "
+            f"wrap it where it is registered: {FLATTEN}"
         )
     if not any(isinstance(action, getattr(gym.spaces, kind)) for kind in action_spaces):
         needed = {"Box": "a continuous one (Box)", "Discrete": "a discrete one (Discrete)"}
         kinds = needed[action_spaces[0]] if len(action_spaces) == 1 else " or ".join(action_spaces)
         raise UsageError(f"{env_id} has the action space {action}; {kinds} is needed")
-    if not isinstance(action, gym.spaces.Box):
-        return
+    if isinstance(action, gym.spaces.Box):
+        check_bounds(env_id, action)
+
+
+def check_bounds(env_id: str, action: gym.spaces.Box) -> None:
+    """Raises UsageError unless actions are 1-D, floating point, and within bounds that can be scaled."""
     if len(action.shape) != 1 or action.shape[0] == 0:
         raise UsageError(f"{env_id} has actions of shape {action.shape}; a 1-D Box is needed")
     if not np.issubdtype(action.dtype, np.floating):
         raise UsageError(f"{env_id} has actions of dtype {action.dtype}; floating point ones are needed")
-    for dim, (low, high) in enumerate(zip(action.low, action.high, strict=True)):
-        if not (np.isfinite(low) and np.isfinite(high)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        widths = action.high - action.low
+    for dim, (low, high, width) in enumerate(zip(action.low, action.high, widths, strict=True)):
+        if not max(abs(low), abs(high), width) < UNBOUNDED:
             raise UsageError(
                 f"action bounds must be finite; dimension {dim} of {env_id} is [{low}, {high}]; "
-                "use RescaleAction or ClipAction"
+                f"wrap it where it is registered: {BOUND}"
             )
         if low >= high:
             raise UsageError(f"action dimension {dim} of {env_id} has low={low} >= high={high}")

@@ -1,18 +1,24 @@
 """Makes an environment and checks it; actions are scaled here and nowhere else."""
 
+import importlib
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.wrappers import RecordEpisodeStatistics
 
-from cleanrl_maxent.common.env.checks import check_name, check_spaces, explain
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.env.checks import check_kwargs, check_name, check_spaces, explain
+from cleanrl_maxent.common.env.door import CheckedEnv
 from cleanrl_maxent.common.env.render import check_rendering, prepare_rendering
 from cleanrl_maxent.common.errors import UsageError
 
 TRAINING, EVALUATION = 0, 1  # streams of random numbers
+ONE_INSTANCE = "--env-reset restart --eval-episodes 0"  # with one seed, no second environment is made
 
 
 def environment_seed(seed: int, stream: int, *indices: int) -> int:
@@ -20,51 +26,83 @@ def environment_seed(seed: int, stream: int, *indices: int) -> int:
     return int(np.random.SeedSequence([seed, stream, *indices]).generate_state(1)[0])
 
 
-class CopyObservation(gym.ObservationWrapper):
-    """Observations that the environment cannot overwrite later, as float32 of the space's shape."""
+@dataclass(frozen=True)
+class EnvChoice:
+    """Which environment, and how it is made; `chosen_env` gives that of a run's arguments.
 
-    def observation(self, observation):
-        shape = self.env.observation_space.shape
-        if np.shape(observation) != shape:
-            name = self.env.unwrapped.spec.id if self.env.unwrapped.spec else "the environment"
-            got = np.shape(observation)
-            raise UsageError(f"{name} returned an observation of shape {got}, its space says {shape}")
-        return np.array(observation, dtype=np.float32)
-
-
-def make_env(
-    env_id: str, action_spaces: tuple[str, ...] = ("Box",), render_mode: str | None = None
-) -> gym.Env:
-    """The environment with episode statistics and copied float32 observations.
-
-    `action_spaces`: the kinds that are taken, Box, Discrete or both. `render_mode`: "rgb_array" for pictures,
-    "human" for a window. Raises UsageError if the id is unknown, unversioned or not installable, a space does
-    not fit, or the environment does not have the render mode.
+    `action_spaces`: the kinds that are taken, Box, Discrete or both. `env_kwargs`: arguments of its
+    constructor, a JSON object. `max_episode_steps`: its time limit; None: that of its registration.
     """
+
+    env_id: str
+    action_spaces: tuple[str, ...] = ("Box",)
+    env_kwargs: str = "{}"
+    max_episode_steps: int | None = None
+
+
+made: set[EnvChoice] = set()  # what this process has made before
+
+
+def chosen_env(args: RunArgs) -> EnvChoice:
+    """The environment of a run."""
+    return EnvChoice(args.env_id, args.action_spaces, args.env_kwargs, args.max_episode_steps)
+
+
+def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> CheckedEnv:
+    """The environment behind its door; an id alone stands for one with continuous actions.
+
+    `render_mode`: "rgb_array" for frames, "human" for a window. Raises UsageError if the id is unknown,
+    unversioned or not installable, arguments or a space do not fit, or the environment does not have the
+    render mode.
+    """
+    choice = EnvChoice(choice) if isinstance(choice, str) else choice
+    env_id, kwargs = choice.env_id, json.loads(choice.env_kwargs)
     check_name(env_id)
+    check_kwargs(kwargs)
     try:
         if render_mode:
             prepare_rendering(env_id, render_mode)
+            kwargs["render_mode"] = render_mode
         with no_deprecations():
-            env = gym.make(env_id, render_mode=render_mode) if render_mode else gym.make(env_id)
+            env, time_limit, truncates = build(env_id, choice.max_episode_steps, kwargs)
     except UsageError:
         raise
     except Exception as problem:
-        raise UsageError(f"cannot make {env_id}: {explain(env_id, problem)}") from problem
+        line = f"cannot make {env_id}: {explain(env_id, problem, kwargs)}"
+        if choice in made:
+            line += f"; if only one can exist at a time, add {ONE_INSTANCE}"
+        raise UsageError(line) from problem
+    made.add(choice)
     if render_mode:
         check_rendering(env, render_mode)
-    check_spaces(env_id, env.observation_space, env.action_space, action_spaces)
-    env = CopyObservation(RecordEpisodeStatistics(env))
-    space = env.observation_space
-    env.observation_space = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
-    return env
+    check_spaces(env_id, env, choice.action_spaces)
+    return CheckedEnv(env, env_id, time_limit, truncates)
+
+
+def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[gym.Env, int | None, bool]:
+    """What Gymnasium makes, its time limit, and False if that is in it.
+
+    The door is next to the environment, so that it sees what `step` returns before Gymnasium's own wrappers,
+    which take it apart: it does what TimeLimit and the passive checker would do. Only where the registration
+    has wrappers, some of which may look for a time limit, is TimeLimit left between them.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gym.registry.get(name)  # None if Gymnasium will complete a version
+    inside = spec is None or bool(spec.additional_wrappers)
+    limit_there = time_limit if inside else -1
+    env = gym.make(env_id, max_episode_steps=limit_there, disable_env_checker=True, **kwargs)
+    if time_limit is None:
+        time_limit = env.spec.max_episode_steps if inside and env.spec else spec and spec.max_episode_steps
+    return env, time_limit, not inside
 
 
 @contextmanager
 def no_deprecations() -> Iterator[None]:
     """Keeps Gymnasium and MuJoCo from saying, once for each environment, that v4 is old, which is what the
     published curves were measured on, and that a wrapper opens the window."""
-    import mujoco  # here, so that what draws it can be chosen before
+    import mujoco  # here, so that its OpenGL backend can be chosen before
 
     mujoco_handler = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
     set_handler = mujoco.set_mju_user_warning  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""What pictures of an environment need: a render mode, and for MuJoCo a backend that draws.
+"""What rendering an environment needs: a render mode, and for MuJoCo an OpenGL backend.
 
 Each backend is tried in a process of its own, because a broken driver may crash it.
 """
@@ -16,11 +16,11 @@ from gymnasium.envs.registration import load_env_creator
 
 from cleanrl_maxent.common.errors import UsageError, require
 
-# of Debian and Ubuntu
+# Debian and Ubuntu packages of MuJoCo's OpenGL backends
 PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6", "glfw": "libgl1, with a display"}
-TIME_LIMIT = 60.0  # seconds; about one is usual
-STILL = -1  # MuJoCo's number of a free camera
-WIDER = 100  # times the floor's size in the model
+TIME_LIMIT = 60.0  # seconds; a probe usually takes about one
+STILL = -1  # the id of MuJoCo's free camera
+WIDER = 100  # factor on the size of the floor
 
 PROBE = """
 import importlib, sys
@@ -33,7 +33,7 @@ mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
 
 
 def has_display() -> bool:
-    """True if a window can be opened, as far as the environment's variables say."""
+    """True if the environment variables say that a window can be opened."""
     return platform.system() != "Linux" or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
@@ -41,7 +41,7 @@ def has_display() -> bool:
 
 @functools.cache
 def can_draw(backend: str) -> bool:
-    """True if MuJoCo draws by `backend`, egl, osmesa or glfw, in a process of its own."""
+    """True if MuJoCo renders with `backend`, egl, osmesa or glfw, in a process of its own."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", PROBE, backend]
     environment = {**os.environ, "MUJOCO_GL": backend}
     try:
@@ -53,10 +53,10 @@ def can_draw(backend: str) -> bool:
 
 @functools.cache
 def choose_backend() -> str:
-    """Sets MUJOCO_GL, which MuJoCo and Gymnasium read, to the first backend that draws here; returns "".
+    """Sets MUJOCO_GL, which MuJoCo and Gymnasium read, to the first backend that renders here; returns "".
 
-    Tries what MUJOCO_GL names; else glfw, if there is a display, EGL, and OSMesa. If none draws, returns the
-    reason, one line. Outside Linux there is nothing to choose.
+    Tries what MUJOCO_GL names; else glfw if there is a display, EGL, and OSMesa. If none renders, returns the
+    reason, in one line. Outside Linux there is nothing to choose.
     """
     if platform.system() != "Linux":
         return ""
@@ -74,15 +74,15 @@ def choose_backend() -> str:
 
 
 def prepare_rendering(env_id: str, render_mode: str) -> None:
-    """What comes before an environment with a render mode, "rgb_array" or "human", is made.
+    """Called before an environment with a render mode, "rgb_array" or "human", is made.
 
-    For pictures, chooses how MuJoCo draws, because some environments import it. Raises UsageError if the
-    environment says that it lacks the mode, or there is no display for a window.
+    For "rgb_array", chooses MuJoCo's backend, because the environment may import MuJoCo. Raises UsageError if
+    the environment's metadata lack the mode, or if there is no display for a window.
     """
     if render_mode == "human" and not has_display():
         raise UsageError("a window needs a display; make a film instead")
     if render_mode == "rgb_array" and (reason := choose_backend()):
-        # with a backend that the user names and that is not there, MuJoCo cannot even be imported
+        # if MUJOCO_GL names a backend that is missing, MuJoCo cannot even be imported
         require(os.environ.get("MUJOCO_GL") not in PACKAGES, reason)
     if not has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame complains
@@ -91,27 +91,27 @@ def prepare_rendering(env_id: str, render_mode: str) -> None:
         importlib.import_module(module)
     entry_point = gym.spec(name).entry_point
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    metadata = getattr(creator, "metadata", None)  # a function has none
+    metadata = getattr(creator, "metadata", None)  # an entry point may be a function, which has none
     modes = metadata.get("render_modes", []) if isinstance(metadata, dict) else [render_mode]
-    # Gymnasium opens a window for an environment that draws pictures only
+    # Gymnasium opens a window for an environment that has rgb_array only
     if not {render_mode, "rgb_array"} & set(modes):
         raise UsageError(f"{env_id} has no render mode {render_mode}")
 
 
 def check_rendering(env: gym.Env, render_mode: str) -> None:
-    """Raises UsageError if MuJoCo draws the environment and cannot; names the packages to install."""
+    """Raises UsageError, with the packages to install, if MuJoCo renders the environment and cannot."""
     if not hasattr(env.unwrapped, "mujoco_renderer"):
         return
     if render_mode == "human":
-        opens = platform.system() != "Linux" or can_draw("glfw")  # if not, glfw ends the process
+        opens = platform.system() != "Linux" or can_draw("glfw")  # where it cannot, glfw ends the process
         require(opens, "no window opens; check DISPLAY, or make a film")
     elif reason := choose_backend():
         raise UsageError(reason)
 
 
 def set_scene(env: gym.Env, size: int) -> None:
-    """If MuJoCo draws the environment: pictures of `size` pixels a side, a camera that follows what moves, if
-    the model has one (Gymnasium's own stands still), and a floor that does not end after 20 m."""
+    """If MuJoCo renders the environment: frames of `size` pixels a side, a camera that follows the body, if
+    the model has one (Gymnasium's own is fixed), and a floor that does not end after 20 m."""
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is None:
         return
@@ -124,18 +124,18 @@ def set_scene(env: gym.Env, size: int) -> None:
 
 
 def set_window_scene(env: gym.Env) -> None:
-    """The same camera and floor in a window, which is open; the Tab key changes the camera."""
+    """The same camera and floor for an open window; the Tab key changes the camera."""
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is None:
         return
     if (camera := following_camera(renderer.model)) != STILL:
-        renderer.viewer.cam.type = mujoco_names().mjtCamera.mjCAMERA_FIXED  # to the model, where it moves
+        renderer.viewer.cam.type = mujoco_names().mjtCamera.mjCAMERA_FIXED  # of the model, where it moves
         renderer.viewer.cam.fixedcamid = camera
     widen_floor(renderer.model)
 
 
 def widen_floor(model: Any) -> None:
-    """Makes the planes of a MuJoCo model, which are infinite for its dynamics, look larger."""
+    """Makes the planes of a MuJoCo model look larger; for the dynamics they are infinite."""
     planes = model.geom_type == mujoco_names().mjtGeom.mjGEOM_PLANE
     model.geom_size[planes, :2] *= WIDER
     materials = model.geom_matid[planes]
@@ -143,7 +143,7 @@ def widen_floor(model: Any) -> None:
 
 
 def following_camera(model: Any) -> int:
-    """The number of a MuJoCo model's camera "track"; STILL if it has none."""
+    """The id of a MuJoCo model's camera "track"; STILL if it has none."""
     mujoco = mujoco_names()
     return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
 

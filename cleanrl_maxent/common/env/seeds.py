@@ -7,10 +7,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.checks import check_finite
-from cleanrl_maxent.common.env.make import TRAINING, environment_seed, make_env, scale_action
+from cleanrl_maxent.common.env.door import LIMIT_IT, LONGEST_EPISODE, locate
+from cleanrl_maxent.common.env.make import TRAINING, EnvChoice, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.restore import RestorableEnv, check_restorable
 from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.output import warn
 
 
 class Episode(NamedTuple):
@@ -30,27 +32,21 @@ class SeedEnvs:
     it did, terminated or truncated, float32. `steps`: steps taken with each seed.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        seeds: list[int],
-        env_reset: str = "reuse",
-        copies: int = 1,
-        action_spaces: tuple[str, ...] = ("Box",),
-    ):
-        """Makes and resets `copies` environments a seed; `env_reset` is the flag.
+    def __init__(self, choice: EnvChoice | str, seeds: list[int], env_reset: str = "reuse", copies: int = 1):
+        """Makes and resets `copies` environments a seed; `choice`: see `make_env`; `env_reset` is the flag.
 
-        Raises UsageError as `make_env`, or if the environment cannot be restored exactly, and
-        NonFiniteError.
+        Raises UsageError as `make_env`, or if the environment cannot be restored exactly, NonFiniteError, and
+        EnvironmentFailed.
         """
-        self.env_id, self.seeds, self.env_reset, self.copies = env_id, seeds, env_reset, copies
-        fresh = env_reset == "fresh"
+        self.seeds, self.env_reset, self.copies = seeds, env_reset, copies
+        self.env_id = choice if isinstance(choice, str) else choice.env_id
         if env_reset != "restart":
-            check_restorable(env_id, lambda: make_env(env_id, action_spaces), fresh)
+            check_restorable(self.env_id, lambda: make_env(choice), env_reset)
         self.envs = SyncVectorEnv(
-            [lambda: RestorableEnv(lambda: make_env(env_id, action_spaces), fresh)] * (len(seeds) * copies),
+            [lambda: RestorableEnv(lambda: make_env(choice), env_reset)] * (len(seeds) * copies),
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
+        self.warned = False  # of an episode without end
         self.task = describe_task(self.envs.single_observation_space, self.envs.single_action_space)
         self.steps = 0
         self.obs = self.reset()
@@ -66,7 +62,10 @@ class SeedEnvs:
         resets: list[int | None] = [
             environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in copies
         ]
-        return self.envs.reset(seed=resets)[0]
+        try:
+            return self.envs.reset(seed=resets)[0]
+        except Exception as problem:
+            raise self.located(problem) from problem
 
     @property
     def example(self) -> Transition:
@@ -81,17 +80,21 @@ class SeedEnvs:
     @property
     def elapsed(self) -> np.ndarray:
         """Steps of the current episodes so far, `(seed · copy,)`."""
-        return np.array([len(env.actions) for env in self.single_envs])
+        return np.array([env.checked.length for env in self.single_envs])
 
     def step(self, action: np.ndarray) -> list[Episode]:
         """Steps every environment; one that ends is reset at once. Returns the episodes that ended.
 
-        `action`: `(..., action_dim)` in [-1, 1], or `(...)` integers from 0. Raises NonFiniteError.
+        `action`: `(..., action_dim)` in [-1, 1], or `(...)` integers from 0. Raises NonFiniteError,
+        EnvironmentFailed, and UsageError for what an environment must not return.
         """
         self.steps += self.copies
         check_finite(self.steps, self.seeds, action=action)
         scaled = scale_action(action, self.envs.single_action_space)
-        obs, reward, terminated, truncated, info = self.envs.step(scaled)
+        try:
+            obs, reward, terminated, truncated, info = self.envs.step(scaled)
+        except Exception as problem:
+            raise self.located(problem) from problem
         next_obs, episodes, ended = obs, [], terminated | truncated
         if ended.any():
             next_obs = obs.copy()
@@ -99,7 +102,7 @@ class SeedEnvs:
                 next_obs[index] = info["final_obs"][index]
                 episode = info["final_info"]["episode"]
                 seed = int(index) // self.copies
-                episodes.append(Episode(seed, float(episode["r"][index]), int(episode["l"][index])))
+                episodes.append(Episode(seed, float(episode["return"][index]), int(episode["length"][index])))
         check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs, obs=obs)
         self.transition = Transition(
             obs=self.obs,
@@ -109,7 +112,23 @@ class SeedEnvs:
             terminated=terminated.astype(np.float32),
         )
         self.obs, self.ended = obs, ended.astype(np.float32)
+        if not self.warned and max(env.checked.length for env in self.single_envs) >= LONGEST_EPISODE:
+            self.warned = True
+            warn(
+                f"an episode of {self.env_id} has not ended after {LONGEST_EPISODE:,} steps: checkpoints "
+                f"and the time to restore one grow with it, and an evaluation would not end; {LIMIT_IT}"
+            )
         return episodes
+
+    def close(self) -> None:
+        """Closes every environment."""
+        self.envs.close()
+
+    def located(self, problem: Exception) -> Exception:
+        """`problem`, from the environment that has failed, with its step and seed."""
+        failed = (index for index, env in enumerate(self.single_envs) if env.checked.failed)
+        seed = self.seeds[next(failed, 0) // self.copies]
+        return locate(problem, self.env_id, f"training, step {self.steps}, seed {seed}")
 
     def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
         """Where every environment is: what JSON can hold, and arrays."""
@@ -138,7 +157,11 @@ class SeedEnvs:
         single = zip(self.names(), self.single_envs, snapshots, self.obs, strict=True)
         for name, env, snapshot, obs in single:
             actions = arrays[f"actions/{name}"]
-            restored = env.restore(snapshot, actions)
+            try:
+                restored = env.restore(snapshot, actions)
+            except Exception as problem:
+                where = f"restoring step {steps}, seed {name}"
+                raise locate(problem, self.env_id, where) from problem
             if restored is None or not np.array_equal(restored, obs):
                 raise UsageError(
                     f"{self.env_id} of seed {name} cannot be restored exactly: {len(actions)} steps lead "

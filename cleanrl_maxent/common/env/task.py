@@ -1,4 +1,4 @@
-"""What an algorithm, or a policy on disk, needs to know of an environment."""
+"""What an algorithm, or a saved policy, needs to know about an environment."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ class Task(NamedTuple):
     """Dimensions and bounds of an environment."""
 
     obs_dim: int
-    action_dim: int  # entries of an action; of discrete ones, how many there are
+    action_dim: int  # length of an action vector, or the number of discrete actions
     discrete: bool = False
-    low: tuple[float, ...] = ()  # bounds of the environment's actions, for -1 and 1; none if discrete
+    low: tuple[float, ...] = ()  # the environment's actions for -1 and 1; empty if discrete
     high: tuple[float, ...] = ()
     first_action: int = 0  # the environment's number of discrete action 0
     action_dtype: str = "float32"  # of the environment's continuous actions
@@ -48,16 +48,19 @@ def describe_task(observation_space: gym.Space, action_space: gym.Space) -> Task
 
 
 def parse_task(recorded: Mapping[str, Any]) -> Task:
-    """The task that JSON recorded; raises TypeError or ValueError for what describes none."""
+    """The task recorded as JSON; raises TypeError or ValueError if it does not describe one."""
     task = Task(**recorded)
     task = task._replace(low=tuple(map(float, task.low)), high=tuple(map(float, task.high)))
     sizes = (task.obs_dim, task.action_dim)
     if not all(type(size) is int and size > 0 for size in sizes) or type(task.discrete) is not bool:
-        raise ValueError(f"a task of {task.obs_dim} observations and {task.action_dim} actions")
+        raise ValueError(f"a task of {task.obs_dim!r} observations and {task.action_dim!r} actions")
+    if type(task.first_action) is not int or abs(task.first_action) >= 2**63 - task.action_dim:
+        raise ValueError(f"a first action of {task.first_action!r}")
     if not task.discrete:
         bounds = np.array([task.low, task.high])
-        if bounds.shape != (2, task.action_dim) or not np.isfinite(bounds).all():
+        finite = bounds.shape == (2, task.action_dim) and np.isfinite(bounds).all()
+        if not finite or (bounds[0] >= bounds[1]).any():
             raise ValueError(f"bounds of actions {task.low} and {task.high}")
         if task.action_dtype not in ("float16", "float32", "float64"):
-            raise ValueError(f"actions of dtype {task.action_dtype}")
+            raise ValueError(f"actions of dtype {task.action_dtype!r}")
     return task

@@ -14,9 +14,9 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 
 from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, scale_action
+from cleanrl_maxent.common.env.make import chosen_env, scale_action
 from cleanrl_maxent.common.errors import Stopped
-from cleanrl_maxent.common.evaluation import MODES, Evaluation
+from cleanrl_maxent.common.evaluation import Evaluation, episode_seed
 from cleanrl_maxent.common.film import Choose, Film, check_video_path
 
 
@@ -30,14 +30,14 @@ class Filmed(NamedTuple):
 
 
 class Filming:
-    """Films the first episode of the first seed's evaluation, deterministic if the policy can be played so.
+    """Films the first episode of the first seed's evaluation, with the deterministic policy if there is one.
 
-    A film is made between updates, in an environment of its own, and is `videos/step-*-seed-*.gif` of the
-    run's folder. What fails is said once, ends the filming, and never the run.
+    A film is made between updates, in an environment of its own, and is `videos/step-*-seed-*.gif` in the
+    run's folder. A failure is reported once and ends the filming, never the run.
     """
 
     def __init__(self, args: RunArgs, folder: Path, say: Callable[[str], None]):
-        """`say` shows a line. Makes the environment once, so that what is missing is said at the start."""
+        """`say` shows a line. Makes the environment once, so that a missing library is reported early."""
         self.args, self.folder, self.say = args, folder / "videos", say
         self.on = args.capture_video
         if self.on:
@@ -46,12 +46,12 @@ class Filming:
                 self.make_film().close()
 
     def make_film(self) -> Film:
-        """A film without pictures; raises UsageError."""
-        return Film(self.args.env_id, self.args.action_spaces, self.args.video_frames)
+        """A film without frames yet; raises UsageError."""
+        return Film(chosen_env(self.args), self.args.video_frames)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Says what fails and ends the filming; leaves the global random state as it was. Raises Stopped."""
+        """Reports a failure and ends the filming; restores the global random state. Raises Stopped."""
         with same_random_state():
             try:
                 yield
@@ -60,19 +60,19 @@ class Filming:
             except Exception as problem:
                 self.on = False
                 line = " ".join(str(problem).split()) or type(problem).__name__
-                self.say(f"warning: the run goes on without films: {line}")
+                self.say(f"warning: the run continues without films: {line}")
 
     def due(self, steps: int) -> bool:
         """True at the evaluations that are filmed, `--video-count` at most, the last step's among them."""
         frequency, last = self.args.eval_frequency, self.args.last_step
 
-        def films(steps: int) -> int:  # that fall due up to the last evaluation
+        def films(steps: int) -> int:  # films due up to the last evaluation
             return steps // frequency * frequency * self.args.video_count // last
 
         return self.on and (steps == last or films(steps) > films(steps - self.args.steps_per_update))
 
     def film(self, steps: int, evaluation: Evaluation, policy: Any, keys: jax.Array) -> Filmed | None:
-        """Films an episode of the evaluation that was just made, from the same arguments; None if it fails.
+        """Films an episode of the evaluation just made with the same arguments; None if it fails.
 
         `policy`, `keys`: leading axis `(seed,)`. Raises Stopped.
         """
@@ -83,9 +83,7 @@ class Filming:
             film = self.make_film()
             try:
                 choose = first_episode(film, evaluation, policy, keys, steps)
-                seed = environment_seed(
-                    self.args.seed, EVALUATION, steps, MODES.index(evaluation.modes[0]), 0
-                )
+                seed = episode_seed(self.args.seed, steps, evaluation.modes[0], 0)
                 played = film.play(choose, seed)
                 film.write(path)
             finally:
@@ -103,7 +101,7 @@ class Filming:
 
 
 def first_episode(film: Film, evaluation: Evaluation, policy: Any, keys: jax.Array, steps: int) -> Choose:
-    """The actions of the evaluation's first episode: they are computed in its shapes, for the same bits."""
+    """The actions of the evaluation's first episode, computed in the same shapes, for the same bits."""
     args, space = evaluation.args, film.env.action_space
     shape = (args.num_seeds, len(evaluation.modes), args.eval_episodes)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, steps)
@@ -118,7 +116,7 @@ def first_episode(film: Film, evaluation: Evaluation, policy: Any, keys: jax.Arr
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Restores the global states of `random` and NumPy, which an environment may use."""
+    """Restores the global random states of Python and NumPy, which an environment may use."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -128,7 +126,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def image_summary(path: Path) -> Summary:
-    """A GIF for TensorBoard's images, where it moves; raises OSError."""
+    """A GIF as an image summary, which TensorBoard animates; raises OSError."""
     content = path.read_bytes()
     width, height = (int.from_bytes(content[at : at + 2], "little") for at in (6, 8))
     image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=content)

@@ -1,4 +1,4 @@
-"""The model card: what a finished run says of itself, in the form that the Hugging Face hub reads."""
+"""The model card of a finished run, in the format of the Hugging Face hub."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.run.folder import MAY_DIFFER
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
-LEFT_OUT = MAY_DIFFER - {"total_timesteps", "device", "allow_version_change"}  # of the command: no influence
+LEFT_OUT = MAY_DIFFER - {"total_timesteps", "device", "allow_version_change"}  # of the command
 MODES = {"eval": "deterministic", "eval_stochastic": "sampled"}
 
 CARD = """\
@@ -36,7 +36,7 @@ In this folder, with `cleanrl_maxent` installed; `policy-*.npz` and `config.json
 {imports}
 
 policy = load_policy({arguments})
-action = policy(obs)  # of one observation or a batch, in the environment's units
+action = policy(obs)  # for one observation or a batch, in the environment's units
 ```
 
 ## Watch it
@@ -86,7 +86,7 @@ def model_card(
 
 
 def about(args: RunArgs) -> str:
-    """What the algorithm is: the first line of the docstring of its arguments, if they have one."""
+    """One line about the algorithm: the first line of the docstring of its `Args`, if it has one."""
     base, _ = defining_class(args)
     text = base.__doc__ or ""
     made_by_dataclass = text.startswith(f"{base.__name__}(")
@@ -94,7 +94,7 @@ def about(args: RunArgs) -> str:
 
 
 def front_matter(args: RunArgs, result: Mapping[str, Any]) -> str:
-    """YAML between the dashes; every text is quoted as JSON does it, which is YAML too."""
+    """The YAML between the dashes; strings are quoted as in JSON, which YAML reads too."""
     env_id, algorithm = yaml(args.env_id), yaml(args.algorithm())
     tags = [
         env_id,
@@ -125,7 +125,7 @@ def yaml(text: str) -> str:
 def mean_reward(result: Mapping[str, Any]) -> tuple[float, float] | None:
     """Mean and standard deviation of the return over the last episodes of all seeds; None without any.
 
-    Of the deterministic policy, unless it was only sampled.
+    Of the deterministic policy, if there is one.
     """
     for mode in MODES:
         rows = [row for row in result["evaluations"].values() if f"{mode}/return_mean" in row]
@@ -139,7 +139,7 @@ def mean_reward(result: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def score_table(args: RunArgs, result: Mapping[str, Any]) -> str:
-    """A row for each seed, a column for each way in which its policy was played."""
+    """A row for each seed, a column for each mode of evaluation."""
     rows = {seed: row for seed, row in result["evaluations"].items() if row}
     if not rows:
         return "It was not evaluated.\n"
@@ -157,14 +157,14 @@ def score_table(args: RunArgs, result: Mapping[str, Any]) -> str:
 
 
 def show_film(path: str) -> str:
-    """What shows a film on a page: an image for a GIF, else a player."""
+    """The Markdown that shows a film: an image for a GIF, else a player."""
     address = quote(path)
     is_image = path.endswith(".gif")
     return f"![{path}]({address})" if is_image else f'<video src="{address}" controls></video>'
 
 
 def defining_class(args: RunArgs) -> tuple[type, Path]:
-    """The class of the arguments, or in an interactive session the one that it extends, and its file."""
+    """The class of the arguments and its file; of an interactive session, the class that it extends."""
     for base in type(args).__mro__:
         if file := getattr(sys.modules.get(base.__module__), "__file__", None):
             return base, Path(file).resolve()
@@ -177,13 +177,13 @@ def is_ours(args: RunArgs) -> bool:
 
 
 def program(args: RunArgs) -> list[str]:
-    """The words that start an algorithm: those of its module, or of its file if it is not in this package."""
+    """The command that starts an algorithm: by its module, or by its file if it is not of this package."""
     _, file = defining_class(args)
     return ["python", *(["-m", f"{PACKAGE.name}.{file.stem}"] if is_ours(args) else [file.name])]
 
 
 def changed_flags(args: RunArgs) -> list[str]:
-    """The flags that differ from their defaults, except those that change nothing of what is learned."""
+    """The flags that differ from their defaults, except those that do not change what is learned."""
     words = []
     for field in fields(defining_class(args)[0]):
         name, value = field.name.replace("_", "-"), getattr(args, field.name)

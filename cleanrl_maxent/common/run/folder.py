@@ -1,6 +1,6 @@
 """Opening a run's folder: a new one, or that of a run to be resumed."""
 
-import fcntl
+import itertools
 import json
 import os
 import time
@@ -10,7 +10,9 @@ from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
+from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
+from cleanrl_maxent.common.run.locking import acquire
 from cleanrl_maxent.common.run.machine import check_same_machine
 from cleanrl_maxent.common.run.record import is_intact
 
@@ -39,9 +41,22 @@ def file_name(env_id: str) -> str:
     return env_id.replace("/", "_").replace(":", "_")
 
 
-def default_run_dir(args: RunArgs) -> Path:
-    """`runs/{env_id}__{exp_name}__{seed}__{unix time}`, CleanRL's name for it."""
-    return Path("runs") / f"{file_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+def make_run_dir(args: RunArgs) -> Path:
+    """Makes a folder for a run that names none: `runs/{env_id}__{exp_name}__{seed}__{unix time}`.
+
+    If that is taken, `-2`, `-3` and so on follow. Raises UsageError if it cannot be made.
+    """
+    name = f"{file_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    for number in itertools.count(1):
+        folder = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue  # another run, perhaps of this very second
+        except OSError as problem:
+            raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
+    raise AssertionError("unreachable")
 
 
 def is_under_way(folder: Path) -> bool:
@@ -63,11 +78,13 @@ def lock(folder: Path) -> TextIO:
     except OSError as problem:
         raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        no_lock = acquire(file)
     except BlockingIOError as problem:
         with file:
             file.seek(0)
             raise UsageError(f"{folder} is being written by process {file.read().strip()}") from problem
+    if no_lock:
+        warn(f"{folder} cannot be locked ({no_lock}): nothing keeps a second process from writing to it")
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     return file
@@ -103,7 +120,7 @@ def find_checkpoint(
                 if not is_intact(record, synced):
                     raise Damaged(f"{record} is not what was written")
         except Damaged as problem:
-            print(f"warning: {problem}; trying the checkpoint before")
+            say(f"warning: {problem}; trying the checkpoint before")
             continue
         check_same_args(folder, checkpoint.meta["args"], args)
         if not args.allow_version_change:
@@ -125,9 +142,8 @@ def find_checkpoint(
 def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> None:
     """Raises UsageError, naming the arguments in which a run differs from what is asked for."""
     given = json.loads(json.dumps(asdict(args)))
-    recorded = (
-        json.loads(json.dumps(asdict(type(args)()))) | recorded
-    )  # flags newer than the run: the defaults
+    # flags newer than the run have their defaults
+    recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
     may_differ = MAY_DIFFER - {"total_timesteps"} if args.length_is_fixed else MAY_DIFFER
     different = [name for name in given if name not in may_differ and given[name] != recorded[name]]
     if different:

@@ -1,4 +1,4 @@
-"""A finished run on the Hugging Face hub: `--upload-model --hf-entity NAME`, with the extra `hub`."""
+"""Uploads a finished run to the Hugging Face hub: `--upload-model --hf-entity NAME`, with the extra `hub`."""
 
 import re
 import shlex
@@ -6,16 +6,17 @@ from pathlib import Path
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.errors import UsageError, require
+from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.run.card import program
 from cleanrl_maxent.common.run.folder import file_name
 
 FILES = ["README.md", "config.json", "result.json", "policy-*.npz", "videos/*"]
 RECORDS = "seed-*/metrics.jsonl"
-LONGEST_RECORDS = 10_000_000  # bytes of all seeds' records, up to which they are uploaded too
+LONGEST_RECORDS = 10_000_000  # bytes of all seeds' records; longer ones are not uploaded
 
 
 def repo_id(args: RunArgs) -> str:
-    """`{entity}/{env_id}-{exp_name}-seed{seeds}`, without what the hub does not allow in a name."""
+    """`{entity}/{env_id}-{exp_name}-seed{seeds}`, without characters that the hub does not allow."""
     seeds = f"{args.seeds[0]}-{args.seeds[-1]}" if args.num_seeds > 1 else f"{args.seed}"
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{file_name(args.env_id)}-{args.exp_name}-seed{seeds}")
     name = re.sub(r"([-.])[-.]+", r"\1", name).strip("-.")
@@ -50,7 +51,7 @@ def upload_patterns(folder: Path) -> list[str]:
 
 
 def upload(folder: Path, args: RunArgs) -> None:
-    """Uploads the finished run in `folder`; a failure is one warning line, with the command for later."""
+    """Uploads the finished run in `folder`; a failure is one line with the command for later, not raised."""
     try:
         from huggingface_hub import HfApi
 
@@ -59,8 +60,8 @@ def upload(folder: Path, args: RunArgs) -> None:
         message = f"{args.exp_name} on {args.env_id}"
         patterns = upload_patterns(folder)
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=patterns, commit_message=message)
-        print(f"uploaded to {url}")
+        say(f"uploaded to {url}")
     except Exception as problem:  # whatever it is, the run is complete
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0].rstrip(".")
         flags = ["--resume", str(folder), "--upload-model", "--hf-entity", str(args.hf_entity)]
-        print(f"warning: not uploaded: {reason}; later: {shlex.join([*program(args), *flags])}")
+        say(f"warning: not uploaded: {reason}; later: {shlex.join([*program(args), *flags])}")

@@ -1,4 +1,4 @@
-"""A new run that begins with the networks of another, `--init-from`."""
+"""`--init-from`: a new run that starts from the networks of another."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +12,16 @@ from cleanrl_maxent.common.data import Statistics
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require
 from cleanrl_maxent.common.files import digest, named_arrays, subtree
+from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.policy import recorded_task
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
 from cleanrl_maxent.common.run.result import algorithm_module
 
 
 class Initial(NamedTuple):
-    """What a run begins with."""
+    """What a run starts from."""
 
-    arrays: dict[str, np.ndarray]  # all that the other run had learned, a row for each seed of the new one
+    arrays: dict[str, np.ndarray]  # the state of the other run, leading axis (seed,): those of the new one
     source: dict[str, Any]  # where it is from: folder, seeds, steps, SHA-256
 
 
@@ -39,14 +40,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint:
         try:
             return checkpoints.read(path)
         except Damaged as problem:
-            print(f"warning: {problem}; trying the checkpoint before")
+            say(f"warning: {problem}; trying the checkpoint before")
     raise UsageError(f"{folder} has no good checkpoint, which would hold its networks")
 
 
 def read_initial(args: RunArgs, task: Task) -> Initial:
-    """What `--init-from` names. A seed takes its namesake's networks, or those of the only seed there is.
+    """What `--init-from` names. Each seed takes the networks of the same seed, or of the one named.
 
-    Raises UsageError if it is no run of this algorithm, or has other spaces, seeds or networks, or no
+    Raises UsageError if it is not a run of this algorithm, has other spaces, seeds or networks, or has no
     checkpoint.
     """
     assert args.init_from is not None
@@ -56,7 +57,8 @@ def read_initial(args: RunArgs, task: Task) -> Initial:
         theirs = getattr(other, name)
         require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {args.env_id}")
     first, count = recorded.seed, recorded.num_seeds
-    seeds = [seed if seed is not None else first if count == 1 else s for s in args.seeds]
+    only = seed if seed is not None else first if count == 1 else None
+    seeds = args.seeds if only is None else [only] * args.num_seeds
     missing = [s for s in seeds if not first <= s < first + count]
     has, one = f"{folder} has seeds {first} to {first + count - 1}", f"--init-from {folder}/seed-{first}"
     require(not missing, f"{has}: name one of them, such as {one}")
@@ -72,12 +74,12 @@ def read_initial(args: RunArgs, task: Task) -> Initial:
 
 
 def is_learned(node: Any) -> bool:
-    """True for what one run takes from another: networks, dictionaries of parameters, running statistics."""
+    """True for what a run takes from another: networks, dictionaries of parameters, running statistics."""
     return isinstance(node, TrainState | Statistics | dict)
 
 
 def learned_prefixes(state: Any) -> tuple[str, ...]:
-    """How the names of the leaves begin that one run takes from another; not those of optimisers."""
+    """Prefixes of the names of the leaves that a run takes from another; optimisers are left out."""
     nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_learned)[0]
     names = [(jax.tree_util.keystr(path, simple=True, separator="/"), node) for path, node in nodes]
     return tuple(
@@ -88,7 +90,7 @@ def learned_prefixes(state: Any) -> tuple[str, ...]:
 
 
 def check_networks(state: Any, initial: Initial) -> None:
-    """Raises UsageError unless the networks of `initial` fit into `state`, which may be shapes alone."""
+    """Raises UsageError unless the networks of `initial` fit `state`, arrays or their shapes."""
     prefixes, leaves = learned_prefixes(state), jax.tree_util.tree_flatten_with_path(state)[0]
     named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape) for path, leaf in leaves]
     ours = {(name, shape) for name, shape in named if name.startswith(prefixes)}
@@ -101,7 +103,7 @@ def check_networks(state: Any, initial: Initial) -> None:
 
 
 def transfer(state: Any, initial: Initial) -> Any:
-    """`state` with the networks and statistics of `initial`; optimisers and all else stay fresh.
+    """`state` with the networks and statistics of `initial`; optimisers and the rest stay fresh.
 
     Leaves lead with the axis `(seed,)`.
     """

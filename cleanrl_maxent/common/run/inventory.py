@@ -1,6 +1,5 @@
-"""The runs below a folder and where each stands; read without JAX, and without a change to any of them."""
+"""The runs below a folder and the progress of each; needs no JAX, and changes none of them."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,20 +9,21 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from cleanrl_maxent.common.errors import Damaged
+from cleanrl_maxent.common.run.locking import acquire
 
-MARKS = {"config.json", "result.json", ".lock"}  # a folder with one of these is a run's
-RETURNS = ("eval/return_mean", "eval_stochastic/return_mean")  # the second, if the policy is only sampled
+MARKS = {"config.json", "result.json", ".lock"}  # a folder with one of these holds a run
+RETURNS = ("eval/return_mean", "eval_stochastic/return_mean")  # the second if there is no first
 TAILS = (2**16, 2**20, 2**24)  # bytes from the end of a record in which its last evaluation is looked for
 
 
 class Row(NamedTuple):
-    """A run; `steps` and `total` are environment steps of each seed, `size` is in bytes."""
+    """A run; `steps` and `total` are environment steps per seed, `size` is in bytes."""
 
     folder: Path
     algorithm: str
     env_id: str
     seeds: str  # "1" or "1-4"
-    steps: int  # taken; of a stopped run those in its newest checkpoint, from which it resumes
+    steps: int  # taken; for a stopped run, those of its newest checkpoint, from which it resumes
     total: int  # asked for
     last_return: float | None  # of the last evaluation, mean over seeds
     state: str  # finished, running, stopped
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The folders of runs in `folder`, itself included, in order; links are followed, each place once."""
+    """The folders of runs in `folder`, itself included, sorted; links are followed, each folder once."""
     seen = set()
     for path, folders, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(path)
@@ -43,7 +43,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def describe(folder: Path) -> Row:
-    """Where a run stands; raises Damaged, saying why, if the folder does not hold one."""
+    """The row of a run; raises Damaged, saying why, if the folder does not hold one."""
     try:
         config = read_object(folder / "config.json")
         args, path = config["args"], folder / "result.json"
@@ -77,7 +77,7 @@ def describe(folder: Path) -> Row:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises OSError, and Damaged if it holds none."""
+    """The JSON object in a file; raises OSError, and Damaged if there is none."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as problem:
@@ -98,9 +98,9 @@ def return_of(row: dict[str, Any]) -> float | None:
 
 
 def read_end(path: Path) -> tuple[int, float | None]:
-    """The step of the last whole row of a record, and the return of its last evaluation.
+    """The step of the last complete row of a record, and the mean return of its last evaluation.
 
-    Reads no more than the end that holds them. Raises OSError, and KeyError or TypeError for other rows.
+    Reads only the end of the file. Raises OSError, and KeyError or TypeError for rows of something else.
     """
     steps = None
     for length in TAILS:
@@ -128,17 +128,17 @@ def last_checkpoint(folder: Path) -> int:
 
 
 def is_locked(folder: Path) -> bool:
-    """True if a process has the run; asks by taking its lock for a moment. Raises OSError."""
+    """True if a process holds the run; tests by taking its lock for a moment. Raises OSError."""
     with suppress(FileNotFoundError), open(folder / ".lock") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            acquire(file, shared=True)
         except BlockingIOError:
             return True
     return False
 
 
 def size(folder: Path) -> int:
-    """The bytes of all files in a folder; those that vanish meanwhile are left out."""
+    """The bytes of all files in a folder; files that vanish meanwhile are skipped."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""The course of a run, as it is recorded and shown: rows, wall clock, terminal, films, trackers."""
+"""What is recorded and shown of a run: rows, wall clock, terminal, films, W&B."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -25,12 +25,13 @@ LOSSES_EVERY = 100  # environment steps between two rows of losses
 
 
 class Journal:
-    """Rows of every seed's record, and their mirrors on the screen, in TensorBoard and in W&B."""
+    """The record of every seed, and its copies in the terminal, TensorBoard and W&B."""
 
     def __init__(self, args: RunArgs, folder: Path, steps: int, meta: Mapping[str, Any]):
-        """Opens the files of a run in `folder` that is to go on from `steps` environment steps.
+        """Opens the files of a run in `folder` that starts or resumes at `steps` environment steps.
 
-        `meta`: that of the checkpoint, empty at the start; files are cut back to what they were then.
+        `meta`: that of the checkpoint, empty for a new run; files are cut back to their length then.
+        Raises OSError.
         """
         self.args = args
         lengths = [record["bytes"] for record in meta.get("records", [{"bytes": 0}] * args.num_seeds)]
@@ -53,7 +54,7 @@ class Journal:
         self.tracker = Tracker(args, folder, self.terminal.print_line)
 
     def record_episodes(self, steps: int, episodes: Iterable[Episode]) -> None:
-        """A row for each episode that ended at this step."""
+        """Writes a row for each episode that ended at this step."""
         for index, episodic_return, length in episodes:
             row = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
             self.records[index].write(steps, row)
@@ -93,12 +94,12 @@ class Journal:
     def evaluate(
         self, evaluation: Evaluation, steps: int, policies, keys: jax.Array, temperature: Any
     ) -> None:
-        """A row of an evaluation for each seed, and a film if one is due. Raises Stopped."""
+        """Evaluates, writes a row for each seed, and films if due. Raises Stopped, NonFiniteError."""
         self.terminal.steps, began = steps, time.perf_counter()
         with doing("evaluating", say_time=False):
             metrics = evaluation(steps, policies, keys, temperature)
         seconds = time.perf_counter() - began
-        # before the rows, so that a run stopped in a film repeats its evaluation without recording it twice
+        # before the rows, so that a run stopped while filming does not record its evaluation twice
         due = self.filming.due(steps)
         filmed = self.filming.film(steps, evaluation, policies, keys) if due else None
         for index, row in enumerate(metrics):
@@ -121,12 +122,12 @@ class Journal:
         self.records[0].tensorboard.add(steps, image_summary(film))
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What a checkpoint keeps of all this, once it is on the disk: what JSON can hold, and arrays."""
+        """What a checkpoint keeps of the record, once it is on disk: JSON values, and arrays `(seed,)`."""
         meta = {"records": [record.sync() for record in self.records], "seconds": self.timing.seconds()}
         return meta, {f"metrics/{name}": np.asarray(array) for name, array in self.losses.items()}
 
     def close(self) -> None:
-        """Gives the terminal and the files back; the record is on disk row by row in any case."""
+        """Releases the terminal and closes the files; every row is on disk already."""
         self.terminal.stop()
         self.timing.close()
         for record in self.records:

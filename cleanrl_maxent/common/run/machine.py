@@ -7,9 +7,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from cleanrl_maxent.common.devices import chosen_device
 from cleanrl_maxent.common.errors import UsageError
 
+# JAX's options that change numbers and may be changed, to find a fault perhaps; each with its default
+OPTIONS = {
+    "eager_constant_folding": False,
+    "jax_compiler_enable_remat_pass": True,
+    "jax_custom_vjp3": False,
+    "jax_disable_jit": False,
+    "jax_disable_most_optimizations": False,
+    "jax_embedded_constants_max_bytes": 32,
+    "jax_enable_pgle": False,
+    "jax_exec_time_optimization_effort": 0.0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_memory_fitting_effort": 0.0,
+    "jax_memory_fitting_level": "O2",
+    "jax_num_cpu_devices": -1,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_remat3": False,
+    "jax_scan3": False,
+    "jax_softmax_custom_jvp": False,
+    "jax_threefry_gpu_kernel_lowering": False,
+    "jax_use_direct_linearize": True,
+    "jax_use_shardy_partitioner": True,
+    "jax_use_simplified_jaxpr_constants": False,
+}
 PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
 
 
@@ -27,8 +52,15 @@ def describe_machine() -> dict[str, Any]:
         "device": {"platform": device.platform, "kind": device.device_kind, "processor": processor()},
         "cpu_threads": int(os.environ.get("NPROC", 0)) or None,
         "xla_flags": os.environ.get("XLA_FLAGS") or None,
+        "jax_options": changed_options(),
         "git_commit": git_commit(),
     }
+
+
+def changed_options() -> dict[str, Any]:
+    """Those of OPTIONS that do not have their default, by a variable such as JAX_DISABLE_JIT."""
+    values = {name: jax.config.values.get(name, default) for name, default in OPTIONS.items()}
+    return {name: value for name, value in values.items() if value != OPTIONS[name]}
 
 
 def git_commit() -> str | None:
@@ -59,9 +91,10 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         for name, was in recorded["versions"].items()
         if now["versions"].get(name) != was
     ]
-    for name in ("device", "cpu_threads", "xla_flags"):
-        if now[name] != recorded[name]:
-            changes.append(f"{name} {recorded[name]}, now {now[name]}")
+    for name in ("device", "cpu_threads", "xla_flags", "jax_options"):
+        was = recorded.get(name, {})  # earlier runs have no options
+        if now[name] != was:
+            changes.append(f"{name} {was}, now {now[name]}")
     if changes:
         raise UsageError(
             f"the run was made with {'; '.join(changes)}: not bit-exact; add --allow-version-change to resume"

@@ -1,4 +1,4 @@
-"""One seed's record in W&B. W&B is imported only where it is used, which is in a process of its own."""
+"""One seed's record in W&B; W&B is imported only in the process of `cleanrl_maxent.track`."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from cleanrl_maxent.common.cli import read_config
 
 
 def in_a_line(problem: Exception) -> str:
-    """What an exception says, in a line of 200 characters at most."""
+    """The message of an exception, in one line of 200 characters at most."""
     return " ".join(str(problem).split())[:200].rstrip(".") or type(problem).__name__
 
 
@@ -26,7 +26,7 @@ class Mirror:
     """
 
     def __init__(self, folder: Path, seed: int, options: dict[str, Any], say: Callable[[str], None]):
-        """`options`: of `wandb.init`, with a mode of online or offline. `say` shows a line."""
+        """`options`: those of `wandb.init`; its mode is online or offline. `say` shows a line."""
         self.folder, self.seed, self.options, self.say = folder, seed, options, say
         self.file = folder / "wandb" / f"seed-{seed}.json"
         self.state = new_state()
@@ -39,12 +39,12 @@ class Mirror:
         return self.options["mode"] == "offline"
 
     def open(self) -> None:
-        """Begins the W&B run, or resumes it after the last row that it holds; raises whatever W&B raises."""
+        """Starts the W&B run, or resumes it after the last row that it holds; raises whatever W&B raises."""
         import wandb
 
         for offline_run in self.folder.glob("wandb/offline-run-*"):
             if self.offline and offline_run.name == self.state["unfinished"]:
-                shutil.rmtree(offline_run, ignore_errors=True)  # nobody knows what it lacks: written again
+                shutil.rmtree(offline_run, ignore_errors=True)  # what it lacks is unknown: written again
         group = self.folder.resolve().name
         self.run = wandb.init(
             **self.options,
@@ -57,11 +57,11 @@ class Mirror:
             reinit="create_new",
         )
         self.run.define_metric("*", step_metric="global_step")
-        # the first row to send: W&B knows best, but only when it is asked
+        # the first row to send: online W&B says, offline it is what was written
         self.first = self.state["rows"] if self.offline else self.run.starting_step
         self.state["unfinished"] = Path(self.run.dir).parent.name if self.offline else None
         self.save()
-        # of the record, read so far: bytes, rows, environment steps
+        # read from the record so far: bytes, rows, environment steps
         self.position, self.row, self.steps = 0, 0, 0
         self.sha256 = hashlib.sha256()
         self.filmed: set[Path] = set()
@@ -77,9 +77,9 @@ class Mirror:
         os.replace(temporary, self.file)
 
     def send(self) -> None:
-        """Sends the rows and the films that the run has written since the last time.
+        """Sends the rows and films that the run has written since the last call.
 
-        Begins a new W&B run if the record no longer starts with what was sent: W&B takes no row back.
+        Starts a new W&B run if the record no longer begins with what was sent: W&B cannot delete rows.
         """
         with open(self.folder / f"seed-{self.seed}" / "metrics.jsonl", "rb") as file:
             file.seek(self.position)
@@ -100,9 +100,9 @@ class Mirror:
                 return self.send()
 
     def films(self, steps: int) -> dict[str, Any]:
-        """The film made since the row before, up to environment step `steps`.
+        """The film made since the previous row, up to environment step `steps`; empty without one.
 
-        W&B takes it with a row: that of its own step, before which it is written.
+        W&B logs it with a row, that of its own step, which is written after it.
         """
         import wandb
 
@@ -131,5 +131,5 @@ class Mirror:
 
 
 def new_state() -> dict[str, Any]:
-    """Of a W&B run that does not exist yet."""
+    """The state of a W&B run that does not exist yet."""
     return {"id": secrets.token_hex(4), "rows": 0, "sha256": None, "unfinished": None}

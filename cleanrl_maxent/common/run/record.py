@@ -1,4 +1,4 @@
-"""The record of one seed, `metrics.jsonl`, and its mirror for TensorBoard; `tracker` has that for W&B."""
+"""The record of one seed, `metrics.jsonl`, and its copy for TensorBoard; `mirror` makes the one for W&B."""
 
 import hashlib
 import json
@@ -13,18 +13,28 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar, text
 
+from cleanrl_maxent.common.files import flushing_if_possible
+from cleanrl_maxent.common.output import warn
+
 FLUSH_EVERY = 5.0  # seconds until TensorBoard's file shows what was written: each time waits for the disk
 
 
 class TensorBoardFile:
-    """TensorBoard's file: a mirror, which a full disk silences and which stops nothing.
+    """TensorBoard's file: a copy, which a full disk silences and which stops nothing.
 
     `tensorboardX.SummaryWriter` writes from a thread; if that dies of a full disk, the program hangs.
     """
 
     def __init__(self, folder: Path):
-        self.file: EventsWriter | None = EventsWriter(str(folder / "events"))
+        """Begins the file anew."""
+        self.file: EventsWriter | None = None
         self.flushed = time.perf_counter()
+        try:
+            for events in folder.glob("events.*"):
+                events.unlink()
+            self.file = EventsWriter(str(folder / "events"))
+        except OSError as problem:
+            warn(f"{folder.name} is not shown in TensorBoard: {problem}")
 
     def add(self, steps: int, summary) -> None:
         """Shows what `tensorboardX.summary` made, at `steps` environment steps."""
@@ -32,7 +42,8 @@ class TensorBoardFile:
             try:
                 self.file.write_event(Event(wall_time=time.time(), step=steps, summary=summary))
                 if time.perf_counter() - self.flushed > FLUSH_EVERY:
-                    self.file.flush()
+                    with flushing_if_possible():
+                        self.file.flush()
                     self.flushed = time.perf_counter()
             except OSError:
                 self.close()
@@ -53,8 +64,6 @@ class Record:
     def __init__(self, folder: Path, length: int, settings: Mapping[str, Any]):
         """Opens `folder`, keeping the first `length` bytes; `settings` are shown in TensorBoard."""
         folder.mkdir(exist_ok=True)
-        for events in folder.glob("events.*"):
-            events.unlink()
         self.path = folder / "metrics.jsonl"
         kept = read_start(self.path, length)
         self.file = open(self.path, "ab")
@@ -84,7 +93,8 @@ class Record:
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
-        os.fsync(self.file.fileno())
+        with flushing_if_possible():
+            os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a finished run returns."""
+"""What `train` returns."""
 
 import sys
 from pathlib import Path
@@ -18,13 +18,14 @@ class Result(dict[str, Any]):
     def __init__(self, content: dict[str, Any], args: RunArgs):
         super().__init__(content)
         self.algorithm = algorithm_module(args)
+        self.folder = Path(content["run_dir"]).resolve()  # in case the current folder changes
 
     def policy(self, seed: int | None = None) -> LoadedPolicy:
         """The trained policy of a seed, by default the first. Raises UsageError if it cannot be loaded."""
-        return load_policy(self.algorithm, Path(self["run_dir"]), seed)
+        return load_policy(self.algorithm, self.folder, seed)
 
 
 def algorithm_module(args: RunArgs) -> ModuleType:
-    """The module of the algorithm that has these arguments, or of the one that they extend."""
+    """The module of the algorithm that defines these arguments, or of the one that they extend."""
     modules = (sys.modules[base.__module__] for base in type(args).__mro__)
     return next(module for module in modules if hasattr(module, "act"))

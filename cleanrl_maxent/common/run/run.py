@@ -13,19 +13,20 @@ from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode, SeedEnvs
-from cleanrl_maxent.common.errors import Finished, Stopped
+from cleanrl_maxent.common.errors import EnvironmentFailed, Finished, Stopped
 from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.files import named_arrays, restore_tree, subtree, write_file
+from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.policy import save_policies
 from cleanrl_maxent.common.run.card import model_card
 from cleanrl_maxent.common.run.checkpoint import Checkpoints, refill
-from cleanrl_maxent.common.run.folder import default_run_dir, find_checkpoint, is_under_way, lock, read_json
+from cleanrl_maxent.common.run.folder import find_checkpoint, is_under_way, lock, make_run_dir, read_json
 from cleanrl_maxent.common.run.hub import upload
 from cleanrl_maxent.common.run.initial import Initial, read_initial, transfer
 from cleanrl_maxent.common.run.journal import Journal
 from cleanrl_maxent.common.run.machine import describe_machine
 from cleanrl_maxent.common.run.result import Result
-from cleanrl_maxent.common.signals import stop_if_asked
+from cleanrl_maxent.common.signals import deliver, postpone, postponed, stop_if_asked
 
 SEGMENT_LENGTH = 10_000  # transitions of the replay that wait in memory at most
 
@@ -34,7 +35,7 @@ class Run:
     """Writes what a run leaves behind; files of seed s are in `seed-{s}/`.
 
     In a folder that holds the unfinished run of the same arguments, resumes it from its last good checkpoint:
-    `resume` then returns that state, and the record is cut to what it was. In the folder of a finished run
+    `resume` then returns that state, and the record is cut back to it. In the folder of a finished run
     nothing is left to do: no step follows, and `finish` returns the recorded result.
     """
 
@@ -45,23 +46,27 @@ class Run:
         one that does not fit.
         """
         self.args, self.envs = args, envs
-        self.folder = Path(args.run_dir) if args.run_dir else default_run_dir(args)
         self.initial: Initial | None = None
-        if args.init_from and not is_under_way(self.folder):
+        if args.init_from and not (args.run_dir and is_under_way(Path(args.run_dir))):
             self.initial = read_initial(args, envs.task)
+        self.folder = Path(args.run_dir) if args.run_dir else make_run_dir(args)
         self.recorded: Result | None = None  # of a finished run
         self.lock = lock(self.folder)
         try:
             self.open()
         except Finished as finished:
-            self.recorded = Result(read_json(self.folder / "result.json"), args)
-            print(finished)
+            recorded = read_json(self.folder / "result.json")
+            self.recorded = Result(recorded | {"run_dir": str(self.folder)}, args)
+            say(finished)
         except BaseException:
             self.lock.close()
             raise
 
     def open(self) -> None:
-        """Finds the checkpoint to resume from, and opens the files, cut back to their length then."""
+        """Finds the checkpoint to resume from, and opens the files, cut back to their length then.
+
+        Raises Finished, and UsageError as `find_checkpoint`.
+        """
         args = self.args
         self.machine = describe_machine()
         task = self.envs.task._asdict()
@@ -86,24 +91,30 @@ class Run:
     def resume(self, state, replay: Replay | None = None) -> tuple[int, Any, Replay | None]:
         """The steps taken so far, and the state and replay at that point; the environments are restored too.
 
-        `state`, `replay`: freshly made, leading axis `(seed,)`; returned as they are at the start of a
-        run, but for the networks of `--init-from`. Of a finished run the steps exceed the last one, so that
-        none follows. The replay's arrays are consumed. Raises UsageError if the state does not fit or an
-        environment cannot be restored.
+        `state`, `replay`: freshly made, leading axis `(seed,)`; a new run gets them back, with the networks
+        of `--init-from` if given. In a finished run the steps exceed the last one, so that none follows. The
+        replay's arrays are consumed. Raises UsageError if the state does not fit or an environment cannot be
+        restored.
         """
         if self.recorded:
             return self.args.last_step + 1, state, replay
         self.capacity = replay.capacity + 1 if replay else 0
         found, self.resumed_from = self.resumed_from, None
         if found is None:
-            return 0, transfer(state, self.initial) if self.initial else state, replay
+            if self.initial:
+                where = "networks of {run_dir} after {steps:,} steps, seeds {seeds}"
+                self.journal.terminal.print_line(where.format(**self.initial.source))
+                state = transfer(state, self.initial)
+            return 0, state, replay
         self.envs.restore(found.steps, found.meta["envs"], subtree("envs/", found.arrays))
         self.journal.losses = subtree("metrics/", found.arrays)
         state = restore_tree(state, subtree("state/", found.arrays))
         if replay:
             replay = refill(replay, found.segments, found.steps)
         self.write_json("config.json", self.config)
-        (self.folder / "result.json").unlink(missing_ok=True)
+        for name in ("result.json", "README.md", "policy-*.npz"):  # of the run before it was extended
+            for path in self.folder.glob(name):
+                path.unlink()
         self.journal.terminal.steps = found.steps
         self.journal.terminal.print_line(f"resumed at step {found.steps:,}")
         return found.steps, state, replay
@@ -190,20 +201,33 @@ class Run:
         return Result(result, self.args)
 
     def close(self) -> None:
-        """Closes the files of a run, finished or not."""
+        """Closes the environments, and the files of a run, finished or not."""
+        self.envs.close()
         if not self.recorded:
             self.journal.close()
             self.journal.tracker.finish(exit_code=1)
 
     def __enter__(self) -> "Run":
+        postpone()
         return self
 
     def __exit__(self, kind, problem, traceback) -> None:
-        with self.lock, closing(self):
-            if isinstance(problem, Stopped):
-                self.save()
-                where = f"at step {self.checkpoints.steps:,}; resume with --resume {self.folder}"
-                problem.args = (f"{problem} {where}",)
+        ended_by = problem
+        try:
+            with self.lock, closing(self):
+                if isinstance(problem, Stopped):
+                    self.save()
+                    how = f"run_dir={str(self.folder)!r}" if postponed else f"--resume {self.folder}"
+                    problem.args = (f"{problem} at step {self.checkpoints.steps:,}; resume with {how}",)
+                elif isinstance(problem, EnvironmentFailed):  # in the middle of a step, which cannot be saved
+                    kept = f"saved is step {self.checkpoints.steps:,}, in {self.folder}"
+                    kept = kept if self.checkpoints.last else "nothing is saved yet"
+                    problem.args = (f"{problem}; {kept}",)
+        except BaseException as failure:
+            ended_by = failure
+            raise
+        finally:
+            deliver(ended_by)
 
     def write_json(self, name: str, content: dict) -> None:
         write_file(self.folder / name, json.dumps(content, indent=2).encode() + b"\n")

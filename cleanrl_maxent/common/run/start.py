@@ -7,6 +7,7 @@ import numpy as np
 
 from cleanrl_maxent.common.cli import RunArgs, validate
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
+from cleanrl_maxent.common.env.make import chosen_env
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.run.hub import check_hub
 
@@ -29,11 +30,11 @@ def split_keys(seeds: jax.Array) -> Keys:
 def start(args: RunArgs, copies: int = 1) -> tuple[SeedEnvs, Keys]:
     """Checks the arguments, chooses the device, makes `copies` environments of every seed, and the keys.
 
-    Raises UsageError for bad input, before anything is written, and NonFiniteError if an environment does not
-    start with finite observations.
+    Raises UsageError for bad input, before anything is written, NonFiniteError if an environment does not
+    start with finite observations, and EnvironmentFailed.
     """
     validate(args)
     check_hub(args)
     set_up_device(args.device, args.run_dir)
-    envs = SeedEnvs(args.env_id, args.seeds, args.env_reset, copies, args.action_spaces)
+    envs = SeedEnvs(chosen_env(args), args.seeds, args.env_reset, copies)
     return envs, split_keys(jax.device_put(np.array(args.seeds), seed_sharding(args.num_seeds)))

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from cleanrl_maxent.common.activity import describe_activity, listeners
 from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.output import SCREEN
 
 PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 
@@ -18,7 +20,7 @@ class Terminal:
 
     def __init__(self, args: RunArgs, folder: Path):
         self.args, self.steps, self.speed, self.evaluation = args, 0, 0.0, ""
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(file=cast(TextIO, SCREEN), soft_wrap=True, highlight=False)
         self.last_line = time.perf_counter()
         self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
         listeners.append(self.print_line)

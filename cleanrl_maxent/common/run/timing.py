@@ -4,23 +4,33 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
+
+from cleanrl_maxent.common.output import warn
 
 
 class Timing:
-    """Seconds since the start of a run, those of the processes before this one included, and its speed."""
+    """Seconds since the start of a run, those of the processes before this one included, and its speed.
+
+    If the file cannot be read or written, a warning says so, and the run goes on without it.
+    """
 
     def __init__(self, path: Path, steps: int, seconds: float):
         """Opens the file of a run that has taken `steps` steps in `seconds`; later rows are dropped."""
         self.started = time.perf_counter() - seconds
         self.last_time, self.last_steps = time.perf_counter(), steps
-        lines = path.read_text().splitlines() if steps and path.exists() else []
         self.rows: list[dict[str, float]] = []  # those kept
-        for line in lines:
-            with suppress(ValueError):  # the last row may be cut short
-                row = json.loads(line)
-                if row["global_step"] <= steps:
-                    self.rows.append(row)
-        self.file = open(path, "w")
+        self.file: TextIO | None = None
+        try:
+            lines = path.read_text(errors="replace").splitlines() if steps and path.exists() else []
+            for line in lines:
+                with suppress(ValueError, KeyError, TypeError):  # the last row may be cut short
+                    row = json.loads(line)
+                    if row["global_step"] <= steps:
+                        self.rows.append(row)
+            self.file = open(path, "w")
+        except OSError as problem:
+            self.give_up(problem)
         for row in self.rows:
             self.write(row)
 
@@ -43,8 +53,19 @@ class Timing:
         return row
 
     def write(self, row: dict[str, float]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        try:
+            if self.file:
+                self.file.write(json.dumps(row) + "\n")
+                self.file.flush()
+        except OSError as problem:
+            self.give_up(problem)
+
+    def give_up(self, problem: OSError) -> None:
+        self.close()
+        warn(f"the run goes on without timing.jsonl: {problem}")
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):
+            if self.file:
+                self.file.close()
+        self.file = None

@@ -1,4 +1,4 @@
-"""W&B beside a run, in a process of its own: whatever W&B does, the training does not notice."""
+"""W&B beside a run, in a process of its own, so that nothing it does affects training."""
 
 import os
 import shlex
@@ -15,23 +15,23 @@ from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs
 
-PATIENCE = 18.0  # seconds that the end of a run waits at most
-LOG = "wandb/tracker.log"  # in the run's folder: what W&B itself says
+PATIENCE = 18.0  # seconds for which a run waits at its end, at most
+LOG = "wandb/tracker.log"  # in the run's folder: W&B's own output
 
 
 def track_command(folder: Path) -> str:
-    """What a user types to send a run's record to W&B later."""
+    """The command that sends a run's record to W&B later."""
     return f"python -m cleanrl_maxent.track {shlex.quote(str(folder))}"
 
 
 class Tracker:
     """The process that follows a run's record, `python -m cleanrl_maxent.track --follow`.
 
-    It ends by itself when the run does, even if that is killed.
+    It ends when the run does, even if the run is killed.
     """
 
     def __init__(self, args: RunArgs, folder: Path, say: Callable[[str], None]):
-        """Starts the process, unless there is no `--track` or W&B is disabled; raises nothing.
+        """Starts the process if `--track` is given and W&B is not disabled; raises nothing.
 
         `say` shows a line: the address of the W&B run, or a warning.
         """
@@ -43,7 +43,7 @@ class Tracker:
         command = [sys.executable, "-m", "cleanrl_maxent.track", str(folder), "--follow", args.wandb_mode]
         command += ["--wandb-project-name", args.wandb_project_name]
         command += ["--wandb-entity", args.wandb_entity] if args.wandb_entity else []
-        # W&B's own variable would lead to the W&B of this process, if it has one
+        # this variable would connect the process to the W&B service of this one, if it has one
         variables = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         try:
             (folder / "wandb").mkdir(exist_ok=True)
@@ -72,9 +72,9 @@ class Tracker:
                 self.say(line.rstrip("\n"))
 
     def finish(self, exit_code: int) -> None:
-        """Says how the run ended, and waits until the record is sent: at most PATIENCE, or until a signal.
+        """Says how the run ended, and waits until the record is sent, for PATIENCE or until a signal at most.
 
-        What was not sent by then can be sent later, and a line says so. Nothing happens the second time.
+        If something is not sent by then, a line says how to send it later. A second call does nothing.
         """
         process, self.process = self.process, None
         if process is None:
@@ -88,7 +88,10 @@ class Tracker:
                 time.sleep(0.02)
         if process.poll() is None:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if process.wait() != 0:  # killed, here or by the system; all else it has said itself
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:  # Windows
+                    process.kill()
+        if process.wait() != 0:  # killed, here or by the system; it has reported everything else itself
             self.say(f"warning: W&B lacks some of the record; send the rest: {track_command(self.folder)}")
         self.reader.join(1.0)

@@ -16,8 +16,8 @@ FILES = "cleanrl_maxent.common.files"
 # module:function:n, killed at its n-th call, and the functions that call it there, the innermost last
 POINTS = [
     (f"{FILES}:os.fsync:1", "open write_json write_file"),  # writing config.json
-    ("cleanrl_maxent.sac:update:1", "train of_all learn"),  # in compilation
-    ("cleanrl_maxent.common.run.record:Record.sync:1", "end_step save"),  # the record not yet on the disk
+    ("cleanrl_maxent.sac:update:1", "train call of_all learn"),  # in compilation
+    ("cleanrl_maxent.common.run.record:Record.sync:1", "save snapshot"),  # the record not yet on the disk
     (f"{FILES}:os.replace:2", "write_segment add_segment write_file"),  # record on the disk, no segment
     (f"{FILES}:os.replace:3", "save write write_file"),  # a segment, and no state
     (f"{FILES}:os.replace:4", "save write write_file"),  # segment and state, and no checkpoint

@@ -13,7 +13,7 @@ from cleanrl_maxent import sac
 from cleanrl_maxent.common import evaluation, signals
 from cleanrl_maxent.common.errors import Stopped
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
-from cleanrl_maxent.common.run.run import Run
+from cleanrl_maxent.common.run.journal import Journal
 from tests.support.runs import SMALL, differences, digests, flags, interrupted, rows, scalars, start, train
 
 STEPS = [137, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 90, 111, 279, 280, 569, 570))]
@@ -99,14 +99,14 @@ def test_stops_one_after_the_other(reference, tmp_path, monkeypatch):
     """Killed with rows that no checkpoint covers, then stopped before a new row, twice."""
     args = SMALL | dict(checkpoint_frequency=190)
     with monkeypatch.context() as patch:
-        original = Run.record_episodes
+        original = Journal.record_episodes
 
         def record_episodes(self, steps, episodes):
             original(self, steps, episodes)
             if steps == 250:  # with a row at 200
                 raise KeyError
 
-        patch.setattr(Run, "record_episodes", record_episodes)
+        patch.setattr(Journal, "record_episodes", record_episodes)
         with pytest.raises(KeyError):
             train(args, tmp_path / "run")
     for at in (1, 2):

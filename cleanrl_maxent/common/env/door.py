@@ -1,0 +1,169 @@
+"""The door between an environment and the program: what `reset` and `step` return is checked and copied."""
+
+import math
+import traceback
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+
+from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, UsageError
+
+LONGEST_EPISODE = 50_000  # steps; an evaluation without a time limit ends here, and training warns
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+SCALARS = {float, np.float64, np.float32}  # rewards that need no conversion
+LIMIT_IT = "add --max-episode-steps N, or max_episode_steps=N where it is registered"
+STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
+
+
+class CheckedEnv(gym.Wrapper):
+    """An environment whose `reset` and `step` return what Gymnasium's interface says, or raise UsageError.
+
+    Observations are float32, of the space's shape, and copies, which the environment cannot overwrite later;
+    the reward is a float, `terminated` and `truncated` are bools. Other types that mean the same, such as
+    lists, integers and arrays of one element, are converted. The environment's `info` is dropped: nobody
+    needs it, and some cannot be batched. In its place is, at the end of an episode,
+    `{"episode": {"return": …, "length": …}}`.
+
+    `name`: for messages. `time_limit`: steps after which an episode is truncated, if any. `length`: steps of
+    the episode so far. `failed`: True once `reset` or `step` has raised.
+    """
+
+    def __init__(self, env: gym.Env, name: str, time_limit: int | None = None, truncates: bool = True):
+        """`truncates`: False if `env` itself ends episodes at the time limit."""
+        super().__init__(env)
+        assert env.observation_space.shape is not None
+        self.name, self.time_limit, self.failed = name, time_limit, False
+        self.truncated_at = time_limit if truncates else None
+        self.shape = env.observation_space.shape
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, self.shape, np.float32)
+        self.dtype: np.dtype | None = None  # of observations that were found to be numbers
+        self.length = 0  # steps of the episode
+        self.episode_return: Any = 0.0  # undiscounted; summed in the type of the environment's rewards
+
+    def reset(self, *, seed=None, options=None):
+        self.length, self.episode_return = 0, 0.0
+        try:
+            returned = self.env.reset(seed=seed, options=options)
+        except Exception:
+            self.failed = True
+            raise
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
+            self.refuse(count_values(returned), "reset must return (obs, info)")
+        return self.copied(returned[0]), {}
+
+    def step(self, action):
+        self.length += 1
+        try:
+            returned = self.env.step(action)
+        except Exception:
+            self.failed = True
+            raise
+        if not isinstance(returned, tuple | list) or len(returned) != 5:
+            self.refuse(count_values(returned), f"step must return {STEP_RETURNS}")
+        obs, reward, terminated, truncated, _ = returned
+        if type(reward) not in SCALARS:
+            reward = self.checked_reward(reward)
+        value = float(reward)
+        if not -LARGEST_REWARD <= value <= LARGEST_REWARD and math.isfinite(value):
+            self.failed = True
+            raise NonFiniteError(
+                f"{self.name} returned the reward {value} {self.describe_step()}; float32 ends at 3.4e38"
+            )
+        if type(terminated) is not bool:
+            terminated = self.checked_flag("terminated", terminated)
+        if type(truncated) is not bool:
+            truncated = self.checked_flag("truncated", truncated)
+        if self.length == self.truncated_at:
+            truncated = True
+        self.episode_return += reward
+        info = {}
+        if terminated or truncated:
+            info["episode"] = {"return": self.episode_return, "length": self.length}
+        return self.copied(obs), value, terminated, truncated, info
+
+    def copied(self, obs: Any) -> np.ndarray:
+        """An observation as float32, which the environment cannot overwrite; raises UsageError."""
+        if type(obs) is not np.ndarray or obs.dtype is not self.dtype:
+            self.check_numbers(obs)
+        if np.shape(obs) != self.shape:
+            self.refuse(f"an observation of shape {np.shape(obs)}", f"its space says {self.shape}")
+        return np.array(obs, dtype=np.float32)
+
+    def check_numbers(self, obs: Any) -> None:
+        """Raises UsageError unless an observation consists of numbers; remembers the dtype of an array."""
+        if not has_numbers(obs):
+            self.refuse(f"the observation {shorten(obs)}", "an array of numbers is needed")
+        if type(obs) is np.ndarray:
+            self.dtype = obs.dtype
+
+    def checked_reward(self, reward: Any) -> Any:
+        """A reward that is a number, or an array of one, as a scalar; raises UsageError."""
+        if not has_numbers(reward) or np.size(reward) != 1:
+            self.refuse(f"the reward {shorten(reward)}", "a number is needed")
+        return reward if np.ndim(reward) == 0 else np.asarray(reward).item()
+
+    def checked_flag(self, name: str, value: Any) -> bool:
+        """True or False for what means it: numbers, arrays of one element, None; raises UsageError."""
+        if value is None or type(value) is np.bool_:
+            return bool(value)
+        if not has_numbers(value) or np.size(value) != 1 or math.isnan(np.asarray(value).item()):
+            self.refuse(f"{name} = {shorten(value)}", "True or False is needed")
+        return bool(np.asarray(value).item())
+
+    def refuse(self, returned: str, needed: str) -> NoReturn:
+        self.failed = True
+        raise UsageError(f"{self.name} returned {returned} {self.describe_step()}; {needed}")
+
+    def describe_step(self) -> str:
+        """Where in an episode the environment is."""
+        return f"at step {self.length} of an episode" if self.length else "from reset"
+
+    def check_length(self) -> None:
+        """Raises UsageError, with the ways out, if the episode, which is played to its end, seems endless."""
+        if self.length >= max(LONGEST_EPISODE, self.time_limit or 0):
+            raise UsageError(
+                f"an episode of {self.name} has not ended after {self.length:,} steps; {LIMIT_IT}"
+            )
+
+
+def has_numbers(value: Any) -> bool:
+    """True for a number, or an array or a list of numbers, also of dtype object."""
+    try:
+        array = np.asarray(value)
+        return array.dtype.kind in "biuf" or (array.dtype.kind == "O" and bool([*map(float, array.flat)]))
+    except (TypeError, ValueError, OverflowError):  # of lists of unequal lengths too
+        return False
+
+
+def count_values(returned: Any) -> str:
+    """What was returned where a tuple of values was expected."""
+    if isinstance(returned, tuple | list):
+        return f"{len(returned)} values"
+    return shorten(returned)
+
+
+def shorten(value: Any) -> str:
+    """A value in one line, as much of it as fits."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def describe_exception(problem: BaseException) -> str:
+    """Type and message of an exception in one line; if it has no message, where it was raised."""
+    kind, message = type(problem).__name__, " ".join(str(problem).split())
+    frames = traceback.extract_tb(problem.__traceback__)
+    if not message and frames:
+        message = f"{frames[-1].filename}, line {frames[-1].lineno}"
+    return f"{kind}: {message}" if message else kind
+
+
+def locate(problem: Exception, name: str, where: str) -> Exception:
+    """What to raise from `problem`, an exception of the environment `name`: the same, with where it happened.
+
+    What the door refused remains one line. What the environment raised is the cause of EnvironmentFailed, so
+    that its own traceback is printed.
+    """
+    if isinstance(problem, UsageError | NonFiniteError):
+        return type(problem)(f"{problem} ({where})")
+    return EnvironmentFailed(f"{name} failed ({where}): {describe_exception(problem)}")

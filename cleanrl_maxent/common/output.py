@@ -1,0 +1,80 @@
+"""What is printed: a screen, a pipe or a log that fails never stops the program that prints."""
+
+import io
+import os
+import sys
+from contextlib import suppress
+
+
+class Lossy(io.FileIO):
+    """A file for output; what it does not take, because a reader is gone or a disk is full, is lost."""
+
+    def write(self, content) -> int:
+        with suppress(OSError):
+            written = super().write(content)
+            if written is not None:  # as a pipe that does not wait says when it is full
+                return written
+        return memoryview(content).nbytes
+
+
+def make_output_lossy() -> None:
+    """Lets standard output and error fail in silence; to be called first by a program.
+
+    Characters that they cannot encode become `?`. Streams that a test or a notebook has put there stay.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))
+        elif stream is getattr(sys, f"__{name}__"):
+            with suppress(OSError):
+                stream.flush()
+            errors = "replace" if name == "stdout" else stream.errors
+            if os.name == "nt":  # a console of Windows is no file
+                stream.reconfigure(errors=errors)
+                continue
+            file = Lossy(stream.fileno(), "w", closefd=False)
+            new = io.TextIOWrapper(
+                file if stream.write_through else io.BufferedWriter(file),  # pyright: ignore[reportArgumentType]
+                encoding=stream.encoding,
+                errors=errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, new)
+
+
+class Screen:
+    """Standard output or error, whichever stream Python has there at the moment; raises nothing."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def write(self, text: str) -> int:
+        stream = getattr(sys, self.name)
+        with suppress(OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: None
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                stream.write(text.encode(stream.encoding, "replace").decode(stream.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            getattr(sys, self.name).flush()
+
+    def __getattr__(self, name: str):
+        return getattr(getattr(sys, self.name), name)
+
+
+SCREEN, ERRORS = Screen("stdout"), Screen("stderr")
+
+
+def say(text: object) -> None:
+    """Prints a line, if it can be printed."""
+    print(text, file=SCREEN, flush=True)
+
+
+def warn(text: object) -> None:
+    """Prints a line of warning on standard error, if it can be printed."""
+    print(f"warning: {text}", file=ERRORS, flush=True)
