@@ -23,7 +23,7 @@ from scipy.stats import sem, t
 
 import cleanrl_maxent
 from cleanrl_maxent.common.activity import doing
-from cleanrl_maxent.common.cli import check_ranges, read_config, run_script
+from cleanrl_maxent.common.cli import RunArgs, check_ranges, read_config, run_script
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
 from cleanrl_maxent.common.env.make import chosen_env
 from cleanrl_maxent.common.errors import require
@@ -49,6 +49,7 @@ class Args:
     video: str | None = None  # film episodes: FILE.mp4 or FILE.gif
     video_seconds: Magnitude = 10.0  # seconds of the film at most; 0: everything
     video_size: Count = 320  # width and height of the film, pixels
+    max_episode_steps: Count | None = None  # time limit of an episode; None: that of the run
     algorithm: str | None = None  # file of the algorithm, if it is not of this package
     device: Literal["auto", "cpu", "cuda", "tpu"] | None = (
         None  # where the networks live; None: as in the run
@@ -81,6 +82,11 @@ def find_algorithm(args: Args, folder: Path) -> ModuleType:
     return module
 
 
+def with_time_limit(args: Args, run_args: RunArgs) -> RunArgs:
+    """The run's arguments, with the time limit asked for, if any."""
+    return replace(run_args, max_episode_steps=args.max_episode_steps or run_args.max_episode_steps)
+
+
 def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
     """Plays episodes of every seed asked for, in the mode asked for if the policy has it.
 
@@ -89,7 +95,7 @@ def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
     folder, seed = find_run(args)
     algorithm = find_algorithm(args, folder)
     asked = load_policy(algorithm, folder, seed)
-    run_args = asked.args
+    run_args = with_time_limit(args, asked.args)
     # all seeds, as in the run, so that each repeats its evaluation to the bit; of those left out any will do
     policies = [
         asked.parameters if seed is not None else load_policy(algorithm, folder, other).parameters
@@ -145,7 +151,7 @@ def watch(args: Args) -> None:
     if args.video:
         check_video_path(Path(expanduser(args.video)))
     policy = load_policy(find_algorithm(args, folder), folder, seed)
-    run_args = policy.args
+    run_args = with_time_limit(args, policy.args)
     if args.window:
         player = Window(chosen_env(run_args))
     else:

@@ -67,7 +67,7 @@ def examples(kind):
         return list(parts), ["nonsense", parts[0].capitalize(), None, 1]
     if origin is tuple:
         right, wrong = examples(parts[0])
-        return [(value,) for value in right], [(), right, right[0], *((value,) for value in wrong)]
+        return [(value,) for value in right], [(), right[0], *((value,) for value in wrong)]
     return {bool: ([True, False], [1, 0, "True", None]), str: (["x"], [1, True, None])}[kind]
 
 

@@ -32,6 +32,11 @@ def test_a_row_for_each_seed(run, capsys):
     assert "sampled policy" in (text := capsys.readouterr().out) and rows(text)[0][0] == "4"
 
 
+def test_a_shorter_time_limit(run):
+    _, played = enjoy.evaluate(enjoy.Args(str(run[0]), max_episode_steps=50))
+    assert (played.lengths[:, 0] == 50).all()
+
+
 def test_an_interval_is_students():
     """Of 1, 2, 3: 2 ± 4.3027 · 1 / √3."""
     assert enjoy.describe_returns(np.array([1.0, 2.0, 3.0])) == ["2.0 ± 2.5", "0.8", "1.0", "3.0"]
