@@ -240,7 +240,7 @@ def container_cores() -> float:
     return min(cores)
 
 
-def check_memory(needed: int, what: str, flags: str) -> None:
+def check_memory(needed: int, what: str, flags: str = "--num-seeds") -> None:
     """Raises UsageError, with the advice to lower `flags`, unless `what` has the `needed` bytes."""
     available = available_memory()
     if available is not None and needed > 0.9 * available:

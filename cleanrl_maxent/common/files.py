@@ -81,7 +81,7 @@ def flushing_if_possible() -> Iterator[None]:
     except OSError as problem:
         if problem.errno not in CANNOT_FLUSH:
             raise
-        warn_once(f"this file system has no fsync ({problem.strerror}): a power loss may cost a checkpoint")
+        warn_once(f"this file system does not flush ({problem.strerror}): a power loss may cost a checkpoint")
 
 
 @cache

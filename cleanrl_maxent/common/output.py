@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 
 class Lossy(io.FileIO):
@@ -50,8 +51,17 @@ class Screen:
     def __init__(self, name: str):
         self.name = name
 
+    @property
+    def stream(self) -> Any:
+        return getattr(sys, self.name)
+
+    @property
+    def rich_proxied_file(self) -> "Screen":
+        """What rich writes to: the stream itself, where rich has put its own in place, for a live line."""
+        return ScreenBelow(self.name)
+
     def write(self, text: str) -> int:
-        stream = getattr(sys, self.name)
+        stream = self.stream
         with suppress(OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: None
             try:
                 stream.write(text)
@@ -61,10 +71,19 @@ class Screen:
 
     def flush(self) -> None:
         with suppress(OSError, ValueError, AttributeError):
-            getattr(sys, self.name).flush()
+            self.stream.flush()
 
     def __getattr__(self, name: str):
         return getattr(getattr(sys, self.name), name)
+
+
+class ScreenBelow(Screen):
+    """The stream below the one with which rich keeps a live line at the bottom."""
+
+    @property
+    def stream(self) -> Any:
+        above = getattr(sys, self.name)
+        return getattr(above, "rich_proxied_file", above)
 
 
 SCREEN, ERRORS = Screen("stdout"), Screen("stderr")

@@ -100,7 +100,8 @@ Widths = tuple[Count, ...]  # of the hidden layers, one at least
 def json_text(value: Any) -> Any:
     """A dictionary as JSON, the same text for the same content however it is written; others unchanged."""
     try:
-        return json.dumps(value if isinstance(value, dict) else json.loads(value))
+        content = value if isinstance(value, dict) else json.loads(value)
+        return json.dumps(content, sort_keys=True, default=plain)
     except (ValueError, TypeError, RecursionError):
         return value
 

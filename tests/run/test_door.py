@@ -294,7 +294,7 @@ def test_a_simulator_of_one_instance(tmp_path, monkeypatch):
         "cannot make OnlyOne-v0: port 5005 is taken; "
         "if only one can exist at a time, add --env-reset restart --eval-episodes 0"
     )
-    probes.OnlyOne.living = 0
+    assert not probes.OnlyOne.living  # closed: in a notebook, the way out works at once
     args = SMALL | dict(env_id="OnlyOne-v0", env_reset="restart", eval_episodes=0)
     interrupted(args, tmp_path / "run", monkeypatch, 213)
     probes.OnlyOne.living = 0  # as in a new process
@@ -365,14 +365,24 @@ def test_an_exception_without_a_message_says_where():
 # arguments
 
 
+def test_an_environment_sees_its_time_limit():
+    """The door keeps the limit, but an environment may read it in its own `spec`."""
+    for given, limit in ((None, 200), (7, 7)):
+        env = make_env(EnvChoice("Pendulum-v1", max_episode_steps=given))
+        assert env.unwrapped.spec.max_episode_steps == env.time_limit == limit
+    assert gym.spec("Pendulum-v1").max_episode_steps == 200
+
+
 def test_arguments_of_an_environment():
     choice = EnvChoice("Goal-v0", env_kwargs='{"goal": [1, 2], "push": 0.5}')
     env = make_env(choice)
     assert (env.unwrapped.goal, env.unwrapped.push) == ([1, 2], 0.5)
     args = sac.Args(env_id="Goal-v0", env_kwargs=choice.env_kwargs)
     assert chosen_env(args) == choice and hash(args) == hash(replace(args))
-    for same in ({"goal": [1, 2], "push": 0.5}, '{"goal":[1,2],  "push":0.5}'):
+    numpy_values = {"push": np.float64(0.5), "goal": np.array([1, 2])}
+    for same in ({"goal": [1, 2], "push": 0.5}, numpy_values, '{"push":0.5,  "goal":[1,2]}'):
         assert sac.Args(env_id="Goal-v0", env_kwargs=same) == args
+    assert sac.Args(env_kwargs={"xml_file": Path("a.xml")}).env_kwargs == '{"xml_file": "a.xml"}'
     for other in ("", "[1]", '{"goal": }', 3):
         said = message(UsageError, validate, sac.Args(env_kwargs=other))
         assert said.startswith("""env_kwargs must be a JSON object, such as '{"gravity": -3.7}'; got """)

@@ -30,6 +30,7 @@ from cleanrl_maxent.common.run import folder as folders
 from cleanrl_maxent.common.run import record, timing
 from cleanrl_maxent.common.run.inventory import is_locked
 from cleanrl_maxent.common.run.machine import OPTIONS, changed_options, check_same_machine, describe_machine
+from cleanrl_maxent.common.run.terminal import Terminal
 from tests.support.runs import SMALL, rows, scalars, train
 
 FEW = SMALL | dict(total_timesteps=40, learning_starts=20, eval_frequency=20, checkpoint_frequency=10)
@@ -67,6 +68,25 @@ def test_a_run_in_python_outlives_its_screen(problem, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Broken(problem))
     assert finishes(FEW, tmp_path / "run")
     train(FEW, tmp_path / "run")  # "… is finished"
+
+
+def test_a_live_line_on_a_terminal_that_is_gone(monkeypatch, tmp_path):
+    """In Python, where standard output is not lossy; rich puts a stream of its own in its place."""
+
+    class Gone(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Gone())
+    terminal = Terminal(sac.Args(), tmp_path)
+    assert terminal.live.is_started
+    terminal.print_line("a line")
+    output.say("a line")
+    terminal.finish(1.0)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
@@ -305,7 +325,7 @@ def test_no_fsync(name, of_files, tmp_path, monkeypatch, capsys):
     assert [step for _, step, _ in scalars(tmp_path / "seed-1")][1:] == [1, 2]
     assert (tmp_path / "file").read_bytes() == b"two"
     reason = os.strerror(number)
-    said = f"warning: this file system has no fsync ({reason}): a power loss may cost a checkpoint\n"
+    said = f"warning: this file system does not flush ({reason}): a power loss may cost a checkpoint\n"
     assert capsys.readouterr().err == said
 
 
@@ -734,4 +754,4 @@ run_from_command_line(sac.Args, lambda _: (sac.train(args), runs.main(runs.Args(
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "done: 40 steps" in done.stdout, done.stderr
     assert "run cannot be locked (this system has no flock)" in done.stderr
-    assert "this file system has no fsync (Permission denied)" in done.stderr
+    assert "this file system does not flush (Permission denied)" in done.stderr

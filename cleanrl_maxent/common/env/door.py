@@ -50,7 +50,7 @@ class CheckedEnv(gym.Wrapper):
             raise
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             self.refuse(count_values(returned), "reset must return (obs, info)")
-        return self.copied(returned[0]), {}
+        return self.copy_obs(returned[0]), {}
 
     def step(self, action):
         self.length += 1
@@ -63,7 +63,7 @@ class CheckedEnv(gym.Wrapper):
             self.refuse(count_values(returned), f"step must return {STEP_RETURNS}")
         obs, reward, terminated, truncated, _ = returned
         if type(reward) not in SCALARS:
-            reward = self.checked_reward(reward)
+            reward = self.convert_reward(reward)
         value = float(reward)
         if not -LARGEST_REWARD <= value <= LARGEST_REWARD and math.isfinite(value):
             self.failed = True
@@ -71,24 +71,27 @@ class CheckedEnv(gym.Wrapper):
                 f"{self.name} returned the reward {value} {self.describe_step()}; float32 ends at 3.4e38"
             )
         if type(terminated) is not bool:
-            terminated = self.checked_flag("terminated", terminated)
+            terminated = self.convert_flag("terminated", terminated)
         if type(truncated) is not bool:
-            truncated = self.checked_flag("truncated", truncated)
+            truncated = self.convert_flag("truncated", truncated)
         if self.length == self.truncated_at:
             truncated = True
         self.episode_return += reward
         info = {}
         if terminated or truncated:
             info["episode"] = {"return": self.episode_return, "length": self.length}
-        return self.copied(obs), value, terminated, truncated, info
+        return self.copy_obs(obs), value, terminated, truncated, info
 
-    def copied(self, obs: Any) -> np.ndarray:
+    def copy_obs(self, obs: Any) -> np.ndarray:
         """An observation as float32, which the environment cannot overwrite; raises UsageError."""
         if type(obs) is not np.ndarray or obs.dtype is not self.dtype:
             self.check_numbers(obs)
         if np.shape(obs) != self.shape:
             self.refuse(f"an observation of shape {np.shape(obs)}", f"its space says {self.shape}")
-        return np.array(obs, dtype=np.float32)
+        if self.dtype == np.float32:
+            return np.array(obs, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what exceeds float32 is infinite, and said so later
+            return np.array(obs, dtype=np.float32)
 
     def check_numbers(self, obs: Any) -> None:
         """Raises UsageError unless an observation consists of numbers; remembers the dtype of an array."""
@@ -97,13 +100,13 @@ class CheckedEnv(gym.Wrapper):
         if type(obs) is np.ndarray:
             self.dtype = obs.dtype
 
-    def checked_reward(self, reward: Any) -> Any:
+    def convert_reward(self, reward: Any) -> Any:
         """A reward that is a number, or an array of one, as a scalar; raises UsageError."""
         if not has_numbers(reward) or np.size(reward) != 1:
             self.refuse(f"the reward {shorten(reward)}", "a number is needed")
         return reward if np.ndim(reward) == 0 else np.asarray(reward).item()
 
-    def checked_flag(self, name: str, value: Any) -> bool:
+    def convert_flag(self, name: str, value: Any) -> bool:
         """True or False for what means it: numbers, arrays of one element, None; raises UsageError."""
         if value is None or type(value) is np.bool_:
             return bool(value)

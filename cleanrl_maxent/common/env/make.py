@@ -95,6 +95,8 @@ def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[
     env = gym.make(env_id, max_episode_steps=limit_there, disable_env_checker=True, **kwargs)
     if time_limit is None:
         time_limit = env.spec.max_episode_steps if inside and env.spec else spec and spec.max_episode_steps
+    if env.unwrapped.spec:  # where an environment may look for it
+        env.unwrapped.spec.max_episode_steps = time_limit
     return env, time_limit, not inside
 
 

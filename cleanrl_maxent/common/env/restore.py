@@ -1,6 +1,7 @@
 """Environments that are restored exactly, by replaying their random state and their actions."""
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, cast
 
 import gymnasium as gym
@@ -103,16 +104,13 @@ def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str)
     Raises UsageError, naming the options that remain, if they diverge, and what the environment raises as
     EnvironmentFailed. It may miss a state that survives a reset and shows rarely.
     """
-    env, other = RestorableEnv(build, env_reset), RestorableEnv(build, env_reset)
-    try:
-        same = stay_equal(env, other)
-    except (UsageError, NonFiniteError):
-        raise
-    except Exception as problem:
-        raise locate(problem, name, "in the test of whether it can be restored") from problem
-    finally:
-        env.close()
-        other.close()
+    with closing(RestorableEnv(build, env_reset)) as env, closing(RestorableEnv(build, env_reset)) as other:
+        try:
+            same = stay_equal(env, other)
+        except (UsageError, NonFiniteError):
+            raise
+        except Exception as problem:
+            raise locate(problem, name, "in the test of whether it can be restored") from problem
     if not same:
         ways = RESTART if env_reset == "fresh" else f"--env-reset fresh, or {RESTART}"
         raise UsageError(

@@ -47,10 +47,19 @@ class Run:
         """
         self.args, self.envs = args, envs
         self.initial: Initial | None = None
-        if args.init_from and not (args.run_dir and is_under_way(Path(args.run_dir))):
-            self.initial = read_initial(args, envs.task)
-        self.folder = Path(args.run_dir) if args.run_dir else make_run_dir(args)
         self.recorded: Result | None = None  # of a finished run
+        try:
+            self.take_folder()
+        except BaseException:
+            envs.close()
+            raise
+
+    def take_folder(self) -> None:
+        """Makes, locks and opens the folder; raises UsageError as the constructor."""
+        args = self.args
+        if args.init_from and not (args.run_dir and is_under_way(Path(args.run_dir))):
+            self.initial = read_initial(args, self.envs.task)
+        self.folder = Path(args.run_dir) if args.run_dir else make_run_dir(args)
         self.lock = lock(self.folder)
         try:
             self.open()

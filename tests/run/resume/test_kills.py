@@ -13,6 +13,7 @@ HOPPER = SMALL | dict(env_id="Hopper-v4", num_seeds=4, total_timesteps=330)
 CHECKPOINT, RUN = "cleanrl_maxent.common.run.checkpoint", "cleanrl_maxent.common.run.run"
 FILES = "cleanrl_maxent.common.files"
 
+ROUNDS = 4  # restored environments in the test of whether they can be
 # module:function:n, killed at its n-th call, and the functions that call it there, the innermost last
 POINTS = [
     (f"{FILES}:os.fsync:1", "open write_json write_file"),  # writing config.json
@@ -25,7 +26,7 @@ POINTS = [
     (f"{CHECKPOINT}:Path.unlink:{{gc}}", "write remove_others"),  # half of the old files removed
     ("cleanrl_maxent.common.env.restore:RestorableEnv.restore:{last}", "resume restore"),  # while resuming
     (f"{RUN}:refill:1", "train resume"),  # while resuming: the replay
-    ("cleanrl_maxent.common.evaluation:scale_action:150", "evaluate __call__ play"),  # in an evaluation
+    ("cleanrl_maxent.common.evaluation:scale_action:150", "__call__ play step"),  # in an evaluation
     ("cleanrl_maxent.common.env.seeds:SyncVectorEnv.step:60", "train step"),  # between checkpoints
     (f"{FILES}:os.replace:2", "write_segment add_segment write_file"),  # once more, further on
     (f"{RUN}:save_policies:1", "train finish"),  # after the last step
@@ -46,7 +47,7 @@ def test_sigkill_at_every_point(args, tmp_path):
     reference = reference_of(args, tmp_path / "reference")
     seeds, run = args.get("num_seeds", 1), tmp_path / "run"
     for point, callers in POINTS[:: 1 if seeds == 1 else 3]:
-        point = point.format(last=seeds + 1, gc=seeds + 3)
+        point = point.format(last=seeds + ROUNDS, gc=seeds + 3)
         status = start("sac", flags(args), run, point).wait()
         assert status == -signal.SIGKILL, (point, run.with_suffix(".log").read_text()[-2000:])
         assert killed_in(run).endswith(callers), (point, killed_in(run))
