@@ -23,7 +23,7 @@ from cleanrl_maxent.common.cli import RunArgs, read_config, run_script
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.run.locking import acquire
 from cleanrl_maxent.common.run.mirror import Mirror, in_a_line
-from cleanrl_maxent.common.run.tracker import LOG, track_command
+from cleanrl_maxent.common.run.tracker import LOG, incomplete_warning, track_command
 
 POLL = 2.0  # seconds between two reads of a record that is followed
 # seconds for W&B to connect, and to upload the rest at the end; LATER: without a run that waits
@@ -71,10 +71,6 @@ def quiet(log: Path, fresh: bool) -> Iterator[Say]:
         sys.stdout.flush()
         for stream, screen in enumerate(screens, start=1):
             os.dup2(screen, stream)
-
-
-def lacking(folder: Path) -> str:
-    return f"warning: W&B lacks some of the record; send the rest: {track_command(folder)}"
 
 
 @contextmanager
@@ -177,7 +173,7 @@ class Ending:
         self.exit_code = int(sys.stdin.readline().strip() or 1)
         self.came.set()
         time.sleep(END)
-        self.say(lacking(self.folder))
+        self.say(incomplete_warning(self.folder))
         os._exit(0)  # whatever W&B is waiting for
 
 
@@ -197,7 +193,7 @@ def follow(args: Args, say: Say) -> None:
                 for mirror in mirrors:
                     mirror.send()
             if not finish_all(mirrors, ending.exit_code):
-                say(lacking(args.run_dir))
+                say(incomplete_warning(args.run_dir))
     except ImportError:
         say("warning: W&B is off: it is not installed (pip install wandb)")
     except Exception as problem:

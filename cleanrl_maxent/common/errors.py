@@ -30,6 +30,11 @@ class Damaged(Exception):
     """A file whose content is not what was written; the message names it."""
 
 
+def one_line(problem: BaseException) -> str:
+    """What an exception says, in one line; its type if it says nothing."""
+    return " ".join(str(problem).split()) or type(problem).__name__
+
+
 def require(holds: bool, message: str) -> None:
     """Raises UsageError with `message` unless `holds`."""
     if not holds:

@@ -23,11 +23,15 @@ CANNOT_FLUSH = {
 }
 
 
+def leaf_name(path) -> str:
+    """The name of a leaf of a pytree, from its path: `params/Dense_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def named_arrays(tree) -> dict[str, np.ndarray]:
     """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    name = jax.tree_util.keystr
-    return {name(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def subtree(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.env.render import set_scene, set_window_scene
-from cleanrl_maxent.common.errors import UsageError, require
+from cleanrl_maxent.common.errors import UsageError, one_line, require
 from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.signals import stop_if_asked
 
@@ -147,7 +147,7 @@ class Film(Player):
         except gym.error.DependencyNotInstalled:
             raise
         except Exception as problem:
-            line = " ".join(str(problem).split()) or type(problem).__name__
+            line = one_line(problem)
             raise UsageError(f"{self.env_id} cannot be drawn: {line}") from problem
         array = np.asarray(drawn)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:

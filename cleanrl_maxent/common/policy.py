@@ -17,7 +17,7 @@ from cleanrl_maxent.common.cli import RunArgs, read_config, recorded_args, valid
 from cleanrl_maxent.common.env.make import scale_action
 from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.files import pack, write_file
+from cleanrl_maxent.common.files import leaf_name, pack, write_file
 
 EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
 
@@ -31,10 +31,10 @@ def policy_arrays(policy: Any) -> dict[str, Any]:
     arrays = {}
     for path, leaf in leaves:
         named = tuple(key for key in path if isinstance(key, DictKey | GetAttrKey))
-        arrays[jax.tree_util.keystr(named, simple=True, separator="/")] = leaf
+        arrays[leaf_name(named)] = leaf
     if len(arrays) == len(leaves):
         return arrays
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def save_policies(folder: Path, seeds: list[int], policies: Any) -> None:

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.env.make import chosen_env, scale_action
-from cleanrl_maxent.common.errors import Stopped
+from cleanrl_maxent.common.errors import Stopped, one_line
 from cleanrl_maxent.common.evaluation import Evaluation, episode_seed
 from cleanrl_maxent.common.film import Choose, Film, check_video_path
 
@@ -59,7 +59,7 @@ class Filming:
                 raise
             except Exception as problem:
                 self.on = False
-                line = " ".join(str(problem).split()) or type(problem).__name__
+                line = one_line(problem)
                 self.say(f"warning: the run continues without films: {line}")
 
     def due(self, steps: int) -> bool:

@@ -11,7 +11,7 @@ from cleanrl_maxent.common.cli import RunArgs, recorded_args
 from cleanrl_maxent.common.data import Statistics
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require
-from cleanrl_maxent.common.files import digest, named_arrays, subtree
+from cleanrl_maxent.common.files import digest, leaf_name, named_arrays, subtree
 from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.policy import recorded_task
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
@@ -81,7 +81,7 @@ def is_learned(node: Any) -> bool:
 def learned_prefixes(state: Any) -> tuple[str, ...]:
     """Prefixes of the names of the leaves that a run takes from another; optimisers are left out."""
     nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_learned)[0]
-    names = [(jax.tree_util.keystr(path, simple=True, separator="/"), node) for path, node in nodes]
+    names = [(leaf_name(path), node) for path, node in nodes]
     return tuple(
         f"{name}/params/" if isinstance(node, TrainState) else f"{name}/"
         for name, node in names
@@ -92,7 +92,7 @@ def learned_prefixes(state: Any) -> tuple[str, ...]:
 def check_networks(state: Any, initial: Initial) -> None:
     """Raises UsageError unless the networks of `initial` fit `state`, arrays or their shapes."""
     prefixes, leaves = learned_prefixes(state), jax.tree_util.tree_flatten_with_path(state)[0]
-    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape) for path, leaf in leaves]
+    named = [(leaf_name(path), leaf.shape) for path, leaf in leaves]
     ours = {(name, shape) for name, shape in named if name.startswith(prefixes)}
     theirs = {(name, array.shape) for name, array in initial.arrays.items() if name.startswith(prefixes)}
     if other := ours ^ theirs:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cleanrl_maxent.common.cli import read_config
+from cleanrl_maxent.common.errors import one_line
 
 
 def in_a_line(problem: Exception) -> str:
     """The message of an exception, in one line of 200 characters at most."""
-    return " ".join(str(problem).split())[:200].rstrip(".") or type(problem).__name__
+    return one_line(problem)[:200].rstrip(".")
 
 
 class Mirror:

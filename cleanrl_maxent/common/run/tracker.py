@@ -24,6 +24,11 @@ def track_command(folder: Path) -> str:
     return f"python -m cleanrl_maxent.track {shlex.quote(str(folder))}"
 
 
+def incomplete_warning(folder: Path) -> str:
+    """The line about a run of which W&B does not have everything."""
+    return f"warning: W&B lacks some of the record; send the rest: {track_command(folder)}"
+
+
 class Tracker:
     """The process that follows a run's record, `python -m cleanrl_maxent.track --follow`.
 
@@ -93,5 +98,5 @@ class Tracker:
                 else:  # Windows
                     process.kill()
         if process.wait() != 0:  # killed, here or by the system; it has reported everything else itself
-            self.say(f"warning: W&B lacks some of the record; send the rest: {track_command(self.folder)}")
+            self.say(incomplete_warning(self.folder))
         self.reader.join(1.0)
