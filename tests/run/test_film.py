@@ -372,6 +372,7 @@ def images(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_records_the_same_with_films(tmp_path):
     train(GIVEN, tmp_path / "plain")
     train(GIVEN | dict(capture_video=True, video_count=2), tmp_path / "filmed")
@@ -385,6 +386,7 @@ def test_a_run_learns_and_records_the_same_with_films(tmp_path):
     assert all(row["film_seconds"] > 0 for row in timed)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_a_film_and_the_run_resumes(tmp_path, monkeypatch):
     """At the step of the evaluation, which is made again: the same bits as without films and signals."""
     filmed = GIVEN | dict(capture_video=True, video_count=2)
@@ -400,6 +402,7 @@ def test_a_signal_stops_a_film_and_the_run_resumes(tmp_path, monkeypatch):
     assert images(tmp_path / "stopped" / "seed-1") == [140, 280]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_its_earlier_films(tmp_path, monkeypatch):
     filmed = GIVEN | dict(capture_video=True, video_count=2)
     interrupted(filmed, tmp_path / "run", monkeypatch, at=200)

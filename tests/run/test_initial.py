@@ -30,6 +30,7 @@ def refused(algorithm=sac, path=None, **given):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_in_a_line(copied, tmp_path):
     new = tmp_path / "new"
     trained = dict(init_from=str(copied), path=new)

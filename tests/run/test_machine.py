@@ -60,6 +60,7 @@ class Broken(io.StringIO):
     flush = lambda self: self.write("")  # noqa: E731
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem", [BrokenPipeError(), OSError(errno.ENOSPC, "No space"), OSError(errno.EIO, "hung up")], ids=repr
 )
@@ -222,6 +223,7 @@ def send_at(monkeypatch, step, name):
     monkeypatch.setattr(SeedEnvs, "step", stepped)
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_python_saves(tmp_path, monkeypatch, handlers, capfd):
     """As in a notebook: at the last boundary, said in the exception's own line; the next call resumes."""
     run = tmp_path / "run"
@@ -423,6 +425,7 @@ def test_runs_of_the_same_second(tmp_path, monkeypatch):
         folders.make_run_dir(args)
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_second_with_other_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(folders.time, "time", lambda: 1_700_000_000.0)

@@ -165,6 +165,7 @@ def test_a_metric_that_overflows_is_left_out_and_a_loss_stops_the_run(tmp_path, 
         train(args, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frequency", "kept"), [(0, "nothing is saved yet"), (300, "saved is step 600, in ")], ids=["none", "one"]
 )

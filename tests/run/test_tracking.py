@@ -277,6 +277,7 @@ def test_rows_arrive_while_the_run_lives(server, folder):
     assert_complete(server, folder)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_wandb_run(server, folder):
     """The record is cut back to a checkpoint, and the same rows come again."""
     run = tracker(folder)
@@ -339,6 +340,7 @@ def test_offline_then_the_command_of_wandb(server, folder):
     assert_complete(server, folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_not_tracked_can_be_sent(server, folder):
     write(folder, 0, 30)
     assert track(folder, "--wandb-project-name", "other")[0] == 0
@@ -362,6 +364,7 @@ def test_what_a_lost_server_lacks_is_sent_later(server, folder):
     again.close()
 
 
+@pytest.mark.slow
 def test_films_go_along(server, folder):
     (folder / "videos").mkdir()
     run = tracker(folder)
@@ -380,6 +383,7 @@ def test_films_go_along(server, folder):
     assert not [row for row in second["history"] if "film" in row]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process(server, folder):
     """The mirror sends what there is, and ends."""
     program = (
@@ -406,6 +410,7 @@ def is_alive(pid):
     return False
 
 
+@pytest.mark.slow
 def test_the_mirror_is_killed(server, folder):
     lines = []
     run = tracker(folder, lines)
@@ -442,6 +447,7 @@ def test_without_the_library(server, folder, tmp_path, monkeypatch):
     assert track(folder) == (2, "error: W&B is not installed: pip install wandb\n")
 
 
+@pytest.mark.slow
 def test_what_the_command_refuses(server, folder, tmp_path, monkeypatch):
     assert track(tmp_path / "none")[0] == 2
     monkeypatch.setenv("WANDB_API_KEY", "")

@@ -41,6 +41,7 @@ def test_script_says_how_to_install_matplotlib(monkeypatch, capsys):
     assert printed == f"error: {tabular.NEEDS_MATPLOTLIB}\n"
 
 
+@pytest.mark.slow
 def test_script_prints_its_claims_without_matplotlib(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(tabular, "find_spec", lambda name: None)
     tabular.main(tabular.Args(out_dir=tmp_path / "figures"))

@@ -75,6 +75,7 @@ def found_steps(run):
     return checkpoint.steps if checkpoint else 0
 
 
+@pytest.mark.slow
 def test_no_damage_is_silent(stopped):
     """200 bit flips and 50 truncations of the files of the newest checkpoint, and each file deleted."""
     assert found_steps(stopped) == 300
