@@ -27,14 +27,19 @@ from cleanrl_maxent.common.cli import RunArgs, check_ranges, read_config, run_sc
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
 from cleanrl_maxent.common.env.make import chosen_env
 from cleanrl_maxent.common.errors import require
-from cleanrl_maxent.common.evaluation import MODES, Episodes, Evaluation, episode_seed, policy_modes
+from cleanrl_maxent.common.evaluation import (
+    MODE_NAMES,
+    MODES,
+    Episodes,
+    Evaluation,
+    episode_seed,
+    policy_modes,
+)
 from cleanrl_maxent.common.film import Film, Window, check_video_path
 from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
 from cleanrl_maxent.common.ranges import Count, Magnitude, Natural
 from cleanrl_maxent.common.run.initial import split_seed
 from cleanrl_maxent.common.run.start import split_keys
-
-MODE_NAMES = dict(zip(MODES, ("deterministic", "sampled"), strict=True))
 
 
 @dataclass(frozen=True)

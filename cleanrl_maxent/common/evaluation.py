@@ -14,7 +14,8 @@ from cleanrl_maxent.common.env.make import EVALUATION, chosen_env, environment_s
 from cleanrl_maxent.common.env.restore import RestorableEnv
 from cleanrl_maxent.common.signals import stop_if_asked
 
-MODES = ("eval", "eval_stochastic")  # deterministic actions, sampled actions
+MODES = ("eval", "eval_stochastic")
+MODE_NAMES = {"eval": "deterministic", "eval_stochastic": "sampled"}  # what actions are then
 
 
 class Episodes(NamedTuple):
@@ -63,9 +64,8 @@ class Evaluation:
         """
         self.args, self.act, self.sample_action = args, act, sample_action
         self.modes: tuple[str, ...] = ()  # set with the first policy
-        self.envs: dict[
-            int, RestorableEnv
-        ] = {}  # by number, of all seeds x modes x episodes; those played so far
+        # those played so far, by their number among all seeds x modes x episodes
+        self.envs: dict[int, RestorableEnv] = {}
 
     def env(self, index: int) -> RestorableEnv:
         """The environment of an episode, made when it is first played."""

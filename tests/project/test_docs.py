@@ -51,8 +51,6 @@ def scripts(text):
     for program, *words in commands(text):
         if program == "python" and words[:1] == ["-m"] and words[1].partition(".")[0] in OURS:
             yield words[1], tuple(words[2:])
-        elif program == "cleanrl-maxent" and words:
-            yield f"cleanrl_maxent.{words[0]}", tuple(words[1:])
         elif program == "python" and words and words[0].partition("/")[0] in OURS:
             assert (ROOT / words[0]).is_file(), words[0]
             yield words[0].removesuffix(".py").replace("/", "."), tuple(words[1:])

@@ -56,9 +56,8 @@ class SeedEnvs:
 
     def reset(self, *indices: int) -> np.ndarray:
         """Begins new episodes, whose seeds depend on the seed, on `indices` and on which copy it is."""
-        copies = [
-            (copy,) if copy else () for copy in range(self.copies)
-        ]  # copy 0 is seeded like a single one
+        # copy 0 is seeded like a single one
+        copies = [(copy,) if copy else () for copy in range(self.copies)]
         resets: list[int | None] = [
             environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in copies
         ]

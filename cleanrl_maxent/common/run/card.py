@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.evaluation import MODE_NAMES
 from cleanrl_maxent.common.run.folder import MAY_DIFFER
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
 LEFT_OUT = MAY_DIFFER - {"total_timesteps", "device", "allow_version_change"}  # of the command
-MODES = {"eval": "deterministic", "eval_stochastic": "sampled"}
 
 CARD = """\
 ---
@@ -127,7 +127,7 @@ def mean_reward(result: Mapping[str, Any]) -> tuple[float, float] | None:
 
     Of the deterministic policy, if there is one.
     """
-    for mode in MODES:
+    for mode in MODE_NAMES:
         rows = [row for row in result["evaluations"].values() if f"{mode}/return_mean" in row]
         if rows:
             mean = fmean(row[f"{mode}/return_mean"] for row in rows)
@@ -143,8 +143,11 @@ def score_table(args: RunArgs, result: Mapping[str, Any]) -> str:
     rows = {seed: row for seed, row in result["evaluations"].items() if row}
     if not rows:
         return "It was not evaluated.\n"
-    modes = [mode for mode in MODES if any(f"{mode}/return_mean" in row for row in rows.values())]
-    lines = [" | ".join(["| seed", *(MODES[mode] for mode in modes)]) + " |", "|---" * (len(modes) + 1) + "|"]
+    modes = [mode for mode in MODE_NAMES if any(f"{mode}/return_mean" in row for row in rows.values())]
+    lines = [
+        " | ".join(["| seed", *(MODE_NAMES[mode] for mode in modes)]) + " |",
+        "|---" * (len(modes) + 1) + "|",
+    ]
     for seed, row in rows.items():
         scores = [f"{row[f'{mode}/return_mean']:,.1f} ± {row[f'{mode}/return_std']:,.1f}" for mode in modes]
         lines.append(" | ".join([f"| {seed}", *scores]) + " |")
