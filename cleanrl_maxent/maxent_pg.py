@@ -27,11 +27,12 @@ from flax.training.train_state import TrainState
 from jax.tree_util import Partial
 
 from cleanrl_maxent.common.cli import RunArgs, run_from_command_line
-from cleanrl_maxent.common.data import Statistics, Transition, transition_bytes
-from cleanrl_maxent.common.devices import check_memory, per_seed
+from cleanrl_maxent.common.data import DiscountedReturns, Statistics, Transition
+from cleanrl_maxent.common.devices import per_seed
 from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.ranges import Count, Decay, Discount, Magnitude, Number, Rate, Widths
+from cleanrl_maxent.common.rollouts import check_rollouts, split_seeds, stack_steps
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
 
@@ -65,11 +66,9 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        rollout = f"a rollout of num_envs {self.num_envs} x num_steps {self.num_steps}"
-        fits = self.steps_per_update <= self.total_timesteps
-        require(fits, f"{rollout} is longer than total_timesteps {self.total_timesteps}")
+        split = f"num_envs {self.num_envs} x num_steps {self.num_steps} into {self.num_minibatches}"
         even = self.steps_per_update % self.num_minibatches == 0
-        require(even, f"{rollout} cannot be split evenly into num_minibatches {self.num_minibatches}")
+        require(even, f"cannot split {split} equal num_minibatches")
         too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps"
         require(self.gradient_steps < 2**31, too_many)
         tunable = self.alpha > 0 or not self.autotune
@@ -104,8 +103,7 @@ class Critic(nn.Module):
     hidden_dims: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, obs):
-        x = obs
+    def __call__(self, x):
         for dim in self.hidden_dims:
             x = nn.tanh(linear(x, dim, math.sqrt(2)))
         return linear(x, 1, 1.0).squeeze(-1)
@@ -113,27 +111,24 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution over discrete actions, numbered from 0; a sample is its own action."""
+    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
     def sample(self, key):
-        """A number, `(...)`."""
         return jax.random.categorical(key, self.logits)
 
     def action(self, u):
         return u
 
     def mode(self):
-        """The likeliest number, `(...)`."""
         return self.logits.argmax(axis=-1)
 
-    def log_prob(self, u):
-        """log π of a number, in nats, `(...)`."""
-        return jnp.take_along_axis(nn.log_softmax(self.logits), u[..., None], axis=-1).squeeze(-1)
+    def log_prob(self, action):
+        return jnp.take_along_axis(nn.log_softmax(self.logits), action[..., None], axis=-1).squeeze(-1)
 
     def entropy(self, u):
-        """Exact entropy in nats, `(...)`; the sample is not used."""
+        """Exact; the sample is not used."""
         log_probs = nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
@@ -144,24 +139,22 @@ class Categorical:
 
 @struct.dataclass
 class TanhGaussian:
-    """Distribution of tanh(u) for a Gaussian u, `(..., action_dim)`; densities are those of tanh(u)."""
+    """Distribution of actions tanh(u), `(..., action_dim)`, u Gaussian; figures in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
 
     def sample(self, key):
-        """u before the squash, `(..., action_dim)`, reparameterised."""
+        """u, before the squash, reparameterised."""
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
 
     def action(self, u):
         return jnp.tanh(u)
 
     def mode(self):
-        """tanh of the mean, `(..., action_dim)`."""
         return jnp.tanh(self.mean)
 
     def log_prob(self, u):
-        """log π of tanh(u), in nats, `(...)`."""
         z = (u - self.mean) / jnp.exp(self.log_std)
         log_normal = -0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh²u), written to stay finite for large |u|
@@ -169,7 +162,7 @@ class TanhGaussian:
         return (log_normal - log_jacobian).sum(axis=-1)
 
     def entropy(self, u):
-        """Entropy in nats, `(...)`, estimated from the sample u."""
+        """Estimated from the sample u."""
         return -self.log_prob(u)
 
     def entropy_unit(self):
@@ -185,20 +178,13 @@ class Actor(nn.Module):
     discrete: bool
 
     @nn.compact
-    def __call__(self, obs):
-        x = obs
+    def __call__(self, x):
         for dim in self.hidden_dims:
             x = nn.tanh(linear(x, dim, math.sqrt(2)))
         if self.discrete:
             return Categorical(linear(x, self.action_dim, 0.01, "logits"))
         mean, log_std = (linear(x, self.action_dim, 0.01, head) for head in ("mean", "log_std"))
         return TanhGaussian(mean, jnp.clip(log_std, -20, 2))
-
-
-def normalize(statistics, obs):
-    """Observations minus mean, over std, clipped to ±10; unchanged until there are statistics."""
-    scaled = jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.var + 1e-8), -10, 10)
-    return jnp.where(statistics.count > 0, scaled, obs)
 
 
 @struct.dataclass
@@ -210,7 +196,7 @@ class Policy:
 
     def __call__(self, obs):
         """The distribution of actions at observations as the environment gives them."""
-        return self.actor(normalize(self.observations, obs))
+        return self.actor(self.observations.normalize(obs, 10))
 
 
 def policy(state):
@@ -239,8 +225,7 @@ class State:
     critic: TrainState
     alpha: TrainState  # its one parameter is log_alpha
     observations: Statistics  # of earlier rollouts
-    returns: Statistics  # of the plain discounted return so far, at every step
-    running_return: jax.Array  # in each environment, (num_envs,)
+    returns: DiscountedReturns  # of plain rewards
 
 
 def init(key, task, args):
@@ -258,19 +243,13 @@ def init(key, task, args):
         critic=TrainState.create(apply_fn=critic.apply, params=critic.init(critic_key, obs), tx=adam),
         alpha=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=alpha_adam),
         observations=Statistics.create(obs.shape),
-        returns=Statistics.create(),
-        running_return=jnp.zeros(args.num_envs),
+        returns=DiscountedReturns.create(args.num_envs),
     )
 
 
 def temperature(state):
     """α of eq. 1, in reward per nat; in units of the scaled reward if rewards are scaled."""
     return jnp.exp(state.alpha.params["log_alpha"])
-
-
-def return_std(state):
-    """Standard deviation of the discounted return, by which rewards are divided."""
-    return jnp.sqrt(state.returns.var + 1e-8)
 
 
 @struct.dataclass
@@ -292,21 +271,8 @@ class Samples:
     log_prob: jax.Array  # of u, when it was drawn
     advantage: jax.Array
     value_target: jax.Array
+    alpha: jax.Array  # in the units of the advantage
     weight: jax.Array  # γ^t, or 1
-
-
-def track_returns(state, rollout, args):
-    """Adds this rollout to the statistics of the discounted return."""
-    begins = rollout.elapsed[0] == 0  # also if a resumed run begins new episodes
-
-    def step(running_return, row):
-        reward, ended = row
-        running_return = args.gamma * running_return + reward
-        return running_return * (1 - ended), running_return
-
-    rows = rollout.transition.reward, rollout.ended
-    running_return, returns = jax.lax.scan(step, jnp.where(begins, 0, state.running_return), rows)
-    return state.replace(running_return=running_return, returns=state.returns.add(returns.ravel()))
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
@@ -322,12 +288,10 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout, and the temperature in the units of their advantages."""
+    """Samples of a rollout."""
     steps, actor = rollout.transition, policy(state).actor
-    obs, next_obs = (normalize(state.observations, x) for x in (steps.obs, steps.next_obs))
-    reward = steps.reward
-    if args.normalize_reward:
-        reward = reward / return_std(state)
+    obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
+    reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
     alpha, old_log_prob = temperature(state), actor(obs).log_prob(rollout.u)
     soft_reward = reward - alpha * old_log_prob if args.backup_entropy else reward
     value, next_value = (state.critic.apply_fn(state.critic.params, x) for x in (obs, next_obs))
@@ -339,8 +303,9 @@ def make_samples(state, rollout, args):
         std = advantage.std() + 1e-8
         advantage, alpha = (advantage - advantage.mean()) / std, alpha / std
     weight = args.gamma**rollout.elapsed if args.gamma_power else jnp.ones_like(reward)
-    samples = Samples(obs, rollout.u, old_log_prob, advantage, value_target, weight)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples), alpha
+    alpha = jnp.full_like(reward, alpha)
+    samples = Samples(obs, rollout.u, old_log_prob, advantage, value_target, alpha, weight)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
 
 
 def critic_loss(params, state, batch):
@@ -349,15 +314,15 @@ def critic_loss(params, state, batch):
     return loss, {"losses/value_loss": loss}
 
 
-def actor_loss(params, state, batch, alpha, key, args):
+def actor_loss(params, state, batch, key, args):
     """Minus the sum of the surrogate and α times the policy's entropy (eq. 8)."""
-    actor = Partial(state.actor.apply_fn, params)
-    log_ratio = actor(batch.obs).log_prob(batch.u) - batch.log_prob
+    pi = state.actor.apply_fn(params, batch.obs)
+    log_ratio = pi.log_prob(batch.u) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - args.clip_coef, 1 + args.clip_coef) if args.clip_coef else ratio
     surrogate = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
-    entropy = actor(batch.obs).entropy(actor(batch.obs).sample(key))
-    loss = -jnp.mean(batch.weight * (surrogate + alpha * entropy))
+    entropy = pi.entropy(pi.sample(key))
+    loss = -jnp.mean(batch.weight * (surrogate + batch.alpha * entropy))
     return loss, {
         "losses/actor_loss": loss,
         "losses/entropy": entropy.mean(),
@@ -390,16 +355,16 @@ def update(state, rollout, key, index, args):
 
     Returns the new state and scalar metrics, each measured before its gradient step and averaged.
     """
-    state = track_returns(state, rollout, args)
-    samples, alpha = make_samples(state, rollout, args)
+    reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
+    state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))
+    samples = make_samples(state, rollout, args)
 
     def step(state, inputs):
         rows, key = inputs
         batch = jax.tree.map(lambda x: x[rows], samples)
         grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
         state = state.replace(critic=state.critic.apply_gradients(grads=grads))
-        params = state.actor.params
-        grads, metrics = jax.grad(actor_loss, has_aux=True)(params, state, batch, alpha, key, args)
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key, args)
         return state.replace(actor=state.actor.apply_gradients(grads=grads)), critic_metrics | metrics
 
     order_key, noise_key = jax.random.split(key)
@@ -413,15 +378,13 @@ def update(state, rollout, key, index, args):
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
     metrics = jax.tree.map(jnp.mean, metrics) | alpha_metrics
-    return state, metrics | {"losses/return_deviation": return_std(state)}
+    return state, metrics | {"losses/return_deviation": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    steps = args.num_seeds * args.steps_per_update
-    what = f"rollout of {args.num_seeds} x {args.steps_per_update} steps"
-    check_memory(2 * steps * transition_bytes(envs.example), what, "--num-steps or --num-envs")
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example)
     evaluate = Evaluation(args, act, sample_action)
 
     def explore(policy, obs, key, step):
@@ -437,31 +400,25 @@ def train(args):
     explore = per_seed(explore, shared=1)
     learn = per_seed(learn, shared=2, donate_argnums=0)
 
-    def split_seeds(rows):  # (seed · env, ...) -> (seed, env, ...)
-        return rows.reshape(args.num_seeds, args.num_envs, *rows.shape[1:])
-
-    def stack_steps(*steps):  # each (seed · env, ...) -> (seed, step, env, ...)
-        return split_seeds(np.stack(steps, axis=1)).swapaxes(1, 2)
-
     with Run(args, envs) as run:
         first, state, _ = run.resume(state)
         for step in range(first, args.last_step + 1, args.steps_per_update):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
-                alpha = temperature(state) * (return_std(state) if args.normalize_reward else 1)
+                alpha = temperature(state) * (state.returns.std if args.normalize_reward else 1)
                 run.evaluate(evaluate, step, policy(state), keys.evaluate, alpha)
             if step == args.last_step:
                 break
-            end, rollout = step + args.steps_per_update, []
+            rollout, end = [], step + args.steps_per_update
             for taken in range(step, end, args.num_envs):
-                elapsed = envs.elapsed
-                sampled = explore(policy(state), split_seeds(envs.obs), keys.act, taken)
+                elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
+                sampled = explore(policy(state), obs, keys.act, taken)
                 u, action = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in sampled)
                 episodes = envs.step(action)
                 run.record_episodes(taken + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, u, envs.ended, elapsed))
-            index = step // args.steps_per_update
-            state, losses = learn(state, jax.tree.map(stack_steps, *rollout), keys.update, step, index)
+            rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
+            state, losses = learn(state, rollout, keys.update, step, index)
             run.end_step(end, state, losses)
         return run.finish(policy(state))
 

@@ -12,6 +12,7 @@ Rooms, each of which imports only from those before it:
     files       arrays under names; files written whole or not at all
     devices     the device and its memory
     data        transitions, their replay, running statistics
+    rollouts    steps of several environments per seed, and their memory
     schedule    every k-th update
     env         the environments of every seed, what is refused and why, restoring one exactly
     film        episodes as GIF, MP4 or in a window

@@ -95,6 +95,8 @@ class RunArgs:
         named = bool(self.exp_name) and "/" not in self.exp_name and ".." not in self.exp_name
         require(named, f"exp_name must be a name without '/' or '..'; got {self.exp_name!r}")
         require(self.run_dir != "", "run_dir is empty; name a folder, or leave --run-dir out")
+        rollout = f"one rollout of {self.steps_per_update} steps"
+        require(self.last_step > 0, f"total_timesteps {self.total_timesteps} is less than {rollout}")
         films = self.eval_episodes > 0 or not self.capture_video
         require(films, "capture_video films evaluation episodes; give eval_episodes > 0")
         in_python = "resume is for the command line; in Python, give run_dir and the same arguments"

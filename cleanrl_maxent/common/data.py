@@ -16,8 +16,8 @@ Array = jax.Array | np.ndarray  # on the device, or on the host
 class Transition:
     """One step of the environment, or a batch of them; float32 except for discrete actions.
 
-    `obs`, `next_obs`: `(..., obs_dim)`. `action`: `(..., action_dim)`, in [-1, 1]; or `(...)`, int32, the
-    number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 if the MDP ended, 0 at a time
+    `obs`, `next_obs`: `(..., obs_dim)`. `action`: `(..., action_dim)`, ±1 at the bounds; or `(...)`, int32,
+    the number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 if the MDP ended, 0 at a time
     limit.
     """
 
@@ -104,3 +104,41 @@ class Statistics:
         squares += difference**2 * count * len(rows) / total
         mean = self.mean + difference * len(rows) / total
         return Statistics(mean=mean, var=squares / total, count=total)
+
+    def normalize(self, rows: jax.Array, largest: float) -> jax.Array:
+        """Rows minus mean, over std, clipped to ±`largest`; unchanged until there are statistics."""
+        scaled = jnp.clip((rows - self.mean) / jnp.sqrt(self.var + 1e-8), -largest, largest)
+        return jnp.where(self.count > 0, scaled, rows)
+
+
+@struct.dataclass
+class DiscountedReturns:
+    """The discounted return so far in each environment, `running` `(env,)`, and its statistics."""
+
+    running: jax.Array
+    statistics: Statistics
+
+    @classmethod
+    def create(cls, num_envs: int) -> "DiscountedReturns":
+        """Those before the first step."""
+        return cls(jnp.zeros(num_envs), Statistics.create())
+
+    @property
+    def std(self) -> jax.Array:
+        """Standard deviation over the steps so far, in reward."""
+        return jnp.sqrt(self.statistics.var + 1e-8)
+
+    def add(self, reward: Array, ended: Array, elapsed: Array, discount: float) -> "DiscountedReturns":
+        """These with the steps of a rollout, each array `(step, env)`, included.
+
+        `ended`: 1 if an episode ended with that step. `elapsed`: steps of its episode before it.
+        """
+        begins = elapsed[0] == 0  # also if a resumed run begins new episodes
+
+        def step(running, row):
+            reward, ended = row
+            running = discount * running + reward
+            return running * (1 - ended), running
+
+        running, returns = jax.lax.scan(step, jnp.where(begins, 0, self.running), (reward, ended))
+        return DiscountedReturns(running, self.statistics.add(returns.ravel()))

@@ -1,0 +1,399 @@
+"""Trust region policy optimisation: the longest natural-gradient step that stays near the rollout's policy.
+
+Schulman et al. 2015, https://arxiv.org/abs/1502.05477; equation numbers refer to it. Deliberate deviations:
+advantages from a critic (GAE, Schulman et al. 2016) stand for Q; all candidate steps are judged at once.
+
+    python cleanrl_maxent/trpo.py --env-id Hopper-v4
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from flax.training.train_state import TrainState
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from cleanrl_maxent.common.cli import RunArgs, run_from_command_line
+from cleanrl_maxent.common.data import DiscountedReturns, Statistics, Transition
+from cleanrl_maxent.common.devices import per_seed
+from cleanrl_maxent.common.errors import require
+from cleanrl_maxent.common.evaluation import Evaluation
+from cleanrl_maxent.common.ranges import Count, Decay, Discount, Fraction, Magnitude, Number, Rate, Widths
+from cleanrl_maxent.common.rollouts import check_rollouts, split_seeds, stack_steps
+from cleanrl_maxent.common.run.run import Run
+from cleanrl_maxent.common.run.start import start
+
+
+@dataclass(frozen=True)
+class Args(RunArgs):
+    """Trust region policy optimisation."""
+
+    action_spaces: ClassVar = ("Box", "Discrete")
+
+    num_envs: Count = 8  # environments per seed
+    num_steps: Count = 256  # steps of each environment per rollout
+    gamma: Discount = 0.99  # discount per step
+    gae_lambda: Decay = 0.97  # decay of the trace of advantages
+    target_kl: Rate = 0.01  # δ, largest divergence of a step, in nats
+    cg_iters: Count = 10  # iterations of conjugate gradient
+    cg_damping: Magnitude = 0.1  # added to the diagonal of the Fisher matrix
+    fisher_stride: Count = 1  # Fisher matrix from every k-th state
+    line_search: bool = True  # shorten a step until it gains; off: NPG
+    backtrack_coef: Fraction = 0.8  # ratio of successive candidates' lengths
+    backtrack_iters: Count = 10  # candidates
+    update_epochs: Count = 10  # passes of the critic over each rollout
+    num_minibatches: Count = 32  # gradient steps of the critic per pass
+    norm_adv: bool = True  # scale advantages to mean 0 and std 1
+    critic_lr: Rate = 1e-3  # Adam, critic
+    log_std_init: Number = 0.0  # of actions in [-1, 1]
+    normalize_observation: bool = True  # by mean and std, clipped to ±10
+    normalize_reward: bool = True  # by the std of the return
+    hidden_dims: Widths = (64, 64)  # widths of the hidden layers
+
+    def check(self):
+        super().check()
+        split = f"num_envs {self.num_envs} x num_steps {self.num_steps} into {self.num_minibatches}"
+        even = self.steps_per_update % self.num_minibatches == 0
+        require(even, f"cannot split {split} equal num_minibatches")
+
+    @property
+    def steps_per_update(self):
+        """Environment steps of a rollout."""
+        return self.num_envs * self.num_steps
+
+
+def linear(x, features, scale, name=None):
+    """Dense layer, initialised with orthogonal weights times `scale` and zero biases."""
+    return nn.Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)(x)
+
+
+class Critic(nn.Module):
+    """V(s): value of a state, `(...)`."""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for dim in self.hidden_dims:
+            x = nn.tanh(linear(x, dim, math.sqrt(2)))
+        return linear(x, 1, 1.0).squeeze(-1)
+
+
+@struct.dataclass
+class Categorical:
+    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+
+    logits: jax.Array  # (..., action_dim)
+
+    def sample(self, key):
+        return jax.random.categorical(key, self.logits)
+
+    def mode(self):
+        return self.logits.argmax(axis=-1)
+
+    def log_prob(self, action):
+        return jnp.take_along_axis(nn.log_softmax(self.logits), action[..., None], axis=-1).squeeze(-1)
+
+    def entropy(self):
+        log_probs = nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+    def kl(self, other):
+        """KL(self ‖ other)."""
+        log_probs = nn.log_softmax(self.logits)
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - nn.log_softmax(other.logits)), axis=-1)
+
+
+@struct.dataclass
+class Gaussian:
+    """Distribution of unbounded actions, `(..., action_dim)`; figures in nats, `(...)`."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key):
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def mode(self):
+        return self.mean
+
+    def log_prob(self, action):
+        z = (action - self.mean) / jnp.exp(self.log_std)
+        return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(axis=-1)
+
+    def entropy(self):
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=-1)
+
+    def kl(self, other):
+        """KL(self ‖ other)."""
+        variance, other_variance = jnp.exp(2 * self.log_std), jnp.exp(2 * other.log_std)
+        squares = (variance + (self.mean - other.mean) ** 2) / (2 * other_variance)
+        return (other.log_std - self.log_std + squares - 0.5).sum(axis=-1)
+
+
+class Actor(nn.Module):
+    """π_θ: the distribution of actions in a state; a Gaussian's std is the same in all states."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+    discrete: bool
+    log_std_init: float
+
+    @nn.compact
+    def __call__(self, x):
+        for dim in self.hidden_dims:
+            x = nn.tanh(linear(x, dim, math.sqrt(2)))
+        if self.discrete:
+            return Categorical(linear(x, self.action_dim, 0.01, "logits"))
+        mean = linear(x, self.action_dim, 0.01, "mean")
+        log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (self.action_dim,))
+        return Gaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+@struct.dataclass
+class Policy:
+    """What `act` needs: the actor with its parameters, and the statistics of its observations."""
+
+    actor: Partial
+    observations: Statistics
+
+    def __call__(self, obs):
+        """The distribution of actions at observations as the environment gives them."""
+        return self.actor(self.observations.normalize(obs, 10))
+
+
+def policy(state):
+    """What `act` needs."""
+    return Policy(Partial(state.actor.apply_fn, state.actor.params), state.observations)
+
+
+def act(policy, obs, key, deterministic):
+    """Action, `(..., action_dim)`, or its number, `(...)`; if `deterministic`, the mean or the likeliest."""
+    pi = policy(obs)
+    return pi.mode() if deterministic else pi.sample(key)
+
+
+@struct.dataclass
+class State:
+    """Everything learned, for one seed."""
+
+    actor: TrainState
+    critic: TrainState
+    observations: Statistics  # of earlier rollouts
+    returns: DiscountedReturns  # of plain rewards
+
+
+def init(key, task, args):
+    """State of one seed; the key is consumed."""
+    actor_key, critic_key = jax.random.split(key)
+    actor = Actor(args.hidden_dims, task.action_dim, task.discrete, args.log_std_init)
+    critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
+    still, adam = optax.identity(), optax.adam(args.critic_lr, eps=1e-5)
+    return State(
+        actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=still),
+        critic=TrainState.create(apply_fn=critic.apply, params=critic.init(critic_key, obs), tx=adam),
+        observations=Statistics.create(obs.shape),
+        returns=DiscountedReturns.create(args.num_envs),
+    )
+
+
+@struct.dataclass
+class Rollout:
+    """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
+
+    transition: Transition
+    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    elapsed: jax.Array  # steps of the episode before this one
+
+
+@struct.dataclass
+class Samples:
+    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+
+    obs: jax.Array  # normalised
+    action: jax.Array  # as it was sampled
+    old: Categorical | Gaussian  # π_old, which sampled it
+    advantage: jax.Array
+    value_target: jax.Array
+
+
+def advantages(reward, value, next_value, terminated, ended, args):
+    """Σ (γλ)^l δ over the rest of the episode; only terminal states have value 0."""
+    residual = reward + args.gamma * (1 - terminated) * next_value - value
+
+    def step(advantage, row):
+        residual, ended = row
+        advantage = residual + args.gamma * args.gae_lambda * (1 - ended) * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(step, jnp.zeros_like(residual[0]), (residual, ended), reverse=True)[1]
+
+
+def make_samples(state, rollout, args):
+    """Samples of a rollout."""
+    steps, actor = rollout.transition, policy(state).actor
+    obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
+    reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
+    value, next_value = (state.critic.apply_fn(state.critic.params, x) for x in (obs, next_obs))
+    advantage = advantages(reward, value, next_value, steps.terminated, rollout.ended, args)
+    value_target = advantage + value
+    if args.norm_adv:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    samples = Samples(obs, steps.action, actor(obs), advantage, value_target)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
+
+
+def critic_loss(params, state, batch):
+    """Half the mean squared error of V against its target."""
+    loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
+    return loss, {"losses/value_loss": loss}
+
+
+def surrogate(params, state, batch):
+    """L(θ) = mean ρ Â, the objective of eq. 14."""
+    pi = state.actor.apply_fn(params, batch.obs)
+    ratio = jnp.exp(pi.log_prob(batch.action) - batch.old.log_prob(batch.action))
+    return jnp.mean(ratio * batch.advantage)
+
+
+def kl_divergence(params, state, batch):
+    """Mean KL(π_old ‖ π_θ), the constraint of eq. 14, in nats."""
+    return batch.old.kl(state.actor.apply_fn(params, batch.obs)).mean()
+
+
+def fisher_vector_product(vector, state, batch, args):
+    """(F + damping) v, with F the Hessian of the divergence at θ_old (appendix C.1)."""
+    theta, unravel = state.actor.params, ravel_pytree(state.actor.params)[1]
+    gradient = jax.grad(kl_divergence)
+    product = jax.jvp(lambda params: gradient(params, state, batch), (theta,), (unravel(vector),))[1]
+    return ravel_pytree(product)[0] + args.cg_damping * vector
+
+
+def conjugate_gradient(product, g, iterations):
+    """x with product(x) ≈ g, for a symmetric positive definite product, and |product(x) - g|² / |g|²."""
+
+    def step(carry, _):
+        x, r, p, rr = carry
+        z = product(p)
+        alpha = rr / jnp.maximum(p @ z, 1e-20)
+        x, r = x + alpha * p, r - alpha * z
+        beta = r @ r / jnp.maximum(rr, 1e-20)
+        return (x, r, r + beta * p, r @ r), None
+
+    (x, _, _, rr), _ = jax.lax.scan(step, (jnp.zeros_like(g), g, g, g @ g), length=iterations)
+    return x, rr / jnp.maximum(g @ g, 1e-20)
+
+
+def natural_step(state, batch, args):
+    """√(2δ / xᵀFx) x with F x = g, whose divergence is δ to second order (appendix C); and F's residual."""
+    g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
+    some = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
+    product = partial(fisher_vector_product, state=state, batch=some, args=args)
+    x, residual = conjugate_gradient(product, g, args.cg_iters)
+    length = jnp.sqrt(2 * args.target_kl / jnp.maximum(x @ product(x), 1e-20))
+    return length * x, residual
+
+
+def search(full, state, batch, args):
+    """θ after the longest candidate step that gains and stays within δ; θ_old, to the bit, if none does."""
+    theta, unravel = ravel_pytree(state.actor.params)
+    count = args.backtrack_iters if args.line_search else 1
+    fractions = jnp.append(args.backtrack_coef ** jnp.arange(count), 0)
+    candidates = (theta + fractions[:, None] * full).at[-1].set(theta)
+
+    def judge(theta):
+        return tuple(f(unravel(theta), state, batch) for f in (surrogate, kl_divergence))
+
+    value, kl = jax.vmap(judge)(candidates)
+    gain = value - value[-1]
+    accepted = jnp.isfinite(gain) & jnp.isfinite(kl)
+    if args.line_search:
+        accepted &= (gain > 0) & (kl <= args.target_kl)
+    first = accepted.at[-1].set(True).argmax()
+    metrics = {"losses/actor_loss": -gain[first], "losses/kl": kl[first]}
+    return unravel(candidates[first]), metrics | {"losses/step_fraction": fractions[first]}
+
+
+def fit_critic(state, samples, key, args):
+    """Several passes of gradient steps of V on a rollout; the key is consumed."""
+
+    def step(critic, rows):
+        batch = jax.tree.map(lambda x: x[rows], samples)
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(critic.params, state, batch)
+        return critic.apply_gradients(grads=grads), metrics
+
+    order = jnp.tile(jnp.arange(args.steps_per_update), (args.update_epochs, 1))
+    order = jax.random.permutation(key, order, axis=1, independent=True)
+    minibatches = order.reshape(args.update_epochs * args.num_minibatches, -1)
+    critic, metrics = jax.lax.scan(step, state.critic, minibatches)
+    return state.replace(critic=critic), jax.tree.map(jnp.mean, metrics)
+
+
+def update(state, rollout, key, index, args):
+    """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
+
+    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
+    """
+    reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
+    state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))
+    samples = make_samples(state, rollout, args)
+    full, residual = natural_step(state, samples, args)
+    params, metrics = search(full, state, samples, args)
+    metrics |= {"losses/entropy": samples.old.entropy().mean(), "losses/cg_residual": residual}
+    state = state.replace(actor=state.actor.replace(params=params))
+    state, critic_metrics = fit_critic(state, samples, key, args)
+    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    if args.normalize_observation:
+        obs = rollout.transition.obs
+        state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
+    return state, metrics | critic_metrics | {"losses/return_deviation": state.returns.std}
+
+
+def train(args):
+    """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
+    envs, keys = start(args, copies=args.num_envs)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example)
+    evaluate = Evaluation(args, act)
+
+    def explore(policy, obs, key, step):
+        return act(policy, obs, jax.random.fold_in(key, step), deterministic=False)
+
+    def learn(state, rollout, key, step, index):
+        return update(state, rollout, jax.random.fold_in(key, step), index, args)
+
+    # vectorised: from here on all arrays lead with the axis (seed,)
+    state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
+    explore = per_seed(explore, shared=1)
+    learn = per_seed(learn, shared=2, donate_argnums=0)
+
+    with Run(args, envs) as run:
+        first, state, _ = run.resume(state)
+        for step in range(first, args.last_step + 1, args.steps_per_update):
+            # comes first, so that a run resumed here repeats an evaluation that was interrupted
+            if evaluate.due(step):
+                run.evaluate(evaluate, step, policy(state), keys.evaluate)
+            if step == args.last_step:
+                break
+            rollout, end = [], step + args.steps_per_update
+            for taken in range(step, end, args.num_envs):
+                elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
+                action = np.asarray(explore(policy(state), obs, keys.act, taken))
+                episodes = envs.step(action.reshape(-1, *action.shape[2:]))
+                run.record_episodes(taken + args.num_envs, episodes)
+                rollout.append(Rollout(envs.transition, envs.ended, elapsed))
+            rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
+            state, losses = learn(state, rollout, keys.update, step, index)
+            run.end_step(end, state, losses)
+        return run.finish(policy(state))
+
+
+if __name__ == "__main__":
+    run_from_command_line(Args, train)
