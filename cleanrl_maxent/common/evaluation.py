@@ -56,7 +56,7 @@ class Evaluation:
     """
 
     def __init__(self, args: RunArgs, act: Callable, sample_action: Callable | None = None):
-        """`act(policy, obs, key, deterministic)` gives the actions of one seed: ±1 at the bounds, or integers.
+        """`act(policy, obs, key, deterministic)` gives the actions of a seed, ±1 at the bounds, or integers.
 
         `sample_action(policy, obs, key)`, if the policy has a density, gives sampled actions and
         their log-densities in nats; without it, `act` samples. `obs`:

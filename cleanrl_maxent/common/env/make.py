@@ -119,7 +119,7 @@ def no_deprecations() -> Iterator[None]:
 
 
 def scale_action(action: np.ndarray, space: gym.Space) -> np.ndarray:
-    """Maps [-1, 1] onto a Box's bounds, clipped so that rounding cannot leave them; 0, 1, … onto Discrete."""
+    """Maps [-1, 1] onto a Box's bounds, clipped to them; 0, 1, … onto Discrete."""
     if isinstance(space, gym.spaces.Discrete):
         return space.start + action
     assert isinstance(space, gym.spaces.Box)

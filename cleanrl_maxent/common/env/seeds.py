@@ -84,8 +84,8 @@ class SeedEnvs:
     def step(self, action: np.ndarray) -> list[Episode]:
         """Steps every environment; one that ends is reset at once. Returns the episodes that ended.
 
-        `action`: `(..., action_dim)`, ±1 at the bounds and clipped to them, or `(...)` integers from 0. Raises NonFiniteError,
-        EnvironmentFailed, and UsageError for what an environment must not return.
+        `action`: `(..., action_dim)`, ±1 at the bounds and clipped to them, or `(...)` integers from 0.
+        Raises NonFiniteError, EnvironmentFailed, and UsageError for what an environment must not return.
         """
         self.steps += self.copies
         check_finite(self.steps, self.seeds, action=action)
