@@ -335,7 +335,8 @@ def update(state, rollout, key, index, args):
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example)
+    flags = "--num-steps or --num-envs"
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):

@@ -274,7 +274,7 @@ def make_samples(state, rollout, args):
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against its target L^VF of eq. 9."""
+    """Half the mean squared error of V against its target."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 
@@ -322,7 +322,8 @@ def update(state, rollout, key, index, args):
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example)
+    flags = "--num-steps or --num-envs"
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):

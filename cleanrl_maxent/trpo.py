@@ -298,8 +298,7 @@ def natural_step(state, batch, args):
     some = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
     product = partial(fisher_vector_product, state=state, batch=some, args=args)
     x, residual = conjugate_gradient(product, g, args.cg_iters)
-    length = jnp.sqrt(2 * args.target_kl / jnp.maximum(x @ product(x), 1e-20))
-    return length * x, residual
+    return jnp.sqrt(2 * args.target_kl / (x @ product(x))) * x, residual
 
 
 def search(full, state, batch, args):
@@ -360,7 +359,8 @@ def update(state, rollout, key, index, args):
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example)
+    flags = "--num-steps or --num-envs"
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):

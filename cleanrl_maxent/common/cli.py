@@ -108,8 +108,13 @@ class RunArgs:
 
         A class from an interactive session belongs to the algorithm that it extends.
         """
+        return cls.file().stem
+
+    @classmethod
+    def file(cls) -> Path:
+        """The file that defines these arguments."""
         files = (getattr(sys.modules.get(base.__module__), "__file__", None) for base in cls.__mro__)
-        return next(Path(file).stem for file in files if file)
+        return next(Path(file) for file in files if file)
 
     @property
     def length_is_fixed(self) -> bool:

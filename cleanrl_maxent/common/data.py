@@ -18,7 +18,7 @@ class Transition:
 
     `obs`, `next_obs`: `(..., obs_dim)`. `action`: `(..., action_dim)`, ±1 at the bounds; or `(...)`, int32,
     the number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 if the MDP ended, 0 at a time
-    limit.
+    limit. `truncated`: `(...)`, 1 at a time limit; None where nobody asks.
     """
 
     obs: Array
@@ -26,6 +26,7 @@ class Transition:
     reward: Array
     next_obs: Array
     terminated: Array
+    truncated: Array | None = None
 
 
 @struct.dataclass
@@ -59,6 +60,17 @@ class Replay:
         """
         rows = jax.random.randint(key, (size,), 0, jnp.minimum(count, self.capacity))
         return jax.tree.map(lambda row: row[rows], self.rows)
+
+    def sample_sequences(self, key: jax.Array, size: int, count: int | jax.Array, length: int) -> Transition:
+        """`size` runs of `length` transitions in the order in which they were stored, `(size, length, ...)`.
+
+        The first of each is uniform, with replacement, over those that leave room for the rest; an episode
+        may end within. `count`: transitions stored so far, >= `length`. The key is consumed.
+        """
+        stored = jnp.minimum(count, self.capacity)
+        first = count - stored + jax.random.randint(key, (size,), 0, stored - length + 1)
+        slots = (first[:, None] + jnp.arange(length)) % self.capacity
+        return jax.tree.map(lambda row: row[slots], self.rows)
 
 
 def transition_bytes(example: Transition) -> int:
@@ -119,9 +131,9 @@ class DiscountedReturns:
     statistics: Statistics
 
     @classmethod
-    def create(cls, num_envs: int) -> "DiscountedReturns":
-        """Those before the first step."""
-        return cls(jnp.zeros(num_envs), Statistics.create())
+    def create(cls, count: int) -> "DiscountedReturns":
+        """Those of `count` environments before the first step."""
+        return cls(jnp.zeros(count), Statistics.create())
 
     @property
     def std(self) -> jax.Array:

@@ -9,10 +9,13 @@ from cleanrl_maxent.common.data import Transition, transition_bytes
 from cleanrl_maxent.common.devices import check_memory
 
 
-def check_rollouts(num_seeds: int, steps: int, example: Transition) -> None:
-    """Raises UsageError unless the memory holds rollouts of `steps` steps per seed, on host and device."""
+def check_rollouts(num_seeds: int, steps: int, example: Transition, flags: str) -> None:
+    """Raises UsageError, with the advice to lower `flags`, unless the memory holds rollouts.
+
+    One of `steps` steps per seed, on host and device.
+    """
     needed = 2 * num_seeds * steps * transition_bytes(example)
-    check_memory(needed, f"rollout of {num_seeds} x {steps} steps", "--num-steps or --num-envs")
+    check_memory(needed, f"rollout of {num_seeds} x {steps} steps", flags)
 
 
 def split_seeds(rows: Any, num_seeds: int) -> Any:

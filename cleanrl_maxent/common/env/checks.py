@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -78,9 +79,24 @@ def check_kwargs(kwargs: dict[str, Any]) -> None:
         raise UsageError(f"env_kwargs must not have {min(reserved)}: this program gives it")
 
 
-def check_spaces(env_id: str, env: gym.Env, action_spaces: tuple[str, ...]) -> None:
+def others_taking(kind: str, algorithm: Path) -> str:
+    """The algorithms beside a file that take such actions; only its namesakes, if there are any."""
+    names = []
+    for path in sorted(algorithm.parent.glob("*.py")):
+        text = path.read_text("utf-8", errors="replace")
+        stated = re.search(r"^    action_spaces: ClassVar = (.*)", text, re.MULTILINE)
+        if "class Args(RunArgs)" in text and kind in (stated[1] if stated else "Box"):
+            names.append(path.name)
+    first, *_ = algorithm.stem.split("_")
+    namesakes = [name for name in names if Path(name).stem.split("_")[0] == first]
+    return " or ".join(namesakes or names)
+
+
+def check_spaces(
+    env_id: str, env: gym.Env, action_spaces: tuple[str, ...], algorithm: Path | None = None
+) -> None:
     """Raises UsageError unless observations are a 1-D Box and actions of one of the kinds `action_spaces`:
-    Box, 1-D with finite bounds, or Discrete."""
+    Box, 1-D with finite bounds, or Discrete. `algorithm`: the file that asks for them."""
     observation, action = getattr(env, "observation_space", None), getattr(env, "action_space", None)
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         kind = f"{type(observation).__name__}{getattr(observation, 'shape', None) or ''}"
@@ -91,7 +107,9 @@ def check_spaces(env_id: str, env: gym.Env, action_spaces: tuple[str, ...]) -> N
     if not any(isinstance(action, getattr(gym.spaces, kind)) for kind in action_spaces):
         needed = {"Box": "a continuous one (Box)", "Discrete": "a discrete one (Discrete)"}
         kinds = needed[action_spaces[0]] if len(action_spaces) == 1 else " or ".join(action_spaces)
-        raise UsageError(f"{env_id} has the action space {action}; {kinds} is needed")
+        others = others_taking(type(action).__name__, algorithm) if algorithm else ""
+        advice = f"; use {others}" if others else ""
+        raise UsageError(f"{env_id} has the action space {action}; {kinds} is needed{advice}")
     if isinstance(action, gym.spaces.Box):
         check_bounds(env_id, action)
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -32,12 +33,14 @@ class EnvChoice:
 
     `action_spaces`: the kinds that are taken, Box, Discrete or both. `env_kwargs`: arguments of its
     constructor, a JSON object. `max_episode_steps`: its time limit; None: that of its registration.
+    `algorithm`: the file of the algorithm that asks for it.
     """
 
     env_id: str
     action_spaces: tuple[str, ...] = ("Box",)
     env_kwargs: str = "{}"
     max_episode_steps: int | None = None
+    algorithm: Path | None = None
 
 
 made: set[EnvChoice] = set()  # what this process has made before
@@ -45,7 +48,8 @@ made: set[EnvChoice] = set()  # what this process has made before
 
 def chosen_env(args: RunArgs) -> EnvChoice:
     """The environment of a run."""
-    return EnvChoice(args.env_id, args.action_spaces, args.env_kwargs, args.max_episode_steps)
+    how = args.env_kwargs, args.max_episode_steps
+    return EnvChoice(args.env_id, args.action_spaces, *how, args.file())
 
 
 def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> CheckedEnv:
@@ -75,7 +79,7 @@ def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> Checked
     made.add(choice)
     if render_mode:
         check_rendering(env, render_mode)
-    check_spaces(env_id, env, choice.action_spaces)
+    check_spaces(env_id, env, choice.action_spaces, choice.algorithm)
     return CheckedEnv(env, env_id, time_limit, truncates)
 
 

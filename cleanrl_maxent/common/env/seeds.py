@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, cast
 
+import jax
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -12,6 +13,7 @@ from cleanrl_maxent.common.env.make import TRAINING, EnvChoice, environment_seed
 from cleanrl_maxent.common.env.restore import RestorableEnv, check_restorable
 from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.files import subtree
 from cleanrl_maxent.common.output import warn
 
 
@@ -28,7 +30,8 @@ class SeedEnvs:
 
     Arrays lead with `(seed · copy,)`. `task`: dimensions and bounds. `obs`: the current observations,
     `(..., obs_dim)` float32.
-    `transition`: the last step, with the true next observation also if an episode ended; `ended`: 1 if
+    `transition`: the last step, zeros before the first, with the true next observation also if an episode
+    ended; `ended`: 1 if
     it did, terminated or truncated, float32. `steps`: steps taken with each seed.
     """
 
@@ -50,7 +53,8 @@ class SeedEnvs:
         self.task = describe_task(self.envs.single_observation_space, self.envs.single_action_space)
         self.steps = 0
         self.obs = self.reset()
-        self.transition: Transition  # none before the first step
+        rows = len(seeds) * copies
+        self.transition = jax.tree.map(lambda x: np.zeros((rows, *x.shape), x.dtype), self.example)
         self.ended: np.ndarray
         check_finite(0, seeds, obs=self.obs)
 
@@ -109,6 +113,7 @@ class SeedEnvs:
             reward=reward.astype(np.float32),
             next_obs=next_obs,
             terminated=terminated.astype(np.float32),
+            truncated=truncated.astype(np.float32),
         )
         self.obs, self.ended = obs, ended.astype(np.float32)
         if not self.warned and max(env.checked.length for env in self.single_envs) >= LONGEST_EPISODE:
@@ -148,8 +153,9 @@ class SeedEnvs:
         arrive there.
         """
         self.steps, self.obs = steps, arrays["obs"]
-        names = Transition.__annotations__
-        self.transition = Transition(**{name: arrays[f"transition/{name}"] for name in names})
+        transition = subtree("transition/", arrays)
+        transition.setdefault("truncated", np.zeros_like(transition["terminated"]))  # earlier ones lack it
+        self.transition = Transition(**transition)
         if self.env_reset == "restart":
             self.obs = self.reset(steps)
             return

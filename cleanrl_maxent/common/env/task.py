@@ -25,7 +25,7 @@ class Task(NamedTuple):
         """A transition of zeros, whose shapes and dtypes are those of one environment's transitions."""
         obs, scalar = np.zeros(self.obs_dim, np.float32), np.zeros((), np.float32)
         action = np.zeros((), np.int32) if self.discrete else np.zeros(self.action_dim, np.float32)
-        return Transition(obs, action, scalar, obs, scalar)
+        return Transition(obs, action, scalar, obs, scalar, scalar)
 
     @property
     def action_space(self) -> gym.Space:

@@ -135,6 +135,7 @@ class Checkpoints:
     def read_segment(self, name: str, sha256: str) -> Transition:
         """The transitions of a segment; raises Damaged."""
         arrays = self.read_arrays(name, sha256)
+        arrays = {"truncated": np.zeros_like(arrays.get("terminated", 0))} | arrays  # earlier ones lack it
         if arrays.keys() != Transition.__annotations__.keys():
             raise Damaged(f"{self.folder / name} was written by other code")
         return Transition(**arrays)

@@ -32,8 +32,8 @@ def split_seed(folder: Path) -> tuple[Path, int | None]:
     return (folder.parent, int(seed)) if one_seed else (folder, None)
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint:
-    """The newest good checkpoint of a run; raises UsageError if there is none."""
+def newest_checkpoint(folder: Path, holds: str) -> Checkpoint:
+    """The newest good checkpoint of a run; raises UsageError, saying what it `holds`, if there is none."""
     checkpoints = Checkpoints(folder / "checkpoint")
     checkpoints.check_version()
     for path in checkpoints.paths():
@@ -41,7 +41,27 @@ def newest_checkpoint(folder: Path) -> Checkpoint:
             return checkpoints.read(path)
         except Damaged as problem:
             say(f"warning: {problem}; trying the checkpoint before")
-    raise UsageError(f"{folder} has no good checkpoint, which would hold its networks")
+    raise UsageError(f"{folder} has no good checkpoint, which would hold its {holds}")
+
+
+def check_same_spaces(folder: Path, env_id: str, task: Task) -> None:
+    """Raises UsageError unless the run in `folder` had the observations and actions of `task`."""
+    other = recorded_task(folder)
+    for name, ours in task._asdict().items():
+        theirs = getattr(other, name)
+        require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {env_id}")
+
+
+def seeds_of(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:
+    """Which of the `recorded` seeds of a run stands for each one `wanted`.
+
+    The same one; or `seed`, if given, or the only one there is. Raises UsageError if one is not there.
+    """
+    only = seed if seed is not None else recorded[0] if len(recorded) == 1 else None
+    seeds = wanted if only is None else [only] * len(wanted)
+    has, one = f"{folder} has seeds {recorded[0]} to {recorded[-1]}", f"{folder}/seed-{recorded[0]}"
+    require(set(seeds) <= set(recorded), f"{has}: name one of them, such as {one}")
+    return seeds
 
 
 def read_initial(args: RunArgs, task: Task) -> Initial:
@@ -52,17 +72,11 @@ def read_initial(args: RunArgs, task: Task) -> Initial:
     """
     assert args.init_from is not None
     folder, seed = split_seed(Path(args.init_from))
-    recorded, other = recorded_args(type(args), str(folder)), recorded_task(folder)
-    for name, ours in task._asdict().items():
-        theirs = getattr(other, name)
-        require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {args.env_id}")
-    first, count = recorded.seed, recorded.num_seeds
-    only = seed if seed is not None else first if count == 1 else None
-    seeds = args.seeds if only is None else [only] * args.num_seeds
-    missing = [s for s in seeds if not first <= s < first + count]
-    has, one = f"{folder} has seeds {first} to {first + count - 1}", f"--init-from {folder}/seed-{first}"
-    require(not missing, f"{has}: name one of them, such as {one}")
-    found = newest_checkpoint(folder)
+    recorded = recorded_args(type(args), str(folder))
+    check_same_spaces(folder, args.env_id, task)
+    first = recorded.seed
+    seeds = seeds_of(folder, seed, range(first, first + recorded.num_seeds), args.seeds)
+    found = newest_checkpoint(folder, "networks")
     rows = [s - first for s in seeds]
     arrays = {name: array[rows] for name, array in subtree("state/", found.arrays).items()}
     sha256 = digest(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
