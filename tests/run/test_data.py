@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from cleanrl_maxent.common import devices
-from cleanrl_maxent.common.data import Replay, Statistics, Transition, create_replays, store, transition_bytes
+from cleanrl_maxent.common.data import (
+    DiscountedReturns,
+    Replay,
+    Statistics,
+    Transition,
+    create_replays,
+    store,
+    transition_bytes,
+)
 from cleanrl_maxent.common.errors import UsageError
 
 
@@ -96,3 +104,23 @@ def test_statistics_are_those_of_all_rows():
     assert statistics.count == 40
     assert np.allclose(statistics.mean, rows.mean(axis=0), rtol=1e-5)
     assert np.allclose(statistics.var, rows.var(axis=0), rtol=1e-5)
+
+
+def test_discounted_returns_continue_over_rollouts_and_stop_at_ends():
+    """And a rollout that begins with a new episode, as one of a resumed run may, begins with none."""
+    tracked, add = DiscountedReturns.create(1), jax.jit(DiscountedReturns.add, static_argnums=4)
+    assert tracked.std == pytest.approx(1)
+    totals, returns = [], [1, 2.5, 5.25, 10.625, 1, 1.5, 1, 1.5, 1.75]
+    for reward, ended, elapsed in (
+        ([1.0, 2.0, 4.0], [0, 0, 0], [0, 1, 2]),
+        ([8.0, 1.0, 1.0], [1, 0, 0], [3, 0, 1]),
+        ([1.0, 1.0, 1.0], [0, 0, 1], [0, 1, 2]),
+    ):
+        reward, ended = (np.float32(row)[:, None] for row in (reward, ended))
+        tracked = add(tracked, reward, ended, np.array(elapsed)[:, None], 0.5)
+        totals.append(float(tracked.running[0]))
+        seen = returns[: 3 * len(totals)]
+        assert tracked.statistics.mean == pytest.approx(np.mean(seen), rel=1e-5)
+        assert tracked.statistics.var == pytest.approx(np.var(seen), rel=1e-5)
+        assert tracked.statistics.count == len(seen) and tracked.std == pytest.approx(np.std(seen), rel=1e-5)
+    assert totals == pytest.approx([5.25, 1.5, 0])

@@ -1,0 +1,244 @@
+"""ppo.py: its clipped and penalised losses against float64 NumPy, and how the penalty adapts."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.stats import norm
+
+from benchmarks.studies.corridor import corridor
+from cleanrl_maxent import ppo, tabular
+from cleanrl_maxent.common.cli import validate
+from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.environments.finite import two_rooms
+from tests.support.pytrees import distance
+from tests.support.rollouts import (
+    BOX,
+    DISCRETE,
+    double,
+    flat,
+    float64,
+    make_args,
+    make_rollout,
+    make_state,
+    moved,
+    numeric_gradient,
+    on_host,
+    reference_entropy,
+    reference_kl,
+    reference_log_prob,
+    reference_value,
+    with_optimiser,
+)
+
+KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
+
+make_samples = on_host(jax.jit(ppo.make_samples, static_argnums=2))
+actor_loss = jax.jit(jax.value_and_grad(ppo.actor_loss, has_aux=True), static_argnums=3)
+update = jax.jit(ppo.update, static_argnums=4)
+
+# ---- the clip
+
+
+def ratio_loss(ratios, advantage, args):
+    """The loss as a function of the probability ratios alone."""
+
+    def apply(params, obs):
+        del obs
+        return SimpleNamespace(log_prob=lambda action: jnp.log(params), entropy=lambda: jnp.zeros(()))
+
+    old = SimpleNamespace(log_prob=lambda action: jnp.zeros(()))
+    state = SimpleNamespace(actor=SimpleNamespace(apply_fn=apply), kl_coef=0.0)
+    batch = SimpleNamespace(obs=None, action=None, old=old, advantage=advantage)
+    return ppo.actor_loss(ratios, state, batch, args)[0]
+
+
+RATIOS = [0.5, 0.79, 0.81, 1, 1.19, 1.21, 1.5]
+
+
+@pytest.mark.parametrize(("advantage", "kept"), [(1.0, [1, 1, 1, 1, 1, 0, 0]), (-1.0, [0, 0, 1, 1, 1, 1, 1])])
+def test_the_clip_stops_only_gradients_that_would_widen_a_gain(advantage, kept):
+    """The pessimistic side keeps its gradient, and at a ratio of 1 it is whole; without a clip all are."""
+    ratios = jnp.array(RATIOS)
+    gradient = len(RATIOS) * jax.grad(ratio_loss)(ratios, advantage, make_args(ppo, clip_coef=0.2))
+    assert np.allclose(gradient, -advantage * np.array(kept), atol=1e-6)
+    gradient = len(RATIOS) * jax.grad(ratio_loss)(ratios, advantage, make_args(ppo, clip_coef=0.0))
+    assert np.allclose(gradient, -advantage, atol=1e-6)
+
+
+# ---- losses
+
+LOSSES = {
+    "clip": dict(clip_coef=0.2, kl_coef=0.0, ent_coef=0.0),
+    "penalty": dict(clip_coef=0.0, kl_coef=2.0, ent_coef=0.0),
+    "all": dict(clip_coef=0.1, kl_coef=0.5, ent_coef=0.3),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@KINDS
+@float64()
+def test_loss_and_gradient(name, task):
+    """Away from the policy that sampled; ratios are of whole actions, the divergence is KL(old ‖ new)."""
+    args = make_args(ppo, **LOSSES[name])
+    state, rollout = double((make_state(ppo, args, task), make_rollout(ppo, args, task)))
+    samples = make_samples(state, rollout, args)
+    old, beta = state.actor.params, 0.7 * args.kl_coef  # has been adapted
+    params = jax.tree.map(lambda leaf: 0.8 * leaf + 0.05, old)
+
+    def ratio(params):
+        return np.exp(
+            reference_log_prob(params, samples.obs, samples.action)
+            - reference_log_prob(old, samples.obs, samples.action)
+        )
+
+    def loss(params):
+        rho = ratio(params)
+        clipped = np.clip(rho, 1 - args.clip_coef, 1 + args.clip_coef) if args.clip_coef else rho
+        surrogate = np.minimum(rho * samples.advantage, clipped * samples.advantage)
+        divergence = reference_kl(old, params, samples.obs)
+        return -np.mean(
+            surrogate - beta * divergence + args.ent_coef * reference_entropy(params, samples.obs)
+        )
+
+    given = state.replace(kl_coef=jnp.array(beta)), samples, args
+    (found, metrics), grads = actor_loss(params, *given)
+    assert float(found) == pytest.approx(loss(params), rel=1e-12)
+    np.testing.assert_allclose(flat(grads), numeric_gradient(loss, params), rtol=0, atol=1e-8)
+    rho = ratio(params)
+    share = (np.abs(rho - 1) > args.clip_coef).mean() if args.clip_coef else 0
+    assert metrics["losses/clipfrac"] == pytest.approx(share) and (share > 0) == (args.clip_coef > 0)
+    assert metrics["losses/approx_kl"] == pytest.approx((rho - 1 - np.log(rho)).mean(), rel=1e-9)
+
+
+@float64()
+def test_approximate_divergence_is_an_estimate_of_the_exact_one():
+    """N(0, 1) and N(0.1, 1.1), over 100,000 quantiles of the first, by which it is KL(old ‖ new)."""
+    args, count = make_args(ppo, hidden_dims=()), 100_000
+    state = make_state(ppo, args, Task(1, 1))
+    head = {"kernel": jnp.zeros((1, 1)), "bias": jnp.array([0.1])}
+    params = {"params": {"log_std": jnp.log(jnp.array([1.1])), "mean": head}}
+    action = norm.ppf((np.arange(count) + 0.5) / count)[:, None]
+    rows = jnp.zeros((count, 1))
+    batch = ppo.Samples(rows, jnp.array(action), ppo.Gaussian(rows, rows), rows[:, 0], rows[:, 0])
+    _, metrics = ppo.actor_loss(params, state, batch, args)
+    new = ppo.Gaussian(jnp.array([0.1]), jnp.log(jnp.array([1.1])))
+    exact = float(ppo.Gaussian(jnp.zeros(1), jnp.zeros(1)).kl(new))
+    assert exact == pytest.approx(0.012666, abs=5e-7)
+    assert metrics["losses/approx_kl"] == pytest.approx(exact, abs=2e-5)
+
+
+# ---- the penalty's coefficient
+
+
+def adapted(divergence, coefficient, target):
+    """The penalty's coefficient after a rollout whose policy moved so far, and what was measured."""
+    args = make_args(ppo, kl_coef=1.0, kl_target=target)
+    state = make_state(ppo, args).replace(kl_coef=jnp.float32(coefficient))
+    old = SimpleNamespace(kl=lambda new: jnp.full(5, divergence, jnp.float32))
+    samples = SimpleNamespace(old=old, obs=jnp.zeros((5, 3)))
+    after, metrics = ppo.adapt_penalty(state, samples, args)
+    assert metrics["losses/kl"] == pytest.approx(divergence)
+    assert metrics["losses/kl_coef"] == pytest.approx(coefficient)
+    return float(after.kl_coef)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "factor"),
+    [(0.0, 0.5), (0.5, 0.5), (0.66, 0.5), (0.67, 1), (1, 1), (1.5, 1), (1.51, 2), (9, 2)],
+)
+def test_penalty_is_halved_and_doubled_beyond_half_of_the_target(ratio, factor):
+    """At exactly 3/2 it stays; without a target it is fixed."""
+    target = 0.01171875  # of which 3/2 is exact in float32
+    assert adapted(ratio * target, 0.8, target) == pytest.approx(0.8 * factor)
+    assert adapted(ratio * target, 0.8, 0.0) == pytest.approx(0.8)
+
+
+def test_penalty_at_two_thirds_of_the_target_stays():
+    target = 0.01171875
+    assert adapted(target / 1.5, 0.8, target) == pytest.approx(0.8)
+
+
+def test_penalty_is_bounded():
+    assert adapted(1.0, 9e3, 0.01) == pytest.approx(1e4) and adapted(0.0, 1.5e-4, 0.01) == pytest.approx(1e-4)
+
+
+def test_a_target_needs_a_penalty_to_adapt():
+    with pytest.raises(
+        UsageError, match="kl_target adapts kl_coef, which must start above 0; add --kl-coef 1"
+    ):
+        validate(ppo.Args(kl_target=0.01))
+    validate(ppo.Args(kl_target=0.01, kl_coef=1.0))
+
+
+# ---- the update
+
+
+@float64()
+def test_two_passes_over_the_whole_rollout():
+    """Ratios, divergences and advantages are of the policy and values before the first of them; the penalty
+    adapts to the divergence after the last, for the next rollout."""
+    args = make_args(
+        ppo,
+        **dict(update_epochs=2, num_minibatches=1, clip_coef=0.1, kl_coef=2.0, kl_target=1e-4, ent_coef=0.1),
+    )
+    state, rollout = double((make_state(ppo, args), make_rollout(ppo, args)))
+    state, rate = with_optimiser(state, optax.sgd(0.3)), 0.3
+    samples = make_samples(state, rollout, args)
+    after, metrics = update(state, rollout, jax.random.key(0), 0, args)
+    old = state.actor.params
+    old_log_prob = reference_log_prob(old, samples.obs, samples.action)
+
+    def of_actor(params):
+        rho = np.exp(reference_log_prob(params, samples.obs, samples.action) - old_log_prob)
+        surrogate = np.minimum(rho * samples.advantage, np.clip(rho, 0.9, 1.1) * samples.advantage)
+        penalty = 2.0 * reference_kl(old, params, samples.obs)
+        return -np.mean(surrogate - penalty + 0.1 * reference_entropy(params, samples.obs))
+
+    def of_critic(params):
+        return 0.5 * np.mean((reference_value(params, samples.obs) - samples.value_target) ** 2)
+
+    for name, loss in (("actor", of_actor), ("critic", of_critic)):
+        params = jax.device_get(getattr(state, name).params)
+        for _ in range(2):
+            gradient = numeric_gradient(loss, params)
+            params = moved(params, -rate * gradient)
+        assert distance(getattr(after, name).params, params) < 1e-9, name
+        if name == "actor":
+            divergence = reference_kl(old, params, samples.obs).mean()
+    assert metrics["losses/kl"] == pytest.approx(divergence, rel=1e-6) and divergence > 1.5e-4
+    assert metrics["losses/kl_coef"] == 2 and after.kl_coef == 4
+
+
+def test_learning_rate_falls_to_zero_at_the_end():
+    """Over all gradient steps: four rollouts of 24 steps fit into 100."""
+    args = make_args(ppo, anneal_lr=True, total_timesteps=100)
+    assert args.gradient_steps == 4 * args.update_epochs * args.num_minibatches
+    state, moves = make_state(ppo, args), []
+    for seed in range(5):
+        after, _ = update(state, make_rollout(ppo, args, seed=seed), jax.random.key(seed), seed, args)
+        moves.append(distance(after.actor.params, state.actor.params))
+        state = after
+    assert moves[0] > moves[3] > 0 == moves[4]
+
+
+@pytest.mark.slow
+def test_two_rooms(tmp_path):
+    """An entropy bonus is not the maximum-entropy objective: PPO prefers the room that its optimum does."""
+    P, R, _ = two_rooms()
+    expected = tabular.bonus_policy(P, R, 0.99, 0.5)[0, 4:].sum()
+    assert expected == pytest.approx(0.3682, abs=1e-4)
+    assert tabular.optimal_policy(P, R, 0.99, 0.5)[0, 4:].sum() == pytest.approx(0.7210, abs=1e-4)
+    args = ppo.Args(
+        **dict(env_id="cleanrl_maxent/TwoRooms-v0", ent_coef=0.5, total_timesteps=50_000, hidden_dims=(32,)),
+        **dict(num_envs=32, num_steps=32, num_minibatches=2, learning_rate=3e-3, norm_adv=False),
+        **dict(normalize_observation=False, normalize_reward=False, eval_episodes=0, checkpoint_frequency=0),
+        run_dir=str(tmp_path / "run"),
+    )
+    ppo.train(args)
+    pi = corridor.probabilities(tmp_path / "run")
+    assert pi[0, 4:].sum() == pytest.approx(expected, abs=0.03)
