@@ -77,7 +77,7 @@ def digests(folder: Path) -> dict[str, str]:
     segments = [vars(segment.load()) for segment in checkpoint.segments]
     for name in segments[0] if segments else ():
         rows = np.concatenate([segment[name] for segment in segments], axis=1)
-        kept = rows[:, -config["args"]["buffer_size"] - 1 :]
+        kept = rows[:, -config["args"].get("buffer_size", rows.shape[1]) - 1 :]
         found[f"replay/{name}"] = sha256(kept.tobytes())
     found["environments"] = sha256(json.dumps(checkpoint.meta["envs"]).encode())
     for path in sorted(folder.glob("seed-*/metrics.jsonl")):

@@ -11,7 +11,6 @@ k-th. Figures go to `--out` after each round; to a file that exists rounds are a
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,21 +23,31 @@ from typing import Any
 from benchmarks.commands import ROOT, check_algorithms
 from benchmarks.figures import plural
 from benchmarks.speed.batches import learns_from_batches
+from benchmarks.speed.rates import Figures, table
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import cpu_count
 from cleanrl_maxent.common.errors import UsageError, require
 
 OURS, PEER = (str(Path(__file__).with_name(f"{name}.py")) for name in ("ours", "peer"))
-PEERS = {"SBX": "sbx", "SB3": "stable_baselines3"}
+PEERS = {"SBX": "sbx", "SB3": "stable_baselines3", "SB3-contrib": "sb3_contrib"}
 THREADS = ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS")  # would favour one side
 DIFFERENCES = (
     "Ours writes metrics, TensorBoard files and checkpoints, and computes float32 products in full (with jax "
     "before 0.12 on a CPU by Eigen; SBX by XLA's default); peers log nothing. Peers' replay is in NumPy, "
-    "whose memory counts only once it is written to; ours counts whole."
+    "whose memory counts only once it is written to; ours counts whole. On-policy peers normalise in NumPy, "
+    "at every step, ours in the compiled policy and update."
 )
-PEER_NAMES = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC", "maxent_pg": "PPO"}  # what peers have
-Figures = dict[str, float]
+BOTH = ("SBX", "SB3")
+RIVALS = {  # a peer's algorithm, and the peers that have it
+    "ddpg": ("DDPG", BOTH),
+    "td3": ("TD3", BOTH),
+    "sac": ("SAC", BOTH),
+    "a2c": ("A2C", ("SB3",)),
+    "trpo": ("TRPO", ("SB3-contrib",)),
+    "ppo": ("PPO", BOTH),
+    "maxent_pg": ("PPO", BOTH),
+}
 
 
 @dataclass
@@ -49,8 +58,9 @@ class Args:
     env_id: str = "Hopper-v4"
     num_seeds: tuple[int, ...] = (1, 4, 10)  # vmapped in one process
     evaluated: tuple[int, ...] = (1, 4, 10)  # numbers of seeds to time with evaluation too
-    peer_python: Path | None = None  # python with sbx-rl, stable-baselines3 and gymnasium[mujoco]
+    peer_python: Path | None = None  # python with sbx-rl, sb3-contrib and gymnasium[mujoco]
     peer_script: tuple[Path, ...] = ()  # scripts of CleanRL or LeanRL, {algorithm}_….py, for --peer-python
+    torch_threads: int | None = None  # of peers; None: torch's choice, which is too many for small networks
     warm: int = 2_000  # environment steps before the clock starts, 1,000 of them random
     steps: int = 20_000  # timed environment steps of a program, in thousands for each seed
     rounds: int = 5
@@ -71,9 +81,9 @@ def finish(command: list[str], **options: Any) -> str:
     return done.stdout
 
 
-def measure(command: list[str]) -> dict[str, Any]:
-    """The JSON that a program prints last."""
-    return json.loads(finish(command, env=environment()).splitlines()[-1])
+def measure(command: list[str], **changes: str) -> dict[str, Any]:
+    """The JSON that a program prints last; `changes`: of its environment variables."""
+    return json.loads(finish(command, env=environment(**changes)).splitlines()[-1])
 
 
 def ours(kind: str, *flags: object) -> list[str]:
@@ -120,8 +130,8 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
     common = ["--algorithm", algorithm, "--env-id", args.env_id]
     chosen: dict[str, Callable[[], dict[str, Any]]] = {}
 
-    def add(name: str, command: list[str]) -> None:
-        chosen[name] = lambda: measure(command)
+    def add(name: str, command: list[str], **changes: str) -> None:
+        chosen[name] = lambda: measure(command, **changes)
 
     def run(share: int, multiple: int, warm: int, *flags: object) -> list[str]:
         """A run that takes a `share`-th of the steps, a multiple of `multiple`."""
@@ -132,13 +142,15 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
         add(plural(k, "seed"), run(k, 1000, args.warm, "--num-seeds", k))
 
     add_run(args.num_seeds[0])
-    if algorithm not in PEER_NAMES:
+    if algorithm not in RIVALS:
         sizes = ["--env-id", args.env_id, "--warm", args.warm, "--steps", args.steps]
         add("our SAC, 1 seed", ours("run", "--algorithm", "sac", *sizes))
     elif python := args.peer_python:
-        for name, package in PEERS.items():
-            sizes = [PEER_NAMES[algorithm], args.env_id, str(args.warm), str(args.steps)]
-            add(name, [str(python), PEER, package, *sizes])
+        rival, peers = RIVALS[algorithm]
+        for name in peers:
+            sizes = [rival, args.env_id, str(args.warm), str(args.steps)]
+            threads = {"OMP_NUM_THREADS": str(args.torch_threads)} if args.torch_threads else {}
+            add(name, [str(python), PEER, PEERS[name], *sizes], **threads)
         for script in args.peer_script:
             if script.name.startswith(algorithm):
                 name = "/".join(script.resolve().parts[-2:])
@@ -157,48 +169,9 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
     return chosen
 
 
-def spread(values: list[float], digits: int = 0) -> str:
-    """Median (lowest–highest)."""
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
-
-
-def ratios(upper: list[float], lower: list[float]) -> list[float]:
-    return [a / b for a, b in zip(upper, lower, strict=True)]
-
-
-def table(rounds: list[dict[str, Figures]]) -> str:
-    """Markdown: programs with rates and ratios within rounds, then the parts of a step."""
-
-    def column(program: str, figure: str) -> list[float]:
-        return [figures[program][figure] for figures in rounds]
-
-    names = list(rounds[0])
-    first, parts = names[0], [name for name in names if name.startswith("parts")]
-    lines = [f"| program | steps per second, all seeds | {first} ÷ this | host MB |", "|---|---|---|---|"]
-    for name in (name for name in names if name not in parts):
-        rates = column(name, "steps_per_second")
-        times = spread(ratios(column(first, "steps_per_second"), rates), 2)
-        memory = ""
-        if "host_megabytes" in rounds[0][name]:
-            memory = f"{statistics.median(column(name, 'host_megabytes')):,.0f}"
-        lines.append(f"| {name} | {spread(rates)} | {times} | {memory} |")
-    for name in parts:
-        bare = column(name, "updates_per_second")
-        shares = {"bare update ÷ its floor": ratios(bare, column(name, "floor_updates_per_second"))}
-        whole = plural(int(name.removeprefix("parts, ")), "seed")
-        shares["whole run ÷ bare update"] = ratios(column(whole, "steps_per_second"), bare)
-        lines += ["", f"| {name} | median (lowest–highest) |", "|---|---|"]
-        for figure in rounds[0][name]:
-            values = column(name, figure)
-            digits = 3 if max(values) < 10 else 0
-            lines.append(f"| {figure.replace('_', ' ')} | {spread(values, digits)} |")
-        lines += [f"| {share} | {spread(values, 2)} |" for share, values in shares.items()]
-    return "\n".join(lines)
-
-
 def describe(args: Args) -> dict[str, Any]:
     """Machine, versions and settings: figures of others are not to be mixed with these."""
-    settings = {k: v for k, v in asdict(args).items() if k in ("env_id", "warm", "steps")}
+    settings = {k: v for k, v in asdict(args).items() if k in ("env_id", "torch_threads", "warm", "steps")}
     peers = {}
     if args.peer_python:
         for name, package in PEERS.items():

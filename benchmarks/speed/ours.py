@@ -25,9 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.vector import SyncVectorEnv
 
 from benchmarks.commands import applicable_flags, check_algorithms
 from benchmarks.speed.batches import BatchUpdate
+from benchmarks.speed.clock import EnvironmentClock
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import per_seed, set_up_device
@@ -74,8 +76,11 @@ class Profile(Parts):
 
 
 def run(chosen: Run) -> dict[str, float]:
-    """Environment steps per second of all seeds together, and the most memory that the process held."""
-    algorithm = algorithms()[chosen.algorithm]
+    """Environment steps per second of all seeds together, and the most memory that the process held.
+
+    Without evaluation, which has environments of its own, also steps per second outside the environments.
+    """
+    algorithm, clock = algorithms()[chosen.algorithm], EnvironmentClock(SyncVectorEnv, "step")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         algorithm.train(
             algorithm.Args(
@@ -91,8 +96,13 @@ def run(chosen: Run) -> dict[str, float]:
     timed = [row for row in rows if row["global_step"] >= chosen.warm]  # rollouts end where they do
     require(len(timed) >= 2, f"{chosen.steps} steps are too few to be timed; raise --steps")
     first, last = timed[0], timed[-1]
-    steps, elapsed = (last[name] - first[name] for name in ("global_step", "seconds"))
+    elapsed = last["seconds"] - first["seconds"]
+    steps = last["global_step"] - first["global_step"]
     figures = {"steps_per_second": chosen.num_seeds * steps / elapsed}
+    if not chosen.eval_episodes:
+        copies = getattr(algorithm.Args, "num_envs", 1)
+        inside = clock.between(first["global_step"] // copies, last["global_step"] // copies)
+        figures["agent_steps_per_second"] = chosen.num_seeds * steps / (elapsed - inside)
     if resource:
         figures["host_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     stats = [device.memory_stats() for device in jax.local_devices()]

@@ -1,9 +1,9 @@
 """One measurement of a peer for `benchmarks/speed/compare.py`, printed as a line of JSON.
 
-Runs in the peer's own environment, so it imports nothing of ours:
+Runs in the peer's own environment, so of ours it imports only `clock.py`, by the repository on the path:
 
-    python benchmarks/speed/peer.py sbx                             # its versions
-    python benchmarks/speed/peer.py sbx SAC Hopper-v4 2000 20000    # warm-up and timed steps
+    PYTHONPATH=. python benchmarks/speed/peer.py sbx                             # its versions
+    PYTHONPATH=. python benchmarks/speed/peer.py sbx SAC Hopper-v4 2000 20000    # warm-up and timed steps
 """
 
 import argparse
@@ -12,46 +12,67 @@ import json
 import resource
 import time
 from importlib.metadata import version
+from typing import Any
 
 import gymnasium
 import numpy as np
 
-PACKAGES = {"sbx": ("sbx-rl", "jax"), "stable_baselines3": ("stable-baselines3", "torch")}
+from benchmarks.speed.clock import EnvironmentClock
+
+PACKAGES = {
+    "sbx": ("sbx-rl", "jax"),
+    "stable_baselines3": ("stable-baselines3", "torch"),
+    "sb3_contrib": ("sb3-contrib", "stable-baselines3", "torch"),
+}
+ON_POLICY: dict[str, tuple[int, dict[str, Any]]] = {  # environments, and sizes: the defaults of ours
+    "PPO": (8, dict(n_steps=256, batch_size=64, n_epochs=10, gae_lambda=0.95)),
+    "A2C": (16, dict(n_steps=5, gae_lambda=1.0, ent_coef=0.01)),
+    "TRPO": (8, dict(n_steps=256, batch_size=64, cg_max_steps=10, n_critic_updates=10, gae_lambda=0.97)),
+}
+OFF_POLICY = dict(
+    learning_starts=1_000,
+    buffer_size=1_000_000,
+    batch_size=256,
+    train_freq=1,
+    gradient_steps=1,
+    policy_kwargs={"net_arch": [256, 256]},
+)
 
 
-def measure(package: str, algorithm: str, env_id: str, warm: str, steps: str) -> dict[str, float]:
-    """Rate with our sizes: batches of 256, two layers of 256, a ring of a million, noise of 0.1.
+def make_model(package: str, algorithm: str, env_id: str) -> Any:
+    """A model with our sizes: batches of 256, two layers of 256, a ring of a million, noise of 0.1.
 
-    PPO's rollouts are 256 steps of eight environments, ten epochs of batches of 64, two layers of 64.
+    On-policy: `ON_POLICY`, and two layers of 64 for actor and critic each, their default. Observations and
+    rewards are normalised.
     """
     env_util, noise, vec_env = (
         importlib.import_module(f"stable_baselines3.common.{name}")
         for name in ("env_util", "noise", "vec_env")
     )
-    make_model = getattr(importlib.import_module(package), algorithm)
-    if algorithm == "PPO":
-        env = vec_env.VecNormalize(env_util.make_vec_env(env_id, n_envs=8))
-        model = make_model("MlpPolicy", env, n_steps=256, batch_size=64, n_epochs=10, seed=1)
-    else:
-        env = gymnasium.make(env_id)
-        zeros = np.zeros(env.action_space.shape or ())
-        model = make_model(
-            "MlpPolicy",
-            env,
-            learning_starts=1_000,
-            buffer_size=1_000_000,
-            batch_size=256,
-            train_freq=1,
-            gradient_steps=1,
-            policy_kwargs={"net_arch": [256, 256]},
-            action_noise=None if algorithm == "SAC" else noise.NormalActionNoise(zeros, zeros + 0.1),
-            seed=1,
-        )
+    make = getattr(importlib.import_module(package), algorithm)
+    if algorithm in ON_POLICY:
+        count, sizes = ON_POLICY[algorithm]
+        env = vec_env.VecNormalize(env_util.make_vec_env(env_id, n_envs=count))
+        return make("MlpPolicy", env, seed=1, device="cpu", **sizes)
+    env = gymnasium.make(env_id)
+    zeros = np.zeros(env.action_space.shape or ())
+    action_noise = None if algorithm == "SAC" else noise.NormalActionNoise(zeros, zeros + 0.1)
+    return make("MlpPolicy", env, action_noise=action_noise, seed=1, **OFF_POLICY)
+
+
+def measure(package: str, algorithm: str, env_id: str, warm: str, steps: str) -> dict[str, float]:
+    """Steps per second, also of the time outside the environments, and the most memory held."""
+    vector_env = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv
+    clock = EnvironmentClock(vector_env, "step_wait")
+    model = make_model(package, algorithm, env_id)
     model.learn(int(warm))
-    before, began = model.num_timesteps, time.perf_counter()
+    first, began = model.num_timesteps, time.perf_counter()
     model.learn(int(steps), reset_num_timesteps=False)
+    elapsed, last = time.perf_counter() - began, model.num_timesteps
+    inside = clock.between(first // model.n_envs, last // model.n_envs)
     return {
-        "steps_per_second": (model.num_timesteps - before) / (time.perf_counter() - began),
+        "steps_per_second": (last - first) / elapsed,
+        "agent_steps_per_second": (last - first) / (elapsed - inside),
         "host_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
 

@@ -27,6 +27,34 @@ PAIRS = [
         "sample_action temperature alpha_loss improve_policy",
         "reward_scale repeat soft_value sample_particles log_density lower_median stein_direction",
     ),
+    Pair("sac", "sac_v1", 65, 80, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
+    Pair("sac", "sac_discrete", 60, 82, new="of_action reduce_critics"),
+    Pair(
+        *("sql", "sql_discrete", 172, 158),
+        "reward_scale Actor repeat sample_particles log_density lower_median stein_direction actor_loss",
+        "Policy sample_action double_value targets policy_entropy epsilon",
+    ),
+    Pair(
+        *("sql_discrete", "fitted_q", 140, 98),
+        "double_value policy_entropy move_targets epsilon",
+        "check_values",
+    ),
+    Pair("reinforce", "a2c", 90, 45, "past_rewards counted fit_critic"),
+    Pair("a2c", "a3c", 20, 45, new="own_parameters"),
+    Pair(
+        *("a2c", "trpo", 46, 130, "actor_loss"),
+        "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step search fit_critic",
+    ),
+    Pair(
+        *("trpo", "ppo", 107, 82),
+        "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step search fit_critic",
+        "actor_loss adapt_penalty",
+    ),
+    Pair(
+        *("ppo", "maxent_pg", 77, 130),
+        "Gaussian adapt_penalty",
+        "TanhGaussian sample_action temperature alpha_loss improve_temperature",
+    ),
 ]
 
 

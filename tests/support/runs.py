@@ -44,6 +44,9 @@ SMALLEST = SMALL | dict(
     n_critics=2,
     value_particles=3,
     svgd_particles=4,
+    collect_steps=150,
+    iterations=2,
+    updates_per_iteration=3,
 )
 
 

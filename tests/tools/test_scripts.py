@@ -109,6 +109,6 @@ def test_small_helpers():
     flags = {"tau": 0.5, "autotune": False, "hidden_dims": [8, 8], "num_envs": 2}
     assert list(words(applicable_flags("sac", flags))) == "--tau 0.5 --no-autotune --hidden-dims 8 8".split()
     check_algorithms(cleanrl_maxent.algorithms())
-    with pytest.raises(UsageError, match="a.toml: unknown algorithm 'sacc'; there are ddpg"):
+    with pytest.raises(UsageError, match="a.toml: unknown algorithm 'sacc'; there are a2c"):
         check_algorithms(["sac", "sacc"], "a.toml: ")
     assert differences({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]

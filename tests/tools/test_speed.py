@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.speed import compare, ours
+from benchmarks.speed import clock, compare, ours, rates
 from benchmarks.speed.batches import BatchUpdate, learns_from_batches
 from cleanrl_maxent import algorithms, ddpg, sac, td3
 from cleanrl_maxent.common.env.seeds import SeedEnvs
@@ -28,10 +28,43 @@ def test_ratios_are_taken_within_a_round():
         figures(90.0, bare=100.0, floor=125.0) | {"SBX": {"steps_per_second": 60.0}},
         figures(45.0, bare=50.0, floor=62.5) | {"SBX": {"steps_per_second": 30.0}},
     ]
-    text = compare.table(rounds)
+    text = rates.table(rounds)
     assert "| SBX | 45 (30–60) | 1.50 (1.50–1.50) |" in text
     assert "| bare update ÷ its floor | 0.80 (0.80–0.80) |" in text
     assert "| whole run ÷ bare update | 0.90 (0.90–0.90) |" in text
+
+
+def test_the_time_in_the_environments_is_taken_off():
+    """A column of its own, empty for a program that was not timed so."""
+    ours, peer = (
+        {"steps_per_second": rate, "agent_steps_per_second": 3 * rate / scale, "host_megabytes": 7.0}
+        for rate, scale in ((90.0, 1), (60.0, 2))
+    )
+    text = rates.table([{"1 seed": ours, "SB3": peer, "a script": {"steps_per_second": 45.0}}])
+    assert (
+        "| steps per second, all seeds | 1 seed ÷ this | without the environments | 1 seed ÷ this |" in text
+    )
+    assert "| SB3 | 60 (60–60) | 1.50 (1.50–1.50) | 90 (90–90) | 3.00 (3.00–3.00) | 7 |" in text
+    assert "| a script | 45 (45–45) | 2.00 (2.00–2.00) |  |  |  |" in text
+
+
+def test_the_clock_of_the_environments(monkeypatch):
+    """It runs in `step` and `reset` of the environment itself, not in its wrappers."""
+    monkeypatch.setattr(clock.gymnasium, "make", clock.gymnasium.make)  # put back afterwards
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+
+    class Vector:
+        def step(self, seconds):
+            now[0] += seconds
+            return "stepped"
+
+    timed = clock.EnvironmentClock(Vector, "step")
+    envs = Vector()
+    assert [envs.step(seconds) for seconds in (2, 3, 4)] == ["stepped"] * 3
+    now[0] += 100  # acting and learning
+    envs.step(5)
+    assert timed.between(0, 3) == 9 and timed.between(3, 4) == 5
 
 
 def test_the_startup_of_a_script_is_not_its_speed(monkeypatch):
@@ -75,7 +108,7 @@ def test_a_round_compares_neighbours_and_turns_around(monkeypatch):
         algorithms=("td3",), num_seeds=(1, 4), evaluated=(1,), rounds=2, peer_python=Path("p")
     )
     compare.main(args)
-    first, second = called[3:10], called[10:]
+    first, second = called[4:11], called[11:]
     assert second == first[::-1] and "sbx" in first[1] and "stable_baselines3" in first[2]
     assert "TD3" in first[1] and "td3" in first[0]
 
@@ -84,13 +117,13 @@ def test_programs_of_an_algorithm(monkeypatch):
     """Peers are named where they exist; an update alone is timed if it learns from batches."""
     monkeypatch.setattr(compare, "cpu_count", lambda: 2)
     args = compare.Args(num_seeds=(1,), evaluated=(), peer_python=Path("p"))
-    assert args.algorithms == tuple(algorithms()) and compare.PEER_NAMES.keys() <= algorithms().keys()
+    assert args.algorithms == tuple(algorithms()) and compare.RIVALS.keys() <= algorithms().keys()
     for name, algorithm in algorithms().items():
         chosen = compare.programs(args, name, on_cpu=True)
-        others = {"SBX", "SB3"} if name in compare.PEER_NAMES else {"our SAC, 1 seed"}
+        others = compare.RIVALS[name][1] if name in compare.RIVALS else ("our SAC, 1 seed",)
         alone = {"parts, 1"} if learns_from_batches(algorithm) else set()
-        assert chosen.keys() == {"1 seed", "packed, 2 processes"} | others | alone
-    with pytest.raises(UsageError, match="unknown algorithm 'ppo2'; there are ddpg"):
+        assert chosen.keys() == {"1 seed", "packed, 2 processes", *others} | alone
+    with pytest.raises(UsageError, match="unknown algorithm 'ppo2'; there are a2c"):
         compare.main(compare.Args(algorithms=("ppo2",)))
 
 
