@@ -1,4 +1,4 @@
-"""Advantage actor-critic (A2C): a step of actor and critic on every few steps of many environments.
+"""Advantage actor-critic (A2C): one step of actor and critic after every few steps of parallel environments.
 
 The synchronous form of A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783: the gradients of all
 environments, at the same parameters, averaged into one step. Deliberate deviations from that paper:
@@ -41,13 +41,13 @@ class Args(RunArgs):
     num_envs: Count = 16  # environments per seed
     num_steps: Count = 5  # steps of each environment per rollout
     gamma: Discount = 0.99  # discount per step
-    gae_lambda: Decay = 1.0  # decay of the trace of advantages; 1: returns of up to num_steps rewards
-    ent_coef: Magnitude = 0.01  # entropy bonus, in advantage per nat
+    gae_lambda: Decay = 1.0  # λ of advantages; 1: returns of up to num_steps rewards
+    ent_coef: Magnitude = 0.01  # β, entropy bonus, in advantage per nat
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 7e-4  # RMSProp, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic each
-    log_std_init: Number = 0.0  # of actions in [-1, 1]
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
     hidden_dims: Widths = (64, 64)  # widths of the hidden layers
@@ -87,7 +87,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+    """Distribution of actions numbered from 0, `(...)`; log π and entropy in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -107,7 +107,7 @@ class Categorical:
 
 @struct.dataclass
 class Gaussian:
-    """Distribution of unbounded actions, `(..., action_dim)`; figures in nats, `(...)`."""
+    """Distribution of unbounded actions, `(..., action_dim)`; log π and entropy in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -175,7 +175,7 @@ class State:
     actor: TrainState
     critic: TrainState
     observations: Statistics  # of earlier rollouts
-    returns: DiscountedReturns  # of plain rewards
+    returns: DiscountedReturns  # of unscaled rewards
 
 
 def init(key, task, args):
@@ -185,7 +185,7 @@ def init(key, task, args):
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
     annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
     rate = annealed if args.anneal_lr else args.learning_rate
-    # ε inside the root, and a mean square that starts at 1
+    # as the paper and TensorFlow have it; PyTorch's, which starts at 0, takes far longer first steps
     rmsprop = optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=1.0)
     rmsprop = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), rmsprop)
     return State(
@@ -201,13 +201,13 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
 
 @struct.dataclass
 class Samples:
-    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+    """What the losses need from a rollout, `(num_steps · num_envs, ...)`."""
 
     obs: jax.Array  # normalised
     action: jax.Array  # as it was sampled
@@ -216,7 +216,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode; only terminal states have value 0."""
+    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -271,14 +271,13 @@ def update(state, rollout, key, index, args):
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
-    return state, metrics | critic_metrics | {"losses/return_deviation": state.returns.std}
+    return state, metrics | critic_metrics | {"losses/return_std": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    flags = "--num-steps or --num-envs"
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):
@@ -301,11 +300,11 @@ def train(args):
             if step == args.last_step:
                 break
             rollout, end = [], step + args.steps_per_update
-            for taken in range(step, end, args.num_envs):
+            for env_step in range(step, end, args.num_envs):
                 elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
-                action = np.asarray(explore(policy(state), obs, keys.act, taken))
+                action = np.asarray(explore(policy(state), obs, keys.act, env_step))
                 episodes = envs.step(action.reshape(-1, *action.shape[2:]))
-                run.record_episodes(taken + args.num_envs, episodes)
+                run.record_episodes(env_step + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, envs.ended, elapsed))
             rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
             state, losses = learn(state, rollout, keys.update, step, index)

@@ -1,8 +1,8 @@
-"""Asynchronous advantage actor-critic (A3C), its workers in a fixed turn.
+"""Asynchronous advantage actor-critic (A3C), with workers in a fixed order.
 
-Mnih et al. 2016, https://arxiv.org/abs/1602.01783, whose Algorithm S3 is `turn`: every worker has an
-environment and parameters of its own, acts and differentiates with them, and steps the shared ones, which
-others have stepped since it copied them. Deliberate deviations:
+Mnih et al. 2016, https://arxiv.org/abs/1602.01783, whose Algorithm S3 is `worker_update`: every worker
+has its own environment and copy of the parameters, acts and computes gradients with that copy, and applies
+them to the shared parameters, which other workers have updated since. Deliberate deviations:
   - workers take turns instead of running at their own speed, so that a run can be repeated to the bit;
   - a time limit does not end the return;
   - actor and critic are separate networks, each with its own RMSProp and its own largest gradient norm;
@@ -36,20 +36,20 @@ from cleanrl_maxent.common.run.start import start
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Asynchronous advantage actor-critic, workers in turn."""
+    """Asynchronous advantage actor-critic, workers in a fixed order."""
 
     action_spaces: ClassVar = ("Box", "Discrete")
 
     num_envs: Count = 16  # workers per seed, an environment each
     num_steps: Count = 5  # steps of each environment per rollout
     gamma: Discount = 0.99  # discount per step
-    gae_lambda: Decay = 1.0  # decay of the trace of advantages; 1: returns of up to num_steps rewards
-    ent_coef: Magnitude = 0.01  # entropy bonus, in advantage per nat
+    gae_lambda: Decay = 1.0  # λ of advantages; 1: returns of up to num_steps rewards
+    ent_coef: Magnitude = 0.01  # β, entropy bonus, in advantage per nat
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 7e-4  # RMSProp, shared by all workers
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic each
-    log_std_init: Number = 0.0  # of actions in [-1, 1]
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
     hidden_dims: Widths = (64, 64)  # widths of the hidden layers
@@ -89,7 +89,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+    """Distribution of actions numbered from 0, `(...)`; log π and entropy in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -109,7 +109,7 @@ class Categorical:
 
 @struct.dataclass
 class Gaussian:
-    """Distribution of unbounded actions, `(..., action_dim)`; figures in nats, `(...)`."""
+    """Distribution of unbounded actions, `(..., action_dim)`; log π and entropy in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -178,7 +178,7 @@ class State:
     critic: TrainState
     workers: dict  # their own "actor" and "critic" parameters, (worker, ...)
     observations: Statistics  # of earlier rollouts
-    returns: DiscountedReturns  # of plain rewards
+    returns: DiscountedReturns  # of unscaled rewards
 
 
 def init(key, task, args):
@@ -188,7 +188,7 @@ def init(key, task, args):
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
     annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
     rate = annealed if args.anneal_lr else args.learning_rate
-    # ε inside the root, and a mean square that starts at 1
+    # as the paper and TensorFlow have it; PyTorch's, which starts at 0, takes far longer first steps
     rmsprop = optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=1.0)
     rmsprop = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), rmsprop)
     params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
@@ -201,9 +201,10 @@ def init(key, task, args):
     )
 
 
-def own_parameters(state, worker):
-    """The state as a worker sees it: with its parameters in place of the shared ones."""
-    actor, critic = (getattr(state, name).replace(params=worker[name]) for name in ("actor", "critic"))
+def worker_state(state, worker):
+    """The state as a worker sees it, with its own parameters in place of the shared ones."""
+    actor = state.actor.replace(params=worker["actor"])
+    critic = state.critic.replace(params=worker["critic"])
     return state.replace(actor=actor, critic=critic)
 
 
@@ -212,13 +213,13 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
 
 @struct.dataclass
 class Samples:
-    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+    """What the losses need from a rollout, `(num_steps · num_envs, ...)`."""
 
     obs: jax.Array  # normalised
     action: jax.Array  # as it was sampled
@@ -227,7 +228,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode; only terminal states have value 0."""
+    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -274,40 +275,39 @@ def update(state, rollout, key, index, args):
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))
 
-    def turn(state, inputs):  # of a worker
+    def worker_update(state, inputs):
         worker, steps = inputs
-        samples = make_samples(own_parameters(state, worker), steps, args)
+        samples = make_samples(worker_state(state, worker), steps, args)
         grads, metrics = jax.grad(actor_loss, has_aux=True)(worker["actor"], state, samples, args)
         state = state.replace(actor=state.actor.apply_gradients(grads=grads))
         grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(worker["critic"], state, samples)
         state = state.replace(critic=state.critic.apply_gradients(grads=grads))
-        synchronised = {"actor": state.actor.params, "critic": state.critic.params}
-        return state, (synchronised, metrics | critic_metrics)
+        params = {"actor": state.actor.params, "critic": state.critic.params}
+        return state, (params, metrics | critic_metrics)
 
     steps = jax.tree.map(lambda x: jnp.expand_dims(x.swapaxes(0, 1), 2), rollout)  # (worker, step, 1, ...)
-    state, (workers, metrics) = jax.lax.scan(turn, state, (state.workers, steps))
+    state, (workers, metrics) = jax.lax.scan(worker_update, state, (state.workers, steps))
     state = state.replace(workers=workers)
     # the policy acts and learns on the same statistics: new ones are for the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
     metrics = jax.tree.map(jnp.mean, metrics)
-    return state, metrics | {"losses/return_deviation": state.returns.std}
+    return state, metrics | {"losses/return_std": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    flags = "--num-steps or --num-envs"
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act)
 
     def explore(state, obs, key, step):
         def worker_action(worker, obs, key):
-            return act(policy(own_parameters(state, worker)), obs, key, deterministic=False)
+            return act(policy(worker_state(state, worker)), obs, key, deterministic=False)
 
-        keys = jax.random.split(jax.random.fold_in(key, step), args.num_envs)
-        return jax.vmap(worker_action)(state.workers, obs, keys)
+        worker_keys = jax.random.split(jax.random.fold_in(key, step), args.num_envs)
+        return jax.vmap(worker_action)(state.workers, obs, worker_keys)
 
     def learn(state, rollout, key, step, index):
         return update(state, rollout, jax.random.fold_in(key, step), index, args)
@@ -326,11 +326,11 @@ def train(args):
             if step == args.last_step:
                 break
             rollout, end = [], step + args.steps_per_update
-            for taken in range(step, end, args.num_envs):
+            for env_step in range(step, end, args.num_envs):
                 elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
-                action = np.asarray(explore(state, obs, keys.act, taken))
+                action = np.asarray(explore(state, obs, keys.act, env_step))
                 episodes = envs.step(action.reshape(-1, *action.shape[2:]))
-                run.record_episodes(taken + args.num_envs, episodes)
+                run.record_episodes(env_step + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, envs.ended, elapsed))
             rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
             state, losses = learn(state, rollout, keys.update, step, index)

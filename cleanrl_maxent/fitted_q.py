@@ -38,6 +38,7 @@ class Args(RunArgs):
 
     action_spaces: ClassVar = ("Discrete",)
 
+    env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
     total_timesteps: Count = 20_000  # environment steps of each seed
     dataset: str | None = None  # run folder whose transitions are the data; None: play
     collect_steps: Count = 2_000  # environment steps between fits, the first of them uniform
@@ -87,13 +88,13 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Policy:
-    """exp(Q/α)/Z (eq. 6) of the smallest critic: what `act` needs."""
+    """What `act` needs: the critics with their parameters, and α."""
 
     critics: Partial
     alpha: float = struct.field(pytree_node=False)
 
     def __call__(self, obs):
-        """Q of every action, `(..., action_dim)`."""
+        """The smallest Q of every action, `(..., action_dim)`."""
         return self.critics(obs).min(axis=0)
 
 
@@ -158,12 +159,11 @@ def critic_loss(params, state, batch, args):
     """Half the mean squared error of the critics against their targets."""
     target = targets(state, batch, args)
     q = state.critics.apply_fn(params, batch.obs)  # (n_critics, batch, action_dim)
-    best = q.min(axis=0).max(axis=-1).mean()
     q = jnp.take_along_axis(q, batch.action[None, :, None], axis=-1).squeeze(-1)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
     metrics = {f"losses/qf{i + 1}_loss": losses[i] for i in range(args.n_critics)}
     metrics |= {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
-    return losses.sum(), metrics | {"losses/best_values": best}
+    return losses.sum(), metrics
 
 
 def update(state, batches, key, index, args):
@@ -185,13 +185,16 @@ def update(state, batches, key, index, args):
     return state.replace(critics=critics), jax.tree.map(lambda x: x[-1], metrics)
 
 
-def check_values(replay, losses, args):
-    """Warns if Q is more than twice as large as any return can be; returns whether it did."""
-    largest = float(jnp.abs(replay.rows.reward).max()) / (1 - args.gamma)
-    q = float(np.max(losses["losses/best_values"]))
-    if q > 2 * largest:
+def check_values(replay, losses, num_actions, args):
+    """Warns if Q is more than twice as large as any soft return can be; returns whether it did."""
+    reward = float(jnp.abs(replay.rows.reward).max())
+    entropy = 0 if args.uniform_prior else math.log(num_actions)
+    largest = (reward + args.alpha * entropy) / (1 - args.gamma)
+    q = float(np.max(np.abs(losses["losses/best_values"])))
+    diverging = q > 2 * largest > 0
+    if diverging:
         warn(f"Q is diverging: {q:,.1f} on average, where no return can exceed {largest:,.1f}")
-    return q > 2 * largest
+    return diverging
 
 
 def train(args):
@@ -202,7 +205,7 @@ def train(args):
         args = replace(args, total_timesteps=data.reward.shape[1])
     replay = create_replays(args.num_seeds, args.total_timesteps, envs.example, "--total-timesteps")
     evaluate = Evaluation(args, act, sample_action if args.alpha else None)
-    single = args.dataset or args.total_timesteps < 2 * args.collect_steps
+    single = args.dataset or args.total_timesteps <= args.collect_steps
     iterations = args.iterations or (200 if single else 20)
 
     def warm_up(key, step):
@@ -220,7 +223,9 @@ def train(args):
         sample_key, update_key = jax.random.split(key)
         rows = replay.sample(sample_key, args.updates_per_iteration * args.batch_size, count)
         batches = jax.tree.map(lambda x: x.reshape(-1, args.batch_size, *x.shape[1:]), rows)
-        return update(state, batches, update_key, index, args)
+        state, metrics = update(state, batches, update_key, index, args)
+        best_q = policy(state)(rows.obs).max(axis=-1)
+        return state, metrics | {"losses/best_values": best_q.mean()}
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
@@ -233,7 +238,7 @@ def train(args):
         nonlocal warned
         for index in range(iterations):
             state, losses = learn(state, replay, keys.update, count, index)
-        warned = warned or check_values(replay, losses, args)
+        warned = warned or check_values(replay, losses, envs.task.action_dim, args)
         return state, losses
 
     with Run(args, envs) as run:

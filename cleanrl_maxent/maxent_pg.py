@@ -46,19 +46,19 @@ class Args(RunArgs):
     num_envs: Count = 8  # environments per seed
     num_steps: Count = 256  # steps of each environment per rollout
     gamma: Discount = 0.99  # discount per step
-    gae_lambda: Decay = 0.95  # decay of the trace of advantages
-    gamma_power: bool = False  # weigh step t by γ^t
+    gae_lambda: Decay = 0.95  # λ of generalised advantage estimation
+    gamma_power: bool = False  # weight step t by γ^t
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
     clip_coef: Magnitude = 0.2  # of probability ratios; 0: no clip
     norm_adv: bool = True  # scale advantages and α alike
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic each
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
     alpha: Magnitude = 0.01  # temperature, in scaled reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: Number = 0.5  # of -action_dim or of log n, in nats
+    target_entropy_scale: Number = 0.5  # target entropy, as a share of -action_dim or log n
     backup_entropy: bool = True  # count the entropy of later states
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
@@ -69,7 +69,7 @@ class Args(RunArgs):
         split = f"num_envs {self.num_envs} x num_steps {self.num_steps} into {self.num_minibatches}"
         even = self.steps_per_update % self.num_minibatches == 0
         require(even, f"cannot split {split} equal num_minibatches")
-        too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps"
+        too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps; lower it"
         require(self.gradient_steps < 2**31, too_many)
         tunable = self.alpha > 0 or not self.autotune
         require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
@@ -111,7 +111,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+    """Distribution of actions numbered from 0, `(...)`; log π and entropy in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -139,7 +139,7 @@ class Categorical:
 
 @struct.dataclass
 class TanhGaussian:
-    """Distribution of actions tanh(u), `(..., action_dim)`, u Gaussian; figures in nats, `(...)`."""
+    """Distribution of actions tanh(u), `(..., action_dim)`, u Gaussian; log π, entropy in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -225,7 +225,7 @@ class State:
     critic: TrainState
     alpha: TrainState  # its one parameter is log_alpha
     observations: Statistics  # of earlier rollouts
-    returns: DiscountedReturns  # of plain rewards
+    returns: DiscountedReturns  # of unscaled rewards
 
 
 def init(key, task, args):
@@ -257,17 +257,17 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    u: jax.Array  # samples of the policy
-    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    u: jax.Array  # sampled actions, before tanh
+    ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
 
 @struct.dataclass
 class Samples:
-    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+    """What the losses need from a rollout, `(num_steps · num_envs, ...)`."""
 
     obs: jax.Array  # normalised
-    u: jax.Array
+    u: jax.Array  # sampled actions, before tanh
     log_prob: jax.Array  # of u, when it was drawn
     advantage: jax.Array
     value_target: jax.Array
@@ -276,7 +276,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode (eq. 6); only terminal states have value 0."""
+    """Advantages, `(step, env)`: Σ (γλ)^l δ (eq. 6); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -289,10 +289,10 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 def make_samples(state, rollout, args):
     """Samples of a rollout."""
-    steps, actor = rollout.transition, policy(state).actor
+    steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
-    alpha, old_log_prob = temperature(state), actor(obs).log_prob(rollout.u)
+    alpha, old_log_prob = temperature(state), policy(state).actor(obs).log_prob(rollout.u)
     soft_reward = reward - alpha * old_log_prob if args.backup_entropy else reward
     value, next_value = (state.critic.apply_fn(state.critic.params, x) for x in (obs, next_obs))
     advantage = advantages(soft_reward, value, next_value, steps.terminated, rollout.ended, args)
@@ -332,13 +332,13 @@ def actor_loss(params, state, batch, key, args):
 
 
 def alpha_loss(params, entropy, target_entropy):
-    """Dual of the entropy constraint (Haarnoja et al. 2018, eq. 18)."""
+    """Dual of the entropy constraint (arXiv 1812.05905, eq. 18): α falls while entropy exceeds its target."""
     alpha = jnp.exp(params["log_alpha"])
     loss = alpha * (entropy - target_entropy)
     return loss, {"losses/alpha_loss": loss, "losses/alpha": alpha}
 
 
-def improve_temperature(state, samples, args):
+def adapt_temperature(state, samples, args):
     """A step of the temperature, at the entropy that the policy had in the rollout."""
     target_entropy = args.target_entropy_scale * policy(state).actor(samples.obs).entropy_unit()
     entropy = -samples.log_prob.mean()
@@ -362,30 +362,29 @@ def update(state, rollout, key, index, args):
     def step(state, inputs):
         rows, key = inputs
         batch = jax.tree.map(lambda x: x[rows], samples)
-        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
-        state = state.replace(critic=state.critic.apply_gradients(grads=grads))
         grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, key, args)
-        return state.replace(actor=state.actor.apply_gradients(grads=grads)), critic_metrics | metrics
+        state = state.replace(actor=state.actor.apply_gradients(grads=grads))
+        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
+        return state.replace(critic=state.critic.apply_gradients(grads=grads)), metrics | critic_metrics
 
     order_key, noise_key = jax.random.split(key)
     order = jnp.tile(jnp.arange(args.steps_per_update), (args.update_epochs, 1))
     order = jax.random.permutation(order_key, order, axis=1, independent=True)
     minibatches = order.reshape(args.update_epochs * args.num_minibatches, -1)
     state, metrics = jax.lax.scan(step, state, (minibatches, jax.random.split(noise_key, len(minibatches))))
-    state, alpha_metrics = improve_temperature(state, samples, args)
+    state, alpha_metrics = adapt_temperature(state, samples, args)
     # the policy acts and learns on the same statistics: new ones are for the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
     metrics = jax.tree.map(jnp.mean, metrics) | alpha_metrics
-    return state, metrics | {"losses/return_deviation": state.returns.std}
+    return state, metrics | {"losses/return_std": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    flags = "--num-steps or --num-envs"
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act, sample_action)
 
     def explore(policy, obs, key, step):
@@ -411,12 +410,12 @@ def train(args):
             if step == args.last_step:
                 break
             rollout, end = [], step + args.steps_per_update
-            for taken in range(step, end, args.num_envs):
+            for env_step in range(step, end, args.num_envs):
                 elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
-                sampled = explore(policy(state), obs, keys.act, taken)
+                sampled = explore(policy(state), obs, keys.act, env_step)
                 u, action = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in sampled)
                 episodes = envs.step(action)
-                run.record_episodes(taken + args.num_envs, episodes)
+                run.record_episodes(env_step + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, u, envs.ended, elapsed))
             rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
             state, losses = learn(state, rollout, keys.update, step, index)

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: several epochs of gradient steps on each rollout, kept near its policy.
+"""Proximal policy optimisation: epochs of gradient steps on each rollout, kept near the policy that acted.
 
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347; equation numbers refer to it. Deliberate deviations:
   - a time limit does not end the return, only the trace of advantages;
@@ -42,18 +42,18 @@ class Args(RunArgs):
     num_envs: Count = 8  # environments per seed
     num_steps: Count = 256  # steps of each environment per rollout
     gamma: Discount = 0.99  # discount per step
-    gae_lambda: Decay = 0.95  # decay of the trace of advantages
+    gae_lambda: Decay = 0.95  # λ of generalised advantage estimation
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
     clip_coef: Magnitude = 0.2  # ε, of probability ratios; 0: no clip
     kl_coef: Magnitude = 0.0  # β, penalty on the divergence from the rollout's policy, per nat
     kl_target: Magnitude = 0.0  # adapt β to this divergence, in nats; 0: β is fixed
-    ent_coef: Magnitude = 0.0  # entropy bonus, in advantage per nat
+    ent_coef: Magnitude = 0.0  # c₂, entropy bonus, in advantage per nat
     norm_adv: bool = True  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic each
-    log_std_init: Number = 0.0  # of actions in [-1, 1]
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
     hidden_dims: Widths = (64, 64)  # widths of the hidden layers
@@ -63,7 +63,7 @@ class Args(RunArgs):
         split = f"num_envs {self.num_envs} x num_steps {self.num_steps} into {self.num_minibatches}"
         even = self.steps_per_update % self.num_minibatches == 0
         require(even, f"cannot split {split} equal num_minibatches")
-        too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps"
+        too_many = f"update_epochs {self.update_epochs} make more than 2147483647 gradient steps; lower it"
         require(self.gradient_steps < 2**31, too_many)
         adaptable = self.kl_coef > 0 or self.kl_target == 0
         require(adaptable, "kl_target adapts kl_coef, which must start above 0; add --kl-coef 1")
@@ -103,7 +103,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+    """Distribution of actions numbered from 0, `(...)`; log π and entropy in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -128,7 +128,7 @@ class Categorical:
 
 @struct.dataclass
 class Gaussian:
-    """Distribution of unbounded actions, `(..., action_dim)`; figures in nats, `(...)`."""
+    """Distribution of unbounded actions, `(..., action_dim)`; log π and entropy in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -203,7 +203,7 @@ class State:
     critic: TrainState
     kl_coef: jax.Array  # β
     observations: Statistics  # of earlier rollouts
-    returns: DiscountedReturns  # of plain rewards
+    returns: DiscountedReturns  # of unscaled rewards
 
 
 def init(key, task, args):
@@ -228,13 +228,13 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
 
 @struct.dataclass
 class Samples:
-    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+    """What the losses need from a rollout, `(num_steps · num_envs, ...)`."""
 
     obs: jax.Array  # normalised
     action: jax.Array  # as it was sampled
@@ -244,7 +244,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode (eqs. 11, 12); only terminal states have value 0."""
+    """Advantages, `(step, env)`: Σ (γλ)^l δ (eqs. 11, 12); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -257,7 +257,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 def make_samples(state, rollout, args):
     """Samples of a rollout."""
-    steps, actor = rollout.transition, policy(state).actor
+    steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
     value, next_value = (state.critic.apply_fn(state.critic.params, x) for x in (obs, next_obs))
@@ -265,12 +265,12 @@ def make_samples(state, rollout, args):
     value_target = advantage + value
     if args.norm_adv:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    samples = Samples(obs, steps.action, actor(obs), advantage, value_target)
+    samples = Samples(obs, steps.action, policy(state).actor(obs), advantage, value_target)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against its target L^VF of eq. 9."""
+    """Half the mean squared error of V against V^targ: L^VF of eq. 9."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 
@@ -293,8 +293,8 @@ def actor_loss(params, state, batch, args):
     }
 
 
-def adapt_penalty(state, samples, args):
-    """Halves or doubles β for the next rollout if the divergence missed its target by half (section 4)."""
+def adapt_kl_coef(state, samples, args):
+    """Halves or doubles β for the next rollout if the KL is below 2/3 or above 3/2 of its target (sec. 4)."""
     kl = samples.old.kl(policy(state).actor(samples.obs)).mean()
     metrics = {"losses/kl": kl, "losses/kl_coef": state.kl_coef}
     if args.kl_target:
@@ -306,7 +306,7 @@ def adapt_penalty(state, samples, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
 
-    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
+    Returns the new state and scalar metrics, means over the gradient steps; `losses/kl` is taken after them.
     """
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))
@@ -314,29 +314,28 @@ def update(state, rollout, key, index, args):
 
     def step(state, rows):
         batch = jax.tree.map(lambda x: x[rows], samples)
-        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
-        state = state.replace(critic=state.critic.apply_gradients(grads=grads))
         grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, args)
-        return state.replace(actor=state.actor.apply_gradients(grads=grads)), critic_metrics | metrics
+        state = state.replace(actor=state.actor.apply_gradients(grads=grads))
+        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch)
+        return state.replace(critic=state.critic.apply_gradients(grads=grads)), metrics | critic_metrics
 
     order = jnp.tile(jnp.arange(args.steps_per_update), (args.update_epochs, 1))
     order = jax.random.permutation(key, order, axis=1, independent=True)
     minibatches = order.reshape(args.update_epochs * args.num_minibatches, -1)
     state, metrics = jax.lax.scan(step, state, minibatches)
-    state, kl_metrics = adapt_penalty(state, samples, args)
+    state, kl_metrics = adapt_kl_coef(state, samples, args)
     # the policy acts and learns on the same statistics: new ones are for the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
     metrics = jax.tree.map(jnp.mean, metrics) | kl_metrics
-    return state, metrics | {"losses/return_deviation": state.returns.std}
+    return state, metrics | {"losses/return_std": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    flags = "--num-steps or --num-envs"
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):
@@ -359,11 +358,11 @@ def train(args):
             if step == args.last_step:
                 break
             rollout, end = [], step + args.steps_per_update
-            for taken in range(step, end, args.num_envs):
+            for env_step in range(step, end, args.num_envs):
                 elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
-                action = np.asarray(explore(policy(state), obs, keys.act, taken))
+                action = np.asarray(explore(policy(state), obs, keys.act, env_step))
                 episodes = envs.step(action.reshape(-1, *action.shape[2:]))
-                run.record_episodes(taken + args.num_envs, episodes)
+                run.record_episodes(env_step + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, envs.ended, elapsed))
             rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
             state, losses = learn(state, rollout, keys.update, step, index)

@@ -4,8 +4,8 @@ Williams 1992, https://doi.org/10.1007/BF00992696. Three estimators of the same 
   - `--no-causality --no-baseline`: every score times the return of the whole episode;
   - `--no-baseline`: every score times the rewards that come after it, G_t;
   - by default: every score times G_t - V(s_t).
-Where the rollout or a time limit cuts an episode, V of its last state stands for the rewards that would
-follow; without a baseline, a time limit is an end, and steps whose episode the rollout cuts are left out.
+If the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
+follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out.
 
     python cleanrl_maxent/reinforce.py --env-id CartPole-v1 --num-steps 512
 """
@@ -44,7 +44,7 @@ class Args(RunArgs):
     num_envs: Count = 4  # environments per seed
     num_steps: Count = 1000  # steps of each environment per rollout, an episode at least
     gamma: Discount = 0.99  # discount per step
-    gamma_power: bool = False  # weigh step t by γ^t
+    gamma_power: bool = False  # weight step t by γ^t
     causality: bool = True  # leave out rewards from before an action
     baseline: bool = True  # subtract V
     update_epochs: Count = 10  # passes of the critic over each rollout
@@ -52,8 +52,8 @@ class Args(RunArgs):
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 1e-3  # Adam, actor, one step per rollout
     critic_lr: Rate = 1e-3  # Adam, critic
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic each
-    log_std_init: Number = 0.0  # of actions in [-1, 1]
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
     hidden_dims: Widths = (64, 64)  # widths of the hidden layers
@@ -64,7 +64,7 @@ class Args(RunArgs):
         even = self.steps_per_update % self.num_minibatches == 0
         require(even, f"cannot split {split} equal num_minibatches")
         once = self.causality or not self.gamma_power
-        require(once, "gamma_power: returns of whole episodes are discounted from their start already")
+        require(once, "gamma_power: the whole return is discounted already; add --no-gamma-power")
 
     @property
     def steps_per_update(self):
@@ -91,7 +91,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+    """Distribution of actions numbered from 0, `(...)`; log π and entropy in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -111,7 +111,7 @@ class Categorical:
 
 @struct.dataclass
 class Gaussian:
-    """Distribution of unbounded actions, `(..., action_dim)`; figures in nats, `(...)`."""
+    """Distribution of unbounded actions, `(..., action_dim)`; log π and entropy in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -179,7 +179,7 @@ class State:
     actor: TrainState
     critic: TrainState
     observations: Statistics  # of earlier rollouts
-    returns: DiscountedReturns  # of plain rewards
+    returns: DiscountedReturns  # of unscaled rewards
 
 
 def init(key, task, args):
@@ -204,23 +204,23 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
 
 @struct.dataclass
 class Samples:
-    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+    """What the losses need from a rollout, `(num_steps · num_envs, ...)`."""
 
     obs: jax.Array  # normalised
     action: jax.Array  # as it was sampled
     advantage: jax.Array
     value_target: jax.Array
-    weight: jax.Array  # γ^t or 1, over the share of steps that count; 0 for those that do not
+    weight: jax.Array  # γ^t or 1, divided by the share of steps that count; 0 for the others
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode; only terminal states have value 0."""
+    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -244,12 +244,12 @@ def past_rewards(reward, ended, args):
     return jax.lax.scan(step, start, (reward, ended))[1]
 
 
-def counted(rollout, args):
-    """1 for the steps whose episode is known as far as the estimator needs it, else 0."""
+def step_mask(rollout, args):
+    """1 for steps whose episode the rollout holds as far as the estimator needs, else 0: `(step, env)`."""
     ends = jnp.flip(jax.lax.cummax(jnp.flip(rollout.ended, 0)), 0)
     begins = rollout.elapsed <= jnp.arange(args.num_steps)[:, None]
-    counts = jnp.ones_like(ends) if args.baseline else ends
-    return counts if args.causality else counts * begins
+    mask = jnp.ones_like(ends) if args.baseline else ends
+    return mask if args.causality else mask * begins
 
 
 def make_samples(state, rollout, args):
@@ -267,8 +267,8 @@ def make_samples(state, rollout, args):
     if args.norm_adv:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     weight = args.gamma**rollout.elapsed if args.gamma_power else jnp.ones_like(reward)
-    counts = counted(rollout, args)
-    weight = weight * counts / jnp.maximum(counts.mean(), 1e-8)
+    mask = step_mask(rollout, args)
+    weight = weight * mask / jnp.maximum(mask.mean(), 1e-8)
     samples = Samples(obs, steps.action, advantage, value_target, weight)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
 
@@ -316,14 +316,13 @@ def update(state, rollout, key, index, args):
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
-    return state, metrics | critic_metrics | {"losses/return_deviation": state.returns.std}
+    return state, metrics | critic_metrics | {"losses/return_std": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    flags = "--num-steps or --num-envs"
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):
@@ -346,11 +345,11 @@ def train(args):
             if step == args.last_step:
                 break
             rollout, end = [], step + args.steps_per_update
-            for taken in range(step, end, args.num_envs):
+            for env_step in range(step, end, args.num_envs):
                 elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
-                action = np.asarray(explore(policy(state), obs, keys.act, taken))
+                action = np.asarray(explore(policy(state), obs, keys.act, env_step))
                 episodes = envs.step(action.reshape(-1, *action.shape[2:]))
-                run.record_episodes(taken + args.num_envs, episodes)
+                run.record_episodes(env_step + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, envs.ended, elapsed))
             rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
             state, losses = learn(state, rollout, keys.update, step, index)

@@ -40,6 +40,7 @@ class Args(RunArgs):
 
     action_spaces: ClassVar = ("Discrete",)
 
+    env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
     learning_starts: Natural = 5_000  # environment steps of uniform actions
     buffer_size: Count = 100_000  # transitions kept per seed
     batch_size: Count = 256  # transitions per update

@@ -40,16 +40,17 @@ class Args(RunArgs):
 
     action_spaces: ClassVar = ("Discrete",)
 
+    env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
     learning_starts: Natural = 1_000  # environment steps of uniform actions
     buffer_size: Count = 100_000  # transitions kept per seed
     batch_size: Count = 128  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 1.0  # weight of new parameters in targets
     q_lr: Rate = 3e-4  # Adam, critics
-    alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: hard Q-learning
+    alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
     uniform_prior: bool = False  # entropy relative to the uniform policy's
     n_critics: Count = 1  # critics; the minimum of their values is used
-    double: bool = False  # the policy of the critics, the values of the targets
+    double: bool = False  # value, by the targets, of the critics' policy
     n_steps: Count = 1  # rewards in a target
     n_step_target: Literal["path", "uncorrected"] = "path"  # subtract α log π on the way, or not
     munchausen: Discount = 0.0  # m, share of α log π in the reward
@@ -110,13 +111,13 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Policy:
-    """exp(Q/α)/Z (eq. 6) of the smallest critic: what `act` needs."""
+    """What `act` needs: the critics with their parameters, and α."""
 
     critics: Partial
     alpha: float = struct.field(pytree_node=False)
 
     def __call__(self, obs):
-        """Q of every action, `(..., action_dim)`."""
+        """The smallest Q of every action, `(..., action_dim)`."""
         return self.critics(obs).min(axis=0)
 
 
@@ -254,6 +255,7 @@ def train(args):
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     evaluate = Evaluation(args, act, sample_action if args.alpha else None)
+    temperature = (1 - args.munchausen) * args.alpha  # of the optimum that is learned
 
     def warm_up(key, step):
         key = jax.random.fold_in(key, step)
@@ -272,7 +274,9 @@ def train(args):
         else:
             batch = replay.sample_sequences(sample_key, args.batch_size, step, args.n_steps)
         state, metrics = update(state, batch, update_key, index, args)
-        return state, metrics | {"charts/epsilon": epsilon(step, args)}
+        return state, metrics | (
+            {"charts/epsilon": epsilon(step, args)} if args.start_e or args.end_e else {}
+        )
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)
@@ -286,7 +290,7 @@ def train(args):
         for step in range(first, args.total_timesteps + 1):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):
-                run.evaluate(evaluate, step, policy(state), keys.evaluate, args.alpha)
+                run.evaluate(evaluate, step, policy(state), keys.evaluate, temperature)
             if step == args.total_timesteps:
                 break
             if step < args.learning_starts:

@@ -1,7 +1,8 @@
-"""Trust region policy optimisation: the longest natural-gradient step that stays near the rollout's policy.
+"""Trust region policy optimisation: the longest natural-gradient step within a bound on the KL divergence.
 
 Schulman et al. 2015, https://arxiv.org/abs/1502.05477; equation numbers refer to it. Deliberate deviations:
-advantages from a critic (GAE, Schulman et al. 2016) stand for Q; all candidate steps are judged at once.
+a critic (GAE, Schulman et al. 2016) replaces Q, and the line search evaluates all candidates at once; a time
+limit does not end the return; observations and rewards are scaled.
 
     python cleanrl_maxent/trpo.py --env-id Hopper-v4
 """
@@ -41,19 +42,19 @@ class Args(RunArgs):
     num_envs: Count = 8  # environments per seed
     num_steps: Count = 256  # steps of each environment per rollout
     gamma: Discount = 0.99  # discount per step
-    gae_lambda: Decay = 0.97  # decay of the trace of advantages
-    target_kl: Rate = 0.01  # δ, largest divergence of a step, in nats
+    gae_lambda: Decay = 0.97  # λ of generalised advantage estimation
+    target_kl: Rate = 0.01  # δ, largest mean KL divergence of a step, in nats
     cg_iters: Count = 10  # iterations of conjugate gradient
     cg_damping: Magnitude = 0.1  # added to the diagonal of the Fisher matrix
     fisher_stride: Count = 1  # Fisher matrix from every k-th state
-    line_search: bool = True  # shorten a step until it gains; off: NPG
+    line_search: bool = True  # shorten a step until L grows; off: NPG
     backtrack_coef: Fraction = 0.8  # ratio of successive candidates' lengths
-    backtrack_iters: Count = 10  # candidates
+    backtrack_iters: Count = 10  # candidate steps
     update_epochs: Count = 10  # passes of the critic over each rollout
     num_minibatches: Count = 32  # gradient steps of the critic per pass
     norm_adv: bool = True  # scale advantages to mean 0 and std 1
     critic_lr: Rate = 1e-3  # Adam, critic
-    log_std_init: Number = 0.0  # of actions in [-1, 1]
+    log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
     hidden_dims: Widths = (64, 64)  # widths of the hidden layers
@@ -89,7 +90,7 @@ class Critic(nn.Module):
 
 @struct.dataclass
 class Categorical:
-    """Distribution of actions numbered from 0, `(...)`; figures in nats, `(...)`."""
+    """Distribution of actions numbered from 0, `(...)`; log π and entropy in nats, `(...)`."""
 
     logits: jax.Array  # (..., action_dim)
 
@@ -114,7 +115,7 @@ class Categorical:
 
 @struct.dataclass
 class Gaussian:
-    """Distribution of unbounded actions, `(..., action_dim)`; figures in nats, `(...)`."""
+    """Distribution of unbounded actions, `(..., action_dim)`; log π and entropy in nats, `(...)`."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -188,7 +189,7 @@ class State:
     actor: TrainState
     critic: TrainState
     observations: Statistics  # of earlier rollouts
-    returns: DiscountedReturns  # of plain rewards
+    returns: DiscountedReturns  # of unscaled rewards
 
 
 def init(key, task, args):
@@ -196,9 +197,9 @@ def init(key, task, args):
     actor_key, critic_key = jax.random.split(key)
     actor = Actor(args.hidden_dims, task.action_dim, task.discrete, args.log_std_init)
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
-    still, adam = optax.identity(), optax.adam(args.critic_lr, eps=1e-5)
+    no_op, adam = optax.identity(), optax.adam(args.critic_lr, eps=1e-5)
     return State(
-        actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=still),
+        actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=no_op),
         critic=TrainState.create(apply_fn=critic.apply, params=critic.init(critic_key, obs), tx=adam),
         observations=Statistics.create(obs.shape),
         returns=DiscountedReturns.create(args.num_envs),
@@ -210,13 +211,13 @@ class Rollout:
     """Steps of one seed's environments, `(num_steps, num_envs, ...)`."""
 
     transition: Transition
-    ended: jax.Array  # the episode: terminated, or truncated by a time limit
+    ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
     elapsed: jax.Array  # steps of the episode before this one
 
 
 @struct.dataclass
 class Samples:
-    """What the losses need of a rollout, `(num_steps · num_envs, ...)`."""
+    """What the losses need from a rollout, `(num_steps · num_envs, ...)`."""
 
     obs: jax.Array  # normalised
     action: jax.Array  # as it was sampled
@@ -226,7 +227,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Σ (γλ)^l δ over the rest of the episode; only terminal states have value 0."""
+    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -239,7 +240,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 def make_samples(state, rollout, args):
     """Samples of a rollout."""
-    steps, actor = rollout.transition, policy(state).actor
+    steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
     value, next_value = (state.critic.apply_fn(state.critic.params, x) for x in (obs, next_obs))
@@ -247,7 +248,7 @@ def make_samples(state, rollout, args):
     value_target = advantage + value
     if args.norm_adv:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    samples = Samples(obs, steps.action, actor(obs), advantage, value_target)
+    samples = Samples(obs, steps.action, policy(state).actor(obs), advantage, value_target)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
 
 
@@ -258,7 +259,7 @@ def critic_loss(params, state, batch):
 
 
 def surrogate(params, state, batch):
-    """L(θ) = mean ρ Â, the objective of eq. 14."""
+    """L(θ), the mean of π_θ/π_old Â: the objective of eq. 14."""
     pi = state.actor.apply_fn(params, batch.obs)
     ratio = jnp.exp(pi.log_prob(batch.action) - batch.old.log_prob(batch.action))
     return jnp.mean(ratio * batch.advantage)
@@ -270,7 +271,7 @@ def kl_divergence(params, state, batch):
 
 
 def fisher_vector_product(vector, state, batch, args):
-    """(F + damping) v, with F the Hessian of the divergence at θ_old (appendix C.1)."""
+    """(F + damping · I) v; F, the paper's A, is the Hessian of the divergence at θ_old (appendix C.1)."""
     theta, unravel = state.actor.params, ravel_pytree(state.actor.params)[1]
     gradient = jax.grad(kl_divergence)
     product = jax.jvp(lambda params: gradient(params, state, batch), (theta,), (unravel(vector),))[1]
@@ -293,30 +294,30 @@ def conjugate_gradient(product, g, iterations):
 
 
 def natural_step(state, batch, args):
-    """√(2δ / xᵀFx) x with F x = g, whose divergence is δ to second order (appendix C); and F's residual."""
+    """√(2δ / xᵀFx) x, x ≈ F⁻¹g, a step of divergence δ to second order (appendix C); |Fx - g|² / |g|²."""
     g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
-    some = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
-    product = partial(fisher_vector_product, state=state, batch=some, args=args)
+    subset = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
+    product = partial(fisher_vector_product, state=state, batch=subset, args=args)
     x, residual = conjugate_gradient(product, g, args.cg_iters)
     return jnp.sqrt(2 * args.target_kl / (x @ product(x))) * x, residual
 
 
-def search(full, state, batch, args):
-    """θ after the longest candidate step that gains and stays within δ; θ_old, to the bit, if none does."""
+def line_search(full_step, state, batch, args):
+    """θ after the longest candidate step that raises L within δ, and metrics; exactly θ_old if none does."""
     theta, unravel = ravel_pytree(state.actor.params)
     count = args.backtrack_iters if args.line_search else 1
     fractions = jnp.append(args.backtrack_coef ** jnp.arange(count), 0)
-    candidates = (theta + fractions[:, None] * full).at[-1].set(theta)
+    candidates = (theta + fractions[:, None] * full_step).at[-1].set(theta)
 
-    def judge(theta):
+    def evaluate(theta):
         return tuple(f(unravel(theta), state, batch) for f in (surrogate, kl_divergence))
 
-    value, kl = jax.vmap(judge)(candidates)
-    gain = value - value[-1]
+    objective, kl = jax.vmap(evaluate)(candidates)
+    gain = objective - objective[-1]
     accepted = jnp.isfinite(gain) & jnp.isfinite(kl)
     if args.line_search:
         accepted &= (gain > 0) & (kl <= args.target_kl)
-    first = accepted.at[-1].set(True).argmax()
+    first = accepted.at[-1].set(True).argmax()  # θ_old always is
     metrics = {"losses/actor_loss": -gain[first], "losses/kl": kl[first]}
     return unravel(candidates[first]), metrics | {"losses/step_fraction": fractions[first]}
 
@@ -339,13 +340,13 @@ def fit_critic(state, samples, key, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
 
-    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
+    Returns the new state and scalar metrics: of the step taken, and means over the steps of the critic.
     """
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))
     samples = make_samples(state, rollout, args)
-    full, residual = natural_step(state, samples, args)
-    params, metrics = search(full, state, samples, args)
+    full_step, residual = natural_step(state, samples, args)
+    params, metrics = line_search(full_step, state, samples, args)
     metrics |= {"losses/entropy": samples.old.entropy().mean(), "losses/cg_residual": residual}
     state = state.replace(actor=state.actor.replace(params=params))
     state, critic_metrics = fit_critic(state, samples, key, args)
@@ -353,14 +354,13 @@ def update(state, rollout, key, index, args):
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))
-    return state, metrics | critic_metrics | {"losses/return_deviation": state.returns.std}
+    return state, metrics | critic_metrics | {"losses/return_std": state.returns.std}
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args, copies=args.num_envs)
-    flags = "--num-steps or --num-envs"
-    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, flags)
+    check_rollouts(args.num_seeds, args.steps_per_update, envs.example, "--num-steps or --num-envs")
     evaluate = Evaluation(args, act)
 
     def explore(policy, obs, key, step):
@@ -383,11 +383,11 @@ def train(args):
             if step == args.last_step:
                 break
             rollout, end = [], step + args.steps_per_update
-            for taken in range(step, end, args.num_envs):
+            for env_step in range(step, end, args.num_envs):
                 elapsed, obs = envs.elapsed, split_seeds(envs.obs, args.num_seeds)
-                action = np.asarray(explore(policy(state), obs, keys.act, taken))
+                action = np.asarray(explore(policy(state), obs, keys.act, env_step))
                 episodes = envs.step(action.reshape(-1, *action.shape[2:]))
-                run.record_episodes(taken + args.num_envs, episodes)
+                run.record_episodes(env_step + args.num_envs, episodes)
                 rollout.append(Rollout(envs.transition, envs.ended, elapsed))
             rollout, index = stack_steps(rollout, args.num_seeds), step // args.steps_per_update
             state, losses = learn(state, rollout, keys.update, step, index)

@@ -1,4 +1,4 @@
-"""Time that a process spends in its environments, which bounds ours and peers alike; needs only Gymnasium."""
+"""Time that a process spends in its environments, which limits ours and the peers' rate."""
 
 import time
 from collections.abc import Callable

@@ -24,7 +24,7 @@ PACKAGES = {
     "stable_baselines3": ("stable-baselines3", "torch"),
     "sb3_contrib": ("sb3-contrib", "stable-baselines3", "torch"),
 }
-ON_POLICY: dict[str, tuple[int, dict[str, Any]]] = {  # environments, and sizes: the defaults of ours
+ON_POLICY: dict[str, tuple[int, dict[str, Any]]] = {  # number of environments, and our default sizes
     "PPO": (8, dict(n_steps=256, batch_size=64, n_epochs=10, gae_lambda=0.95)),
     "A2C": (16, dict(n_steps=5, gae_lambda=1.0, ent_coef=0.01)),
     "TRPO": (8, dict(n_steps=256, batch_size=64, cg_max_steps=10, n_critic_updates=10, gae_lambda=0.97)),

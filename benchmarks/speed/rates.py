@@ -7,7 +7,7 @@ from benchmarks.figures import plural
 Figures = dict[str, float]
 TITLES = {
     "steps_per_second": "steps per second, all seeds",
-    "agent_steps_per_second": "without the environments",
+    "agent_steps_per_second": "outside the environments",
 }
 
 

@@ -18,7 +18,7 @@ class Transition:
 
     `obs`, `next_obs`: `(..., obs_dim)`. `action`: `(..., action_dim)`, ±1 at the bounds; or `(...)`, int32,
     the number of a discrete action. `reward`: `(...)`. `terminated`: `(...)`, 1 if the MDP ended, 0 at a time
-    limit. `truncated`: `(...)`, 1 at a time limit; None where nobody asks.
+    limit. `truncated`: `(...)`, 1 at a time limit; None if unused.
     """
 
     obs: Array
@@ -132,7 +132,7 @@ class DiscountedReturns:
 
     @classmethod
     def create(cls, count: int) -> "DiscountedReturns":
-        """Those of `count` environments before the first step."""
+        """Zero returns, for `count` environments."""
         return cls(jnp.zeros(count), Statistics.create())
 
     @property
@@ -141,7 +141,7 @@ class DiscountedReturns:
         return jnp.sqrt(self.statistics.var + 1e-8)
 
     def add(self, reward: Array, ended: Array, elapsed: Array, discount: float) -> "DiscountedReturns":
-        """These with the steps of a rollout, each array `(step, env)`, included.
+        """These returns, updated with a rollout; each array is `(step, env)`.
 
         `ended`: 1 if an episode ended with that step. `elapsed`: steps of its episode before it.
         """

@@ -10,9 +10,9 @@ from cleanrl_maxent.common.devices import check_memory
 
 
 def check_rollouts(num_seeds: int, steps: int, example: Transition, flags: str) -> None:
-    """Raises UsageError, with the advice to lower `flags`, unless the memory holds rollouts.
+    """Raises UsageError, advising to lower `flags`, unless memory holds a rollout of every seed.
 
-    One of `steps` steps per seed, on host and device.
+    It has `steps` steps, on host and device.
     """
     needed = 2 * num_seeds * steps * transition_bytes(example)
     check_memory(needed, f"rollout of {num_seeds} x {steps} steps", flags)
@@ -24,6 +24,6 @@ def split_seeds(rows: Any, num_seeds: int) -> Any:
 
 
 def stack_steps(steps: list[Any], num_seeds: int) -> Any:
-    """A rollout: of each step's leaves, `(seed · env, ...)`, makes leaves `(seed, step, env, ...)`."""
+    """Stacks the steps of a rollout: leaves `(seed · env, ...)` become `(seed, step, env, ...)`."""
     stacked = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *steps)
     return jax.tree.map(lambda x: x.swapaxes(1, 2), split_seeds(stacked, num_seeds))

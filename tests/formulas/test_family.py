@@ -365,7 +365,7 @@ def test_observations_and_rewards_are_scaled_by_what_was_seen(algorithm):
             running = (1 - ended) * returns[-1]
         state, metrics = update(state, rollout)
         deviation = np.std(returns)
-        assert metrics["losses/return_deviation"] == pytest.approx(deviation, rel=1e-4)
+        assert metrics["losses/return_std"] == pytest.approx(deviation, rel=1e-4)
         obs, next_obs = (np.float64(x).reshape(24, 3) for x in (steps.obs, steps.next_obs))
         if seen:
             mean, std = np.mean(seen, axis=0), np.std(seen, axis=0)

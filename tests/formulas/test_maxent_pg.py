@@ -407,7 +407,7 @@ def test_temperature_is_learned_and_bounded(discrete):
     args = replace(ARGS, autotune=True, alpha_lr=1.0)
     state, target = make_state(args, discrete), 0.5 * math.log(2) if discrete else -1.0
     samples = make_samples(state, make_rollout(args, state), args)
-    improve = jax.jit(maxent_pg.improve_temperature, static_argnums=2)
+    improve = jax.jit(maxent_pg.adapt_temperature, static_argnums=2)
     for entropy, sign in ((target + 0.5, -1), (target - 0.5, 1)):
         spread = jnp.linspace(-1, 1, len(samples.log_prob))
         samples = samples.replace(log_prob=spread - entropy)  # whose mean is what counts

@@ -141,7 +141,7 @@ def adapted(divergence, coefficient, target):
     state = make_state(ppo, args).replace(kl_coef=jnp.float32(coefficient))
     old = SimpleNamespace(kl=lambda new: jnp.full(5, divergence, jnp.float32))
     samples = SimpleNamespace(old=old, obs=jnp.zeros((5, 3)))
-    after, metrics = ppo.adapt_penalty(state, samples, args)
+    after, metrics = ppo.adapt_kl_coef(state, samples, args)
     assert metrics["losses/kl"] == pytest.approx(divergence)
     assert metrics["losses/kl_coef"] == pytest.approx(coefficient)
     return float(after.kl_coef)

@@ -236,7 +236,7 @@ def test_the_power_of_gamma_counts_from_the_start_of_the_episode():
     args = make_args(reinforce, num_envs=3, gamma=0.9, gamma_power=True)
     samples = make_samples(make_state(reinforce, args), cut_rollout(args), args)
     assert np.allclose(samples.weight, 0.9 ** ELAPSED.ravel())
-    with pytest.raises(UsageError, match="gamma_power: returns of whole episodes are discounted from their"):
+    with pytest.raises(UsageError, match="gamma_power: the whole return is discounted already"):
         validate(make_args(reinforce, gamma_power=True, causality=False))
 
 

@@ -36,7 +36,7 @@ KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "dis
 
 make_samples = jax.jit(trpo.make_samples, static_argnums=2)
 update = jax.jit(trpo.update, static_argnums=4)
-search = on_host(jax.jit(trpo.search, static_argnums=3))
+search = on_host(jax.jit(trpo.line_search, static_argnums=3))
 natural_step = on_host(jax.jit(trpo.natural_step, static_argnums=2))
 conjugate_gradient = on_host(
     jax.jit(lambda H, g, n: trpo.conjugate_gradient(partial(jnp.matmul, H), g, n), static_argnums=2)
@@ -355,7 +355,7 @@ def solve():
         advantage = (reward - reward.mean()) / reward.std()
         batch = trpo.Samples(obs, action, old, advantage, advantage)
         full, residual = trpo.natural_step(state, batch, given)
-        _, metrics = trpo.search(full, state, batch, given)
+        _, metrics = trpo.line_search(full, state, batch, given)
         expected = ravel_pytree(jax.grad(trpo.surrogate)(state.actor.params, state, batch))[0] @ full
         start = trpo.kl_divergence(state.actor.params, state, batch)
         return metrics | {"residual": residual, "expected": expected, "start": start}
@@ -418,7 +418,7 @@ def test_searches_side_by_side_are_those_alone():
     @jax.vmap
     def side_by_side(full, case):
         params, batch = case
-        return trpo.search(full, state.replace(actor=state.actor.replace(params=params)), batch, args)
+        return trpo.line_search(full, state.replace(actor=state.actor.replace(params=params)), batch, args)
 
     among = side_by_side(jnp.stack(full), jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases))
     fractions = []

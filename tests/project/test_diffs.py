@@ -19,6 +19,7 @@ class Pair(NamedTuple):
     new: str = ""
 
 
+NATURAL = "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step line_search"
 PAIRS = [
     Pair("ddpg", "td3", 25, 50),
     Pair("td3", "sac", 60, 75, "next_noise", "sample_action temperature alpha_loss"),
@@ -39,21 +40,21 @@ PAIRS = [
         "double_value policy_entropy move_targets epsilon",
         "check_values",
     ),
-    Pair("reinforce", "a2c", 90, 45, "past_rewards counted fit_critic"),
-    Pair("a2c", "a3c", 20, 45, new="own_parameters"),
+    Pair("reinforce", "a2c", 90, 45, "past_rewards step_mask fit_critic"),
+    Pair("a2c", "a3c", 20, 45, new="worker_state"),
     Pair(
         *("a2c", "trpo", 46, 130, "actor_loss"),
-        "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step search fit_critic",
+        f"{NATURAL} fit_critic",
     ),
     Pair(
         *("trpo", "ppo", 107, 82),
-        "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step search fit_critic",
-        "actor_loss adapt_penalty",
+        f"{NATURAL} fit_critic",
+        "actor_loss adapt_kl_coef",
     ),
     Pair(
-        *("ppo", "maxent_pg", 77, 130),
-        "Gaussian adapt_penalty",
-        "TanhGaussian sample_action temperature alpha_loss improve_temperature",
+        *("ppo", "maxent_pg", 78, 131),
+        "Gaussian adapt_kl_coef",
+        "TanhGaussian sample_action temperature alpha_loss adapt_temperature",
     ),
 ]
 

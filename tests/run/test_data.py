@@ -46,6 +46,33 @@ def test_samples_only_what_is_stored_and_all_of_it():
     assert np.array_equal(batch.next_obs[:, 0], batch.reward + 0.5)
 
 
+@pytest.mark.parametrize(("count", "first"), [(3, 0), (5, 0), (10, 0), (13, 3), (20, 10)])
+def test_sequences_are_runs_of_consecutive_transitions(count, first):
+    """Every one that is there, equally often; none goes over the head of a ring that is full."""
+    replay = Replay.create(10, example(2, 1))
+    for i in range(count):
+        replay = replay.store(numbered(i), i)
+    sample = jax.jit(Replay.sample_sequences, static_argnums=(2, 4))
+    runs = sample(replay, jax.random.key(0), 3000, jnp.int32(count), 3)
+    assert runs.obs.shape == (3000, 3, 2) and runs.reward.shape == (3000, 3)
+    assert (np.diff(runs.reward, axis=1) == 1).all()
+    assert np.array_equal(runs.next_obs[..., 0], runs.reward + 0.5)
+    values, counts = np.unique(runs.reward[:, 0], return_counts=True)
+    assert values.tolist() == list(range(first, count - 2))
+    expected = 3000 / len(values)
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_sequences_of_one_are_single_transitions():
+    """And those as long as the ring are the whole of it, oldest first."""
+    replay = Replay.create(4, example(2, 1))
+    for i in range(6):
+        replay = replay.store(numbered(i), i)
+    single = replay.sample_sequences(jax.random.key(0), 200, 6, 1)
+    assert single.reward.shape == (200, 1) and set(np.ravel(single.reward)) == {2, 3, 4, 5}
+    assert replay.sample_sequences(jax.random.key(0), 2, 6, 4).reward.tolist() == [[2, 3, 4, 5]] * 2
+
+
 def test_seeds_draw_different_rows():
     replay = Replay.create(1000, example(1, 1))
     replay = Replay(replay.rows.replace(reward=jnp.arange(1000.0)))

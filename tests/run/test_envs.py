@@ -4,10 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+import cleanrl_maxent
 from cleanrl_maxent.common.env.make import (
     EVALUATION,
     TRAINING,
     EnvChoice,
+    chosen_env,
     environment_seed,
     make_env,
     scale_action,
@@ -40,10 +42,22 @@ def test_truncation_is_not_termination():
     assert rows[49].next_obs[0, 0] == 1.0 and rows[50].obs[0, 0] == 0.0
 
 
+def test_transitions_say_which_end_is_a_time_limit():
+    """Every 50th step; and none where the episode ends by itself."""
+    envs = SeedEnvs("ConstantReward-v0", [1, 2])
+    rows = [transition_after(envs, np.zeros((2, 1), np.float32)) for _ in range(120)]
+    truncated = np.array([row.truncated for row in rows])
+    assert truncated.dtype == np.float32 and truncated.sum() == 4 and truncated[[49, 99]].all()
+    envs = SeedEnvs("Counting-v0", [1])
+    rows = [transition_after(envs, np.zeros((1, 1), np.float32)) for _ in range(7)]
+    assert [row.terminated[0] for row in rows] == [0, 0, 1, 0, 0, 1, 0]
+    assert not any(row.truncated[0] for row in rows)
+
+
 def test_float32_everywhere():
     envs = SeedEnvs("Hopper-v4", [1])
     envs.step(np.zeros((1, 3), np.float32))
-    for name in ("obs", "action", "reward", "next_obs", "terminated"):
+    for name in ("obs", "action", "reward", "next_obs", "terminated", "truncated"):
         assert getattr(envs.transition, name).dtype == np.float32, name
 
 
@@ -125,6 +139,33 @@ def test_discrete_actions_are_taken_where_asked_for():
     assert scale_action(np.array(1), gym.spaces.Discrete(3, start=5)) == 6
     with pytest.raises(UsageError, match=r"action space Box\(.*a discrete one \(Discrete\) is needed"):
         make_env(EnvChoice("Pendulum-v1", ("Discrete",)))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "algorithm", "words"),
+    [
+        ("Pendulum-v1", "sac_discrete", "a discrete one (Discrete) is needed; use sac.py or sac_v1.py"),
+        ("Pendulum-v1", "sql_discrete", "a discrete one (Discrete) is needed; use sql.py"),
+        ("CartPole-v1", "sac", "a continuous one (Box) is needed; use sac_discrete.py"),
+        ("CartPole-v1", "sac_v1", "a continuous one (Box) is needed; use sac_discrete.py"),
+        ("CartPole-v1", "sql", "a continuous one (Box) is needed; use sql_discrete.py"),
+    ],
+)
+def test_an_algorithm_that_does_not_take_the_actions_names_its_sibling(env_id, algorithm, words):
+    module = cleanrl_maxent.algorithms()[algorithm]
+    with pytest.raises(UsageError) as caught:
+        make_env(chosen_env(module.Args(env_id=env_id)))
+    assert str(caught.value).endswith(words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("env_id", "algorithm"), [("Pendulum-v1", "fitted_q"), ("CartPole-v1", "ddpg")])
+def test_an_algorithm_without_a_sibling_names_all_that_take_the_actions(env_id, algorithm):
+    modules = cleanrl_maxent.algorithms()
+    with pytest.raises(UsageError) as caught:
+        make_env(chosen_env(modules[algorithm].Args(env_id=env_id)))
+    kind = "Box" if env_id == "Pendulum-v1" else "Discrete"
+    taking = [f"{name}.py" for name, module in sorted(modules.items()) if kind in module.Args.action_spaces]
+    assert len(taking) > 3 and str(caught.value).endswith(f"is needed; use {' or '.join(taking)}")
 
 
 def test_a_task_is_the_dimensions_and_the_bounds():

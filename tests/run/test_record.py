@@ -82,7 +82,7 @@ def test_record_of_rollouts(tmp_path):
     for name, steps in {
         "charts/episodic_return": [400, 400],
         "losses/value_loss": [120, 240, 300, 420],
-        "losses/return_deviation": [120, 240, 300, 420],
+        "losses/return_std": [120, 240, 300, 420],
         "eval/return_mean": [180, 300, 480],
         "eval/soft_return": [180, 300, 480],
     }.items():

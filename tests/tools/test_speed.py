@@ -42,15 +42,14 @@ def test_the_time_in_the_environments_is_taken_off():
     )
     text = rates.table([{"1 seed": ours, "SB3": peer, "a script": {"steps_per_second": 45.0}}])
     assert (
-        "| steps per second, all seeds | 1 seed ÷ this | without the environments | 1 seed ÷ this |" in text
+        "| steps per second, all seeds | 1 seed ÷ this | outside the environments | 1 seed ÷ this |" in text
     )
     assert "| SB3 | 60 (60–60) | 1.50 (1.50–1.50) | 90 (90–90) | 3.00 (3.00–3.00) | 7 |" in text
     assert "| a script | 45 (45–45) | 2.00 (2.00–2.00) |  |  |  |" in text
 
 
 def test_the_clock_of_the_environments(monkeypatch):
-    """It runs in `step` and `reset` of the environment itself, not in its wrappers."""
-    monkeypatch.setattr(clock.gymnasium, "make", clock.gymnasium.make)  # put back afterwards
+    """It runs in the steps of the vector environment, and stands while the agent acts and learns."""
     now = [0.0]
     monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
 

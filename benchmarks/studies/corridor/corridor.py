@@ -82,7 +82,7 @@ def draw(args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list
 
 
 def main(args: Args) -> None:
-    """Prints the table and writes the figure; a signal saves the run of the moment first.
+    """Prints the table and writes the figure; a signal saves the current run first.
 
     Raises UsageError, and as `learned`.
     """

@@ -1,4 +1,4 @@
-"""Why the corridor's learned policies lie beside the exact ones: one flag of maxent_pg.py changed at a time.
+"""Why the corridor's learned policies differ from the exact ones: one flag of maxent_pg.py changed at a time.
 
     python benchmarks/studies/corridor/gap.py    # trains what is not trained yet, then both tables
 
@@ -179,7 +179,7 @@ def table_rows(seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def main(args: Args) -> None:
-    """Prints both tables and writes the rows; a signal saves the run of the moment first.
+    """Prints both tables and writes the rows; a signal saves the current run first.
 
     Raises UsageError, and as `train`.
     """

@@ -48,7 +48,7 @@ class Args:
 
 
 def learned(algorithm: ModuleType, args: Args) -> tuple[list[float], list[list[float]]]:
-    """Of each seed: P(right room) of the trained policy, and the share of training episodes that ended there
+    """For each seed: P(right room) of the trained policy, and the share of training episodes that ended there
     in each bin; trains them unless their run is finished. Raises as `train`."""
     run_dir = Path("runs/two-optima") / algorithm.Args.algorithm()
     chosen = algorithm.Args(
@@ -118,7 +118,7 @@ def draw(args: Args, exact: dict, found: dict, shares: dict) -> Path:
 
 
 def main(args: Args) -> None:
-    """Prints the table, and writes rows and figure; a signal saves the run of the moment first.
+    """Prints the table, and writes rows and figure; a signal saves the current run first.
 
     Raises UsageError, and as `learned`.
     """

@@ -79,8 +79,8 @@ def check_kwargs(kwargs: dict[str, Any]) -> None:
         raise UsageError(f"env_kwargs must not have {min(reserved)}: this program gives it")
 
 
-def others_taking(kind: str, algorithm: Path) -> str:
-    """The algorithms beside a file that take such actions; only its namesakes, if there are any."""
+def alternatives(kind: str, algorithm: Path) -> str:
+    """The algorithm files that take such actions; only variants of this one, if there are any."""
     names = []
     for path in sorted(algorithm.parent.glob("*.py")):
         text = path.read_text("utf-8", errors="replace")
@@ -88,8 +88,8 @@ def others_taking(kind: str, algorithm: Path) -> str:
         if "class Args(RunArgs)" in text and kind in (stated[1] if stated else "Box"):
             names.append(path.name)
     first, *_ = algorithm.stem.split("_")
-    namesakes = [name for name in names if Path(name).stem.split("_")[0] == first]
-    return " or ".join(namesakes or names)
+    variants = [name for name in names if Path(name).stem.split("_")[0] == first]
+    return " or ".join(variants or names)
 
 
 def check_spaces(
@@ -107,7 +107,7 @@ def check_spaces(
     if not any(isinstance(action, getattr(gym.spaces, kind)) for kind in action_spaces):
         needed = {"Box": "a continuous one (Box)", "Discrete": "a discrete one (Discrete)"}
         kinds = needed[action_spaces[0]] if len(action_spaces) == 1 else " or ".join(action_spaces)
-        others = others_taking(type(action).__name__, algorithm) if algorithm else ""
+        others = alternatives(type(action).__name__, algorithm) if algorithm else ""
         advice = f"; use {others}" if others else ""
         raise UsageError(f"{env_id} has the action space {action}; {kinds} is needed{advice}")
     if isinstance(action, gym.spaces.Box):

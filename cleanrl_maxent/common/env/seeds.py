@@ -156,7 +156,8 @@ class SeedEnvs:
         transition = subtree("transition/", arrays)
         transition.setdefault("truncated", np.zeros_like(transition["terminated"]))  # earlier ones lack it
         self.transition = Transition(**transition)
-        if self.env_reset == "restart":
+        if self.env_reset == "restart":  # which cuts the episode
+            self.transition = self.transition.replace(truncated=np.ones_like(self.transition.truncated))
             self.obs = self.reset(steps)
             return
         single = zip(self.names(), self.single_envs, snapshots, self.obs, strict=True)

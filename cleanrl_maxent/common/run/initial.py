@@ -21,7 +21,7 @@ from cleanrl_maxent.common.run.result import algorithm_module
 class Initial(NamedTuple):
     """What a run starts from."""
 
-    arrays: dict[str, np.ndarray]  # the state of the other run, leading axis (seed,): those of the new one
+    arrays: dict[str, np.ndarray]  # state of the other run; its axis (seed,) holds the new run's seeds
     source: dict[str, Any]  # where it is from: folder, seeds, steps, SHA-256
 
 
@@ -52,8 +52,8 @@ def check_same_spaces(folder: Path, env_id: str, task: Task) -> None:
         require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {env_id}")
 
 
-def seeds_of(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:
-    """Which of the `recorded` seeds of a run stands for each one `wanted`.
+def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:
+    """For each seed in `wanted`, the recorded seed that stands for it.
 
     The same one; or `seed`, if given, or the only one there is. Raises UsageError if one is not there.
     """
@@ -75,7 +75,7 @@ def read_initial(args: RunArgs, task: Task) -> Initial:
     recorded = recorded_args(type(args), str(folder))
     check_same_spaces(folder, args.env_id, task)
     first = recorded.seed
-    seeds = seeds_of(folder, seed, range(first, first + recorded.num_seeds), args.seeds)
+    seeds = match_seeds(folder, seed, range(first, first + recorded.num_seeds), args.seeds)
     found = newest_checkpoint(folder, "networks")
     rows = [s - first for s in seeds]
     arrays = {name: array[rows] for name, array in subtree("state/", found.arrays).items()}

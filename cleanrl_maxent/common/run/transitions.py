@@ -9,21 +9,21 @@ from cleanrl_maxent.common.cli import RunArgs, read_config
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require
-from cleanrl_maxent.common.run.initial import check_same_spaces, newest_checkpoint, seeds_of, split_seed
+from cleanrl_maxent.common.run.initial import check_same_spaces, match_seeds, newest_checkpoint, split_seed
 
 
 def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
     """All transitions that the run in the folder `source` kept, oldest first, `(seed, transition, ...)`.
 
     Each seed takes those of the same seed, or of the one that is named, `runs/x/seed-2`. Raises UsageError
-    if the run is another task's, keeps none (its checkpoints were removed, or it learned from rollouts), or
+    if the run has other spaces, keeps none (its checkpoints were removed, or it learned from rollouts), or
     is damaged.
     """
     folder, seed = split_seed(Path(source).expanduser())
     given = read_config(folder)["args"]
     check_same_spaces(folder, args.env_id, task)
     first = given["seed"]
-    seeds = seeds_of(folder, seed, range(first, first + given["num_seeds"]), args.seeds)
+    seeds = match_seeds(folder, seed, range(first, first + given["num_seeds"]), args.seeds)
     segments = newest_checkpoint(folder, "transitions").segments
     require(bool(segments), f"{folder} keeps no transitions: it learned from rollouts")
     try:
