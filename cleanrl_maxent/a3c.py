@@ -171,14 +171,28 @@ def act(policy, obs, key, deterministic):
 
 
 @struct.dataclass
+class Worker:
+    """Its own copy of the parameters."""
+
+    actor: dict
+    critic: dict
+
+
+@struct.dataclass
 class State:
     """Everything learned, for one seed."""
 
     actor: TrainState
     critic: TrainState
-    workers: dict  # their own "actor" and "critic" parameters, (worker, ...)
+    workers: Worker  # (worker, ...)
     observations: Statistics  # of earlier rollouts
     returns: DiscountedReturns  # of unscaled rewards
+
+
+def synchronize(state, args):
+    """The state with the shared parameters in every worker, as before the first step."""
+    params = Worker(state.actor.params, state.critic.params)
+    return state.replace(workers=jax.tree.map(lambda x: jnp.stack([x] * args.num_envs), params))
 
 
 def init(key, task, args):
@@ -191,20 +205,20 @@ def init(key, task, args):
     # as the paper and TensorFlow have it; PyTorch's, which starts at 0, takes far longer first steps
     rmsprop = optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=1.0)
     rmsprop = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), rmsprop)
-    params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
-    return State(
-        actor=TrainState.create(apply_fn=actor.apply, params=params["actor"], tx=rmsprop),
-        critic=TrainState.create(apply_fn=critic.apply, params=params["critic"], tx=rmsprop),
-        workers=jax.tree.map(lambda x: jnp.stack([x] * args.num_envs), params),
+    state = State(
+        actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=rmsprop),
+        critic=TrainState.create(apply_fn=critic.apply, params=critic.init(critic_key, obs), tx=rmsprop),
+        workers=None,
         observations=Statistics.create(obs.shape),
         returns=DiscountedReturns.create(args.num_envs),
     )
+    return synchronize(state, args)
 
 
 def worker_state(state, worker):
     """The state as a worker sees it, with its own parameters in place of the shared ones."""
-    actor = state.actor.replace(params=worker["actor"])
-    critic = state.critic.replace(params=worker["critic"])
+    actor = state.actor.replace(params=worker.actor)
+    critic = state.critic.replace(params=worker.critic)
     return state.replace(actor=actor, critic=critic)
 
 
@@ -278,12 +292,12 @@ def update(state, rollout, key, index, args):
     def worker_update(state, inputs):
         worker, steps = inputs
         samples = make_samples(worker_state(state, worker), steps, args)
-        grads, metrics = jax.grad(actor_loss, has_aux=True)(worker["actor"], state, samples, args)
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(worker.actor, state, samples, args)
         state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(worker["critic"], state, samples)
+        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(worker.critic, state, samples)
         state = state.replace(critic=state.critic.apply_gradients(grads=grads))
-        params = {"actor": state.actor.params, "critic": state.critic.params}
-        return state, (params, metrics | critic_metrics)
+        worker = Worker(state.actor.params, state.critic.params)
+        return state, (worker, metrics | critic_metrics)
 
     steps = jax.tree.map(lambda x: jnp.expand_dims(x.swapaxes(0, 1), 2), rollout)  # (worker, step, 1, ...)
     state, (workers, metrics) = jax.lax.scan(worker_update, state, (state.workers, steps))
@@ -319,6 +333,8 @@ def train(args):
 
     with Run(args, envs) as run:
         first, state, _ = run.resume(state)
+        if args.init_from and first == 0:
+            state = per_seed(synchronize, shared=1, static_argnums=1)(state, args)
         for step in range(first, args.last_step + 1, args.steps_per_update):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
             if evaluate.due(step):

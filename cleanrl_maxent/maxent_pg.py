@@ -318,7 +318,7 @@ def actor_loss(params, state, batch, key, args):
     """Minus the sum of the surrogate and α times the policy's entropy (eq. 8)."""
     pi = state.actor.apply_fn(params, batch.obs)
     log_ratio = pi.log_prob(batch.u) - batch.log_prob
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(jnp.minimum(log_ratio, 80))  # finite, also in its gradient
     clipped = jnp.clip(ratio, 1 - args.clip_coef, 1 + args.clip_coef) if args.clip_coef else ratio
     surrogate = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
     entropy = pi.entropy(pi.sample(key))

@@ -67,6 +67,8 @@ class Args(RunArgs):
         require(self.gradient_steps < 2**31, too_many)
         adaptable = self.kl_coef > 0 or self.kl_target == 0
         require(adaptable, "kl_target adapts kl_coef, which must start above 0; add --kl-coef 1")
+        within = 1e-4 <= self.kl_coef <= 1e4 or self.kl_target == 0
+        require(within, f"kl_coef is adapted within [0.0001, 10000]; got {self.kl_coef}")
 
     @property
     def steps_per_update(self):
@@ -279,7 +281,7 @@ def actor_loss(params, state, batch, args):
     """Minus the clipped surrogate (eq. 7), plus the penalty of eq. 8, minus the entropy bonus of eq. 9."""
     pi = state.actor.apply_fn(params, batch.obs)
     log_ratio = pi.log_prob(batch.action) - batch.old.log_prob(batch.action)
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(jnp.minimum(log_ratio, 80))  # finite, also in its gradient
     clipped = jnp.clip(ratio, 1 - args.clip_coef, 1 + args.clip_coef) if args.clip_coef else ratio
     surrogate = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
     penalty = state.kl_coef * batch.old.kl(pi) if args.kl_coef else 0

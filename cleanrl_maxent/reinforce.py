@@ -264,11 +264,12 @@ def make_samples(state, rollout, args):
     value_target = advantage + value
     if not args.causality:
         advantage = past_rewards(reward, rollout.ended, args) + args.gamma**rollout.elapsed * advantage
+    share = step_mask(rollout, args)
+    share = share / jnp.maximum(share.mean(), 1e-8)
     if args.norm_adv:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    weight = args.gamma**rollout.elapsed if args.gamma_power else jnp.ones_like(reward)
-    mask = step_mask(rollout, args)
-    weight = weight * mask / jnp.maximum(mask.mean(), 1e-8)
+        advantage = advantage - (share * advantage).mean()
+        advantage = advantage / (jnp.sqrt((share * advantage**2).mean()) + 1e-8)
+    weight = share * args.gamma**rollout.elapsed if args.gamma_power else share
     samples = Samples(obs, steps.action, advantage, value_target, weight)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
 
@@ -311,7 +312,7 @@ def update(state, rollout, key, index, args):
     samples = make_samples(state, rollout, args)
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, samples)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    state, critic_metrics = fit_critic(state, samples, key, args)
+    state, critic_metrics = fit_critic(state, samples, key, args) if args.baseline else (state, {})
     # the policy acts and learns on the same statistics: new ones are for the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs

@@ -298,6 +298,7 @@ def natural_step(state, batch, args):
     g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
     subset = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
     product = partial(fisher_vector_product, state=state, batch=subset, args=args)
+    g = g / jnp.maximum(jnp.abs(g).max(), 1e-30)  # its length does not matter, but must not underflow
     x, residual = conjugate_gradient(product, g, args.cg_iters)
     return jnp.sqrt(2 * args.target_kl / (x @ product(x))) * x, residual
 

@@ -137,8 +137,9 @@ class DiscountedReturns:
 
     @property
     def std(self) -> jax.Array:
-        """Standard deviation over the steps so far, in reward."""
-        return jnp.sqrt(self.statistics.var + 1e-8)
+        """Standard deviation over the steps so far, in reward, at least a hundredth of the mean."""
+        mean, var = self.statistics.mean, self.statistics.var
+        return jnp.sqrt(jnp.maximum(var, 1e-4 * mean**2) + 1e-8)
 
     def add(self, reward: Array, ended: Array, elapsed: Array, discount: float) -> "DiscountedReturns":
         """These returns, updated with a rollout; each array is `(step, env)`.

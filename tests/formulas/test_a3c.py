@@ -1,5 +1,7 @@
 """a3c.py: its rounds against the box of the paper, worker by worker in float64 NumPy."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,12 +29,6 @@ from tests.support.rollouts import (
 NAMES = ("actor", "critic")
 
 update = jax.jit(a3c.update, static_argnums=4)
-
-
-def synchronised(state):
-    """The state as `init` makes it, all workers with the shared parameters, in spite of larger heads."""
-    params, count = {name: getattr(state, name).params for name in NAMES}, len(flat(state.returns.running))
-    return state.replace(workers=jax.tree.map(lambda x: jnp.stack([x] * count), params))
 
 
 def box(theta, workers, squares, rollout, args):
@@ -70,7 +66,7 @@ def box(theta, workers, squares, rollout, args):
 def test_rounds_are_those_of_the_box():
     """Two rounds, so that in the second each worker differentiates at parameters which others have left."""
     args = make_args(a3c, num_envs=3, ent_coef=0.3, gamma=0.9, learning_rate=0.05)
-    state = double(synchronised(make_state(a3c, args)))
+    state = double(a3c.synchronize(make_state(a3c, args), args))
     theta = {name: jax.device_get(getattr(state, name).params) for name in NAMES}
     workers = [dict(theta) for _ in range(3)]
     squares = {name: np.ones(flat(theta[name]).size) for name in NAMES}
@@ -81,7 +77,7 @@ def test_rounds_are_those_of_the_box():
         for name in NAMES:
             assert distance(getattr(state, name).params, theta[name]) < 1e-9, name
             for number, own in enumerate(workers):
-                found = jax.tree.map(lambda leaf, i=number: leaf[i], state.workers[name])
+                found = jax.tree.map(lambda leaf, i=number: leaf[i], getattr(state.workers, name))
                 assert distance(found, own[name]) < 1e-9, (name, number)
     assert all(distance(workers[0][name], workers[1][name]) > 0.01 for name in NAMES)
 
@@ -99,9 +95,9 @@ def test_a_worker_is_left_with_the_shared_parameters():
     args = make_args(a3c)
     state, _ = update(stale(make_state(a3c, args)), make_rollout(a3c, args), jax.random.key(0), 0, args)
     for name in NAMES:
-        last = jax.tree.map(lambda leaf: leaf[-1], state.workers[name])
+        last = jax.tree.map(lambda leaf: leaf[-1], getattr(state.workers, name))
         assert distance(last, getattr(state, name).params) == 0
-        first = jax.tree.map(lambda leaf: leaf[0], state.workers[name])
+        first = jax.tree.map(lambda leaf: leaf[0], getattr(state.workers, name))
         assert distance(last, first) > 1e-4
 
 
@@ -113,7 +109,7 @@ def test_one_worker_is_a2c_and_four_are_not(count):
     for algorithm in (a2c, a3c):
         args = make_args(algorithm, num_envs=count, ent_coef=0.3, learning_rate=0.02)
         state = make_state(algorithm, args)
-        state = double(synchronised(state) if algorithm is a3c else state)
+        state = double(a3c.synchronize(state, args) if algorithm is a3c else state)
         step = jax.jit(algorithm.update, static_argnums=4)
         for seed in range(2):
             rollout = double(make_rollout(algorithm, args, seed=seed))
@@ -129,7 +125,7 @@ def test_workers_begin_with_the_shared_parameters():
     state = new_state(a3c, args)
     for name in NAMES:
         for number in range(args.num_envs):
-            own = jax.tree.map(lambda leaf, i=number: leaf[i], state.workers[name])
+            own = jax.tree.map(lambda leaf, i=number: leaf[i], getattr(state.workers, name))
             assert distance(own, getattr(state, name).params) == 0
 
 
@@ -171,3 +167,19 @@ def test_the_learning_rate_falls_with_every_turn():
     assert int(state.actor.step) == int(state.critic.step) == 8
     after, _ = update(state, make_rollout(a3c, args, seed=2), jax.random.key(0), 2, args)
     assert distance(after.actor.params, state.actor.params) == 0
+
+
+def test_workers_draw_noise_of_their_own(monkeypatch, tmp_path):
+    """In the first step, where parameters and observations are alike in all environments."""
+    args = make_args(a3c, num_envs=3, num_steps=2, total_timesteps=6, env_id="tests.support.probes:Echo-v0")
+    args = replace(args, normalize_observation=False, eval_episodes=0, run_dir=str(tmp_path / "run"))
+    actions = []
+
+    def note(state, rollout, key, index, args):
+        jax.debug.callback(lambda action: actions.append(np.asarray(action)), rollout.transition.action)
+        return state, {}
+
+    monkeypatch.setattr(a3c, "update", note)
+    a3c.train(args)
+    jax.effects_barrier()
+    assert len(np.unique(actions[0][0], axis=0)) == 3

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from benchmarks.studies.corridor import corridor
-from cleanrl_maxent import ppo, tabular
+from cleanrl_maxent import maxent_pg, ppo, tabular
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
@@ -224,6 +224,65 @@ def test_learning_rate_falls_to_zero_at_the_end():
         moves.append(distance(after.actor.params, state.actor.params))
         state = after
     assert moves[0] > moves[3] > 0 == moves[4]
+
+
+ADAM = pytest.mark.parametrize("algorithm", [ppo, maxent_pg], ids=["ppo", "maxent_pg"])
+
+
+@ADAM
+def test_optimisers_of_actor_and_critic(algorithm):
+    """Gradients of norm 5 in one leaf and 1e-4 in another: each network's are cut to their largest norm, Adam
+    has ε = 1e-5, and the rate falls linearly to 0 over all gradient steps."""
+    args = make_args(algorithm, anneal_lr=True, total_timesteps=24, learning_rate=0.01, max_grad_norm=0.5)
+    steps, start = args.gradient_steps, make_state(algorithm, args)
+    for name in ("actor", "critic"):
+        network = getattr(start, name)
+        leaves, structure = jax.tree.flatten(jax.tree.map(jnp.zeros_like, network.params))
+        leaves[:2] = (leaf.at[(0,) * leaf.ndim].set(g) for leaf, g in zip(leaves[:2], (5, 1e-4), strict=True))
+        grads = jax.tree.unflatten(structure, leaves)
+        moves = []
+        for _ in range(steps):
+            after = network.apply_gradients(grads=grads)
+            change = jax.tree.map(lambda new, old: new - old, after.params, network.params)
+            moves.append([-leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(change)[:2]])
+            network = after
+        rates = 0.01 * (1 - np.arange(steps) / steps)
+        for column, clipped in enumerate((0.5, 1e-5)):
+            expected = rates * clipped / (clipped + 1e-5)
+            assert np.allclose(np.array(moves)[:, column], expected, rtol=2e-2, atol=2e-6), (name, column)
+
+
+@ADAM
+def test_every_pass_and_every_rollout_has_an_order_of_its_own(algorithm, monkeypatch):
+    """The rows of the minibatches, told apart by their value targets."""
+    args = make_args(algorithm, update_epochs=2, num_minibatches=1)
+    state, orders = make_state(algorithm, args), []
+    rollout = jax.tree.map(jnp.asarray, make_rollout(algorithm, args))
+
+    def note(params, state, batch):
+        jax.debug.callback(lambda order: orders.append(np.asarray(order)), batch.value_target)
+        return 0.0 * sum(leaf.sum() for leaf in jax.tree.leaves(params)), {}
+
+    monkeypatch.setattr(algorithm, "critic_loss", note)
+    for index in range(2):
+        algorithm.update(state, rollout, jax.random.key(index), index, args)
+    jax.effects_barrier()
+    assert len(orders) == 4 and len({order.tobytes() for order in orders}) == 4
+    assert all(np.array_equal(np.sort(order), np.sort(orders[0])) for order in orders)
+
+
+def test_ratios_beyond_float32_leave_finite_gradients():
+    """A clipped sample has the gradient 0, however large its ratio is."""
+
+    def apply(log_ratio, obs):
+        return SimpleNamespace(log_prob=lambda action: log_ratio, entropy=lambda: jnp.zeros(()))
+
+    old = SimpleNamespace(log_prob=lambda action: jnp.zeros(()))
+    state = SimpleNamespace(actor=SimpleNamespace(apply_fn=apply), kl_coef=0.0)
+    batch = SimpleNamespace(obs=None, action=None, old=old, advantage=1.0)
+    args = make_args(ppo, clip_coef=0.2)
+    gradient = jax.grad(lambda x: ppo.actor_loss(x, state, batch, args)[0])(jnp.array([0.0, 160.0, 200.0]))
+    assert np.isfinite(gradient).all() and not gradient[1:].any()
 
 
 @pytest.mark.slow

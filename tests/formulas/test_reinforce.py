@@ -195,6 +195,17 @@ def test_steps_of_episodes_that_are_not_known_do_not_count(name):
     assert np.allclose(flat(actor_loss(state.actor.params, state, other)[1]), flat(grads), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", COUNTS)
+def test_advantages_are_normalised_over_the_steps_that_count(name):
+    """To mean 0 and std 1, whatever was rewarded in the others."""
+    args = make_args(reinforce, num_envs=3, norm_adv=True, **ESTIMATORS[name])
+    rollout, state = cut_rollout(args), make_state(reinforce, args)
+    samples = make_samples(state, rollout, args)
+    counts = np.array([list(map(int, row)) for row in COUNTS[name]]).T.ravel() > 0
+    found = np.float64(samples.advantage)[counts]
+    assert found.mean() == pytest.approx(0, abs=1e-5) and found.std() == pytest.approx(1, abs=1e-4)
+
+
 @pytest.mark.parametrize("flags", [FULL, CAUSAL], ids=["full", "causal"])
 def test_a_rollout_in_which_no_episode_ends_teaches_nothing(flags):
     args = make_args(reinforce, **flags)

@@ -458,3 +458,15 @@ def test_update():
     )
     assert int(after.critic.step) == 4 and 0.01 < distance(state.critic.params, after.critic.params) < 0.041
     assert (after_error**2).mean() < (error**2).mean()
+
+
+def test_the_length_of_the_gradient_does_not_matter():
+    """Also where its square would be too small for float32."""
+    args = make_args(trpo, norm_adv=False)
+    state = make_state(trpo, args)
+    samples = trpo.make_samples(state, jax.tree.map(jnp.asarray, make_rollout(trpo, args)), args)
+    steps = [
+        trpo.natural_step(state, samples.replace(advantage=scale * samples.advantage), args)[0]
+        for scale in (1, 1e-12)
+    ]
+    assert np.allclose(*steps, rtol=1e-2, atol=1e-4) and np.abs(steps[0]).max() > 0.01

@@ -41,18 +41,18 @@ PAIRS = [
         "check_values",
     ),
     Pair("reinforce", "a2c", 90, 45, "past_rewards step_mask fit_critic"),
-    Pair("a2c", "a3c", 20, 45, new="worker_state"),
+    Pair("a2c", "a3c", 18, 60, new="Worker synchronize worker_state"),
     Pair(
         *("a2c", "trpo", 46, 130, "actor_loss"),
         f"{NATURAL} fit_critic",
     ),
     Pair(
-        *("trpo", "ppo", 107, 82),
+        *("trpo", "ppo", 108, 84),
         f"{NATURAL} fit_critic",
         "actor_loss adapt_kl_coef",
     ),
     Pair(
-        *("ppo", "maxent_pg", 78, 131),
+        *("ppo", "maxent_pg", 80, 131),
         "Gaussian adapt_kl_coef",
         "TanhGaussian sample_action temperature alpha_loss adapt_temperature",
     ),

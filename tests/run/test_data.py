@@ -151,3 +151,10 @@ def test_discounted_returns_continue_over_rollouts_and_stop_at_ends():
         assert tracked.statistics.var == pytest.approx(np.var(seen), rel=1e-5)
         assert tracked.statistics.count == len(seen) and tracked.std == pytest.approx(np.std(seen), rel=1e-5)
     assert totals == pytest.approx([5.25, 1.5, 0])
+
+
+def test_returns_that_hardly_vary_are_not_blown_up():
+    """A reward of 1 with discount 0 has no variance: it is divided by a hundredth of itself, not by 1e-4."""
+    ones, never = np.ones((5, 3), np.float32), np.zeros((5, 3), np.float32)
+    returns = DiscountedReturns.create(3).add(ones, never, np.ones((5, 3), int), 0.0)
+    assert returns.std == pytest.approx(0.01, rel=1e-2)
