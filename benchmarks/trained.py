@@ -19,7 +19,7 @@ def trained_state(algorithm: ModuleType, folder: Path) -> tuple[Any, Checkpoint]
     Raises UsageError if the folder holds no such run.
     """
     args, task = recorded_args(algorithm.Args, str(folder)), recorded_task(folder)
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, "networks")
     init = jax.vmap(lambda key: algorithm.init(key, task, args))
     states = init(jax.random.split(jax.random.key(0), args.num_seeds))
     states = restore_tree(states, subtree("state/", checkpoint.arrays))

@@ -1,5 +1,6 @@
 """The environments of every seed, stepped in turn."""
 
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import jax
@@ -157,7 +158,7 @@ class SeedEnvs:
         transition.setdefault("truncated", np.zeros_like(transition["terminated"]))  # earlier ones lack it
         self.transition = Transition(**transition)
         if self.env_reset == "restart":  # which cuts the episode
-            self.transition = self.transition.replace(truncated=np.ones_like(self.transition.truncated))
+            self.transition = replace(self.transition, truncated=np.ones_like(self.transition.terminated))
             self.obs = self.reset(steps)
             return
         single = zip(self.names(), self.single_envs, snapshots, self.obs, strict=True)
