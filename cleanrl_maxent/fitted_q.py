@@ -29,7 +29,7 @@ from cleanrl_maxent.common.output import warn
 from cleanrl_maxent.common.ranges import Count, Decay, Discount, Magnitude, Rate, Widths
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
-from cleanrl_maxent.common.run.transitions import read_transitions
+from cleanrl_maxent.common.run.transitions import read_transitions, recorded_length
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,39 @@ class Args(RunArgs):
 
     env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
     total_timesteps: Count = 20_000  # environment steps of each seed
-    dataset: str | None = None  # run folder whose transitions are the data; None: play
+    dataset: str | None = None  # run whose transitions are all the data; None: play
     collect_steps: Count = 2_000  # environment steps between fits, the first of them uniform
     iterations: Count | None = None  # of Q per fit; None: 20, or 200 if there is one fit alone
     updates_per_iteration: Count = 200  # gradient steps of an iteration
     batch_size: Count = 256  # transitions per gradient step
     gamma: Discount = 0.99  # discount per step
     q_lr: Rate = 1e-3  # Adam, critics
-    reinitialize: bool = False  # start every iteration from new critics
+    reinitialize: bool = False  # start every iteration from the initial critics
     alpha: Magnitude = 0.0  # temperature, in reward per nat; 0: hard Q-iteration
-    uniform_prior: bool = False  # entropy relative to the uniform policy's
+    uniform_prior: bool = False  # entropy minus log n, the uniform policy's
     n_critics: Count = 2  # critics; the minimum of their values is used
-    epsilon: Decay = 0.1  # share of uniform actions after the first batch
+    epsilon: Decay | None = (
+        None  # share of uniform actions after the first batch; None: 0.1 if alpha is 0, else 0
+    )
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
 
     def check(self):
         super().check()
-        few = f"collect_steps {self.collect_steps} > total_timesteps {self.total_timesteps}"
+        require(self.dataset != "", "dataset is empty; name a run folder, or leave --dataset out")
+        few = f"collect_steps {self.collect_steps} > total_timesteps {self.total_timesteps}; lower it"
         require(self.collect_steps <= self.total_timesteps or self.dataset, few)
         finite = self.alpha == 0 or self.alpha >= 1e-6
         require(finite, f"alpha must be 0 or at least 1e-6; got {self.alpha}")
+
+    @property
+    def single_fit(self):
+        """Whether all data are there at once."""
+        return self.dataset is not None or self.total_timesteps <= self.collect_steps
+
+    @property
+    def length_is_fixed(self):
+        """More steps would move the last fit, or give it other iterations; a dataset has its own length."""
+        return self.single_fit or self.total_timesteps % self.collect_steps > 0
 
 
 def linear(x, features):
@@ -103,11 +116,16 @@ def policy(state):
     return Policy(Partial(state.critics.apply_fn, state.critics.params), state.alpha)
 
 
+def gather(values, action):
+    """The value of each action that was taken, `(...)`; `values`: `(..., action_dim)`."""
+    return jnp.take_along_axis(values, action[..., None], axis=-1).squeeze(-1)
+
+
 def sample_action(policy, obs, key):
     """A number, `(...)`, from exp(Q/α)/Z, and its log π in nats."""
     logits = policy(obs) / policy.alpha
     action = jax.random.categorical(key, logits)
-    return action, jnp.take_along_axis(nn.log_softmax(logits), action[..., None], axis=-1).squeeze(-1)
+    return action, gather(nn.log_softmax(logits), action)
 
 
 def act(policy, obs, key, deterministic):
@@ -122,7 +140,7 @@ class State:
 
     critics: TrainState  # n_critics, stacked on axis 0
     target_critics: dict  # of the iteration before
-    untrained: dict  # parameters of the critics at first
+    untrained: dict  # initial parameters of the critics
     alpha: float = struct.field(pytree_node=False)  # in reward per nat
 
 
@@ -142,14 +160,14 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), or the greatest Q if α is 0; `q`: `(..., action_dim)`."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)`, or the greatest Q if α is 0; `q`: `(..., action_dim)`."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
     return args.alpha * (nn.logsumexp(q / args.alpha, axis=-1) - prior)
 
 
-def targets(state, batch, args):
+def bellman_target(state, batch, args):
     """y = r + γ (1 - terminated) V(s') of the critics of the iteration before, `(batch,)`."""
     next_q = state.critics.apply_fn(state.target_critics, batch.next_obs).min(axis=0)
     return batch.reward + args.gamma * (1 - batch.terminated) * soft_value(next_q, args)
@@ -157,9 +175,9 @@ def targets(state, batch, args):
 
 def critic_loss(params, state, batch, args):
     """Half the mean squared error of the critics against their targets."""
-    target = targets(state, batch, args)
+    target = bellman_target(state, batch, args)
     q = state.critics.apply_fn(params, batch.obs)  # (n_critics, batch, action_dim)
-    q = jnp.take_along_axis(q, batch.action[None, :, None], axis=-1).squeeze(-1)
+    q = jax.vmap(gather, (0, None))(q, batch.action)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
     metrics = {f"losses/qf{i + 1}_loss": losses[i] for i in range(args.n_critics)}
     metrics |= {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
@@ -185,28 +203,31 @@ def update(state, batches, key, index, args):
     return state.replace(critics=critics), jax.tree.map(lambda x: x[-1], metrics)
 
 
-def check_values(replay, losses, num_actions, args):
-    """Warns if Q is more than twice as large as any soft return can be; returns whether it did."""
-    reward = float(jnp.abs(replay.rows.reward).max())
+def warn_of_divergence(replay, losses, num_actions, args):
+    """Warns if Q of a seed is more than twice as large as any soft return can be; returns whether it did."""
+    reward = np.asarray(jnp.abs(replay.rows.reward).max(axis=-1))  # (seed,)
     entropy = 0 if args.uniform_prior else math.log(num_actions)
     largest = (reward + args.alpha * entropy) / (1 - args.gamma)
-    q = float(np.max(np.abs(losses["losses/best_values"])))
-    diverging = q > 2 * largest > 0
-    if diverging:
-        warn(f"Q is diverging: {q:,.1f} on average, where no return can exceed {largest:,.1f}")
-    return diverging
+    q = np.abs(losses["losses/best_values"])
+    diverging = np.flatnonzero((q > 2 * largest) & (largest > 0))
+    for index in diverging:
+        values = f"{q[index]:,.1f} on average, where no return can exceed {largest[index]:,.1f}"
+        warn(f"Q of seed {args.seeds[index]} is diverging: {values}")
+    return len(diverging) > 0
 
 
 def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     if args.dataset:
-        data = read_transitions(args.dataset, args, envs.task)
-        args = replace(args, total_timesteps=data.reward.shape[1])
-    replay = create_replays(args.num_seeds, args.total_timesteps, envs.example, "--total-timesteps")
+        length = recorded_length(args)  # of this run, if it resumes: it may not need its data any more
+        data = None if length else read_transitions(args.dataset, args, envs.task)
+        args = replace(args, total_timesteps=length or data.reward.shape[1])
+    flags = "--num-seeds" if args.dataset else "--total-timesteps or --num-seeds"
+    replay = create_replays(args.num_seeds, args.total_timesteps, envs.example, flags)
     evaluate = Evaluation(args, act, sample_action if args.alpha else None)
-    single = args.dataset or args.total_timesteps <= args.collect_steps
-    iterations = args.iterations or (200 if single else 20)
+    iterations = args.iterations or (200 if args.single_fit else 20)
+    share = args.epsilon if args.epsilon is not None else 0.0 if args.alpha else 0.1
 
     def warm_up(key, step):
         key = jax.random.fold_in(key, step)
@@ -216,7 +237,7 @@ def train(args):
         act_key, uniform_key, choice_key = jax.random.split(jax.random.fold_in(key, step), 3)
         action = act(policy, obs, act_key, deterministic=False)
         uniform = jax.random.randint(uniform_key, (), 0, envs.task.action_dim)
-        return jnp.where(jax.random.uniform(choice_key) < args.epsilon, uniform, action)
+        return jnp.where(jax.random.uniform(choice_key) < share, uniform, action)
 
     def learn(state, replay, key, count, index):
         key = jax.random.fold_in(jax.random.fold_in(key, count), index)
@@ -238,14 +259,14 @@ def train(args):
         nonlocal warned
         for index in range(iterations):
             state, losses = learn(state, replay, keys.update, count, index)
-        warned = warned or check_values(replay, losses, envs.task.action_dim, args)
+        warned = warned or warn_of_divergence(replay, losses, envs.task.action_dim, args)
         return state, losses
 
     with Run(args, envs) as run:
         first, state, kept = run.resume(state, None if args.dataset else replay)
         replay, losses = kept or replay, {}
-        if args.dataset and first == 0:
-            first = args.total_timesteps
+        if args.dataset and first < args.total_timesteps:
+            first, data = args.total_timesteps, data or read_transitions(args.dataset, args, envs.task)
             state, losses = fit(state, store(replay, data, np.arange(first)), first)
             run.end_step(first, state, losses)
         for step in range(first, args.total_timesteps + 1):

@@ -2,10 +2,9 @@
 
 Christodoulou, "Soft Actor-Critic for Discrete Action Settings", 2019, https://arxiv.org/abs/1910.07207.
 Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - the temperature is learned through its logarithm, and stays within [1e-4, alpha_max];
   - the target entropy is half the largest one, not 0.98 of it;
-  - the temperature stays within [1e-4, alpha_max];
-  - `--no-backup-entropy` leaves the entropy out of the critics' target (Asad et al. 2025);
-  - the temperature is learned through its logarithm.
+  - `--no-backup-entropy` leaves the entropy out of the critics' target (Asad et al. 2025).
 
     python cleanrl_maxent/sac_discrete.py --env-id CartPole-v1 --total-timesteps 50000
 """
@@ -53,7 +52,7 @@ class Args(RunArgs):
     alpha_max: Rate = 10.0  # largest temperature that is learned, in reward per nat
     target_entropy_scale: Discount = 0.5  # κ: target is κ log n nats, for n actions
     backup_entropy: bool = True  # count the entropy of later states
-    critic_reduce: Literal["min", "mean"] = "min"  # what of both critics is used
+    critic_reduce: Literal["min", "mean"] = "min"  # how both critics are combined
     train_frequency: Count = 1  # environment steps per update
     policy_frequency: Count = 1  # critic updates per actor update
     target_network_frequency: Count = 1  # critic updates per target update
@@ -70,7 +69,8 @@ class Args(RunArgs):
         tunable = self.alpha > 0 or not self.autotune
         require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
         within = 1e-4 <= self.alpha <= self.alpha_max or not self.autotune
-        require(within, f"alpha is tuned within [0.0001, alpha_max {self.alpha_max}]; got {self.alpha}")
+        advice = "change it or alpha_max, or add --no-autotune"
+        require(within, f"alpha {self.alpha} is not in [0.0001, alpha_max {self.alpha_max}]; {advice}")
 
 
 def linear(x, features):
@@ -116,7 +116,7 @@ def policy(state):
     return Partial(state.actor.apply_fn, state.actor.params)
 
 
-def of_action(values, action):
+def gather(values, action):
     """The value of each action that was taken, `(...)`; `values`: `(..., action_dim)`."""
     return jnp.take_along_axis(values, action[..., None], axis=-1).squeeze(-1)
 
@@ -125,7 +125,7 @@ def sample_action(policy, obs, key):
     """A number, `(...)`, and its log π in nats."""
     logits = policy(obs)
     action = jax.random.categorical(key, logits)
-    return action, of_action(nn.log_softmax(logits), action)
+    return action, gather(nn.log_softmax(logits), action)
 
 
 def act(policy, obs, key, deterministic):
@@ -146,7 +146,7 @@ class State:
 def init(key, task, args):
     """State of one seed; the key is consumed."""
     actor_key, critic_key = jax.random.split(key)
-    actor, critic = (network(args.hidden_dims, task.action_dim) for network in (Actor, Critic))
+    actor, critic = Actor(args.hidden_dims, task.action_dim), Critic(args.hidden_dims, task.action_dim)
     obs = jnp.zeros(task.obs_dim)
     actor_params = actor.init(actor_key, obs)
     critic_keys = jax.random.split(critic_key, 2)
@@ -179,7 +179,7 @@ def critic_loss(params, state, batch, args):
     soft_q = next_q - temperature(state) * next_log_prob if args.backup_entropy else next_q
     next_value = jnp.sum(jnp.exp(next_log_prob) * soft_q, axis=-1)
     target = batch.reward + args.gamma * (1 - batch.terminated) * next_value
-    q = jax.vmap(of_action, (0, None))(state.critics.apply_fn(params, batch.obs), batch.action)  # (2, batch)
+    q = jax.vmap(gather, (0, None))(state.critics.apply_fn(params, batch.obs), batch.action)  # (2, batch)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
     return losses.sum(), {
         "losses/qf1_loss": losses[0],
@@ -209,7 +209,7 @@ def improve_policy(state, batch, args):
     """One step of the actor, then one of the temperature, at the entropy before the actor's step."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, args)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    num_actions = policy(state)(batch.obs).shape[-1]
+    num_actions = jax.eval_shape(policy(state), batch.obs).shape[-1]
     entropy, target_entropy = metrics["losses/entropy"], args.target_entropy_scale * math.log(num_actions)
     grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
     if args.autotune:

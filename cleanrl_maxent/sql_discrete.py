@@ -48,15 +48,15 @@ class Args(RunArgs):
     tau: Share = 1.0  # weight of new parameters in targets
     q_lr: Rate = 3e-4  # Adam, critics
     alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
-    uniform_prior: bool = False  # entropy relative to the uniform policy's
+    uniform_prior: bool = False  # entropy minus log n, the uniform policy's
     n_critics: Count = 1  # critics; the minimum of their values is used
-    double: bool = False  # value, by the targets, of the critics' policy
+    double: bool = False  # critics choose the next action, targets value it
     n_steps: Count = 1  # rewards in a target
     n_step_target: Literal["path", "uncorrected"] = "path"  # subtract α log π on the way, or not
     munchausen: Discount = 0.0  # m, share of α log π in the reward
-    munchausen_clip: Rate | None = None  # largest |α log π| there, in reward; None: any
-    start_e: Decay = 0.0  # share of uniform actions at first
-    end_e: Decay = 0.0  # the same at last
+    munchausen_clip: Rate | None = None  # α log π counts there from minus this on; None: all
+    start_e: Decay = 0.0  # share of uniform actions at the start
+    end_e: Decay = 0.0  # the same at the end
     exploration_fraction: Share = 0.5  # of total_timesteps, from start_e to end_e
     train_frequency: Count = 1  # environment steps per update
     target_network_frequency: Count = 500  # critic updates per target update
@@ -76,6 +76,10 @@ class Args(RunArgs):
         require(explores, "nothing explores: alpha 0 is greedy; add --start-e 1 --end-e 0.05")
         finite = self.alpha == 0 or self.alpha >= 1e-6
         require(finite, f"alpha must be 0 or at least 1e-6; got {self.alpha}")
+        clips = self.munchausen > 0 or self.munchausen_clip is None
+        require(clips, "munchausen_clip needs munchausen; add --munchausen 0.9")
+        several = self.n_steps > 1 or self.n_step_target == "path"
+        require(several, "n_step_target needs n_steps > 1; add --n-steps 3")
         soft = self.alpha > 0 or self.munchausen == 0
         require(soft, "munchausen needs log π, which alpha 0 does not have; add --alpha 0.03")
 
@@ -126,11 +130,16 @@ def policy(state):
     return Policy(Partial(state.critics.apply_fn, state.critics.params), state.alpha)
 
 
+def gather(values, action):
+    """The value of each action that was taken, `(...)`; `values`: `(..., action_dim)`."""
+    return jnp.take_along_axis(values, action[..., None], axis=-1).squeeze(-1)
+
+
 def sample_action(policy, obs, key):
     """A number, `(...)`, from exp(Q/α)/Z, and its log π in nats."""
     logits = policy(obs) / policy.alpha
     action = jax.random.categorical(key, logits)
-    return action, jnp.take_along_axis(nn.log_softmax(logits), action[..., None], axis=-1).squeeze(-1)
+    return action, gather(nn.log_softmax(logits), action)
 
 
 def act(policy, obs, key, deterministic):
@@ -171,15 +180,15 @@ def soft_value(q, args):
 
 
 def double_value(q, online_q, args):
-    """Value, by `q`, of the policy of `online_q`: at most `soft_value(q)`."""
+    """Value by `q` of the greedy or Boltzmann policy of `online_q`: at most `soft_value(q)`."""
     if args.alpha == 0:
-        return jnp.take_along_axis(q, online_q.argmax(axis=-1, keepdims=True), axis=-1).squeeze(-1)
+        return gather(q, online_q.argmax(axis=-1))
     log_prob = nn.log_softmax(online_q / args.alpha)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
     return jnp.sum(jnp.exp(log_prob) * (q - args.alpha * (log_prob + prior)), axis=-1)
 
 
-def targets(state, steps, args):
+def bellman_target(state, steps, args):
     """y of the first of n consecutive steps, `(batch,)`; `steps`: leaves `(batch, n, ...)`.
 
     From last to first, y_k = r_k + γ (y_{k+1} - α log π(a_{k+1}|s_{k+1})), or r_k + γ V(s'_k) where the
@@ -190,40 +199,37 @@ def targets(state, steps, args):
     next_value = soft_value(next_q, args)
     if args.double:
         next_value = double_value(next_q, policy(state)(next_obs), args)
-    # α log π of the action taken, also as α goes to 0
-    log_prob = jnp.take_along_axis(q, steps.action[..., None], axis=-1).squeeze(-1) - soft_value(q, args)
-    bonus = jnp.maximum(log_prob, -args.munchausen_clip) if args.munchausen_clip else log_prob
-    reward = steps.reward + args.munchausen * bonus
-    follows = next_value[:, -1]
+    # the soft advantage Q - V is α log π, or the action's gap if α is 0
+    advantage = gather(q, steps.action) - soft_value(q, args)
+    bonus = jnp.maximum(advantage, -args.munchausen_clip) if args.munchausen_clip else advantage
+    reward = steps.reward + args.munchausen * bonus if args.munchausen else steps.reward
+    later = next_value[:, -1]
     for k in reversed(range(args.n_steps)):
-        target = reward[:, k] + args.gamma * (1 - steps.terminated[:, k]) * follows
+        target = reward[:, k] + args.gamma * (1 - steps.terminated[:, k]) * later
         if k > 0:
-            passed = target - log_prob[:, k] if args.n_step_target == "path" else target
+            inside = target - advantage[:, k] if args.n_step_target == "path" else target
             ended = jnp.maximum(steps.terminated, steps.truncated)[:, k - 1]
-            follows = jnp.where(ended, next_value[:, k - 1], passed)
+            later = jnp.where(ended, next_value[:, k - 1], inside)
     return target
 
 
 def policy_entropy(q, args):
-    """Metrics of the policy exp(Q/α)/Z: its mean entropy in nats; none if α is 0."""
-    if args.alpha == 0:
-        return {}
+    """Mean entropy of exp(Q/α)/Z, in nats."""
     log_prob = nn.log_softmax(q / args.alpha)
-    return {"losses/entropy": -jnp.sum(jnp.exp(log_prob) * log_prob, axis=-1).mean()}
+    return -jnp.sum(jnp.exp(log_prob) * log_prob, axis=-1).mean()
 
 
 def critic_loss(params, state, batch, args):
     """Soft Bellman residual of the critics (eq. 11), with the soft value of the target critics."""
     steps = batch if args.n_steps > 1 else jax.tree.map(lambda x: x[:, None], batch)
-    target = targets(state, steps, args)
+    target = bellman_target(state, steps, args)
     first = jax.tree.map(lambda x: x[:, 0], steps)
     q = state.critics.apply_fn(params, first.obs)  # (n_critics, batch, action_dim)
-    entropy = policy_entropy(q.min(axis=0), args)
-    q = jnp.take_along_axis(q, first.action[None, :, None], axis=-1).squeeze(-1)
+    metrics = {"losses/entropy": policy_entropy(q.min(axis=0), args)} if args.alpha else {}
+    q = jax.vmap(gather, (0, None))(q, first.action)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
-    metrics = {f"losses/qf{i + 1}_loss": losses[i] for i in range(args.n_critics)}
-    metrics |= {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
-    return losses.sum(), metrics | entropy
+    metrics |= {f"losses/qf{i + 1}_loss": losses[i] for i in range(args.n_critics)}
+    return losses.sum(), metrics | {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
 
 
 def move_targets(state, args):
@@ -246,8 +252,8 @@ def update(state, batch, key, index, args):
 
 def epsilon(step, args):
     """Share of uniform actions at a step."""
-    passed = jnp.minimum(step / (args.exploration_fraction * args.total_timesteps), 1)
-    return args.start_e + passed * (args.end_e - args.start_e)
+    progress = jnp.minimum(step / (args.exploration_fraction * args.total_timesteps), 1)
+    return args.start_e + progress * (args.end_e - args.start_e)
 
 
 def train(args):
@@ -274,9 +280,9 @@ def train(args):
         else:
             batch = replay.sample_sequences(sample_key, args.batch_size, step, args.n_steps)
         state, metrics = update(state, batch, update_key, index, args)
-        return state, metrics | (
-            {"charts/epsilon": epsilon(step, args)} if args.start_e or args.end_e else {}
-        )
+        if args.start_e or args.end_e:
+            metrics |= {"charts/epsilon": epsilon(step, args)}
+        return state, metrics
 
     # vectorised: from here on all arrays lead with the axis (seed,)
     state = per_seed(init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, args)

@@ -242,20 +242,19 @@ def test_divergence(gamma, weight, alpha):
     ids=["hard", "soft", "prior"],
 )
 def test_a_warning_where_no_return_can_be_as_large(given, largest, capsys):
-    """Once |Q| exceeds twice the largest reward, and entropy, of every step over 1 - γ."""
-    args = replace(ARGS, **given)
-    rows = make_batch(task=TASK).replace(reward=np.float32([-3, *[1] * 7]))
+    """Once |Q| of a seed exceeds twice its largest reward, and entropy, of every step over 1 - γ."""
+    args = replace(ARGS, seed=4, num_seeds=2, **given)
+    rewards = np.float32([[9] * 8, [-3, *[1] * 7]])  # of seed 4, and of seed 5
+    rows = jax.tree.map(lambda x: np.stack([x, x]), make_batch(task=TASK)).replace(reward=rewards)
     for sign in (1, -1):
         for factor, warned in ((1.98, False), (2.02, True)):
             losses = {"losses/best_values": np.float32([0, sign * factor * largest])}
-            assert fitted_q.check_values(Replay(rows), losses, 4, args) == warned
-            words = (
-                f"Q is diverging: {factor * largest:.1f} on average, where no return can exceed {largest:.1f}"
-            )
-            assert (words in "".join(capsys.readouterr())) == warned
-    nothing = Replay(rows.replace(reward=np.zeros(8, np.float32)))
-    hard = replace(args, alpha=0.0)
-    assert not fitted_q.check_values(nothing, {"losses/best_values": np.float32([0.1])}, 4, hard)
+            assert fitted_q.warn_of_divergence(Replay(rows), losses, 4, args) == warned
+            values = f"{factor * largest:.1f} on average, where no return can exceed {largest:.1f}"
+            assert (f"Q of seed 5 is diverging: {values}" in "".join(capsys.readouterr())) == warned
+    nothing = Replay(rows.replace(reward=0 * rewards))
+    hard, losses = replace(args, alpha=0.0), {"losses/best_values": np.float32([0.1, 0.1])}
+    assert not fitted_q.warn_of_divergence(nothing, losses, 4, hard)
 
 
 # ---- learning

@@ -40,7 +40,7 @@ KEY = jax.random.key(7)
 
 soft_value = jax.jit(sql_discrete.soft_value, static_argnums=1)
 double_value = jax.jit(sql_discrete.double_value, static_argnums=2)
-targets = jax.jit(sql_discrete.targets, static_argnums=2)
+targets = jax.jit(sql_discrete.bellman_target, static_argnums=2)
 critic_loss = jax.jit(jax.value_and_grad(sql_discrete.critic_loss, has_aux=True), static_argnums=3)
 update = jax.jit(sql_discrete.update, static_argnums=4)
 act = jax.jit(sql_discrete.act, static_argnums=3)
@@ -237,7 +237,7 @@ def iterate(mdp, args, behaviour=None, times=400):
         def step(Q, _):
             params = as_table(state.critics.params, Q)
             both = state.replace(target_critics=params, critics=state.critics.replace(params=params))
-            y = sql_discrete.targets(both, steps, args)
+            y = sql_discrete.bellman_target(both, steps, args)
             total = jax.ops.segment_sum(windows.probability * y, windows.first, math.prod(shape))
             return total.reshape(shape), None
 
@@ -293,7 +293,7 @@ def test_uncorrected_targets_iterate_elsewhere(n_steps, uniform, optimal):
         assert np.abs(found - exact).max() == pytest.approx(error, abs=6e-3)
 
 
-def test_path_target_of_the_optimum_is_the_optimum_along_every_sequence_of_actions():
+def test_path_target_of_the_optimum_is_the_optimum_along_every_sequence_gathers():
     """On a deterministic corridor, at Q = Q*, sample by sample; the uncorrected one is not."""
     mdp, alpha = corridor(5), 0.5
     _, exact, V = tabular.soft_optimum(mdp.P, mdp.R, 0.9, alpha)

@@ -175,3 +175,21 @@ def test_a_run_that_learned_from_rollouts_is_refused(tmp_path):
     maxent_pg.train(replace(args, run_dir=str(tmp_path / "rollouts")))
     words = f"{tmp_path}/rollouts keeps no transitions: it learned from rollouts"
     assert refused(tmp_path / "rollouts", tmp_path / "new") == words
+
+
+def test_a_finished_run_does_not_need_its_data_any_more(recorded, tmp_path, capsys):
+    folder, _ = recorded
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    args = learner(copy, tmp_path / "run")
+    result = fitted_q.train(args)
+    shutil.rmtree(copy)
+    assert fitted_q.train(args) == result and "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("first", "longer"), [(350, 500), (100, 200)], ids=["last fit", "only fit"])
+def test_a_run_that_more_steps_would_have_changed_is_not_extended(first, longer, tmp_path):
+    given = dict(collect_steps=100, iterations=None, updates_per_iteration=1, eval_episodes=0)
+    args = CASE["fitted_q"].args(**given, total_timesteps=first, run_dir=str(tmp_path / "run"))
+    fitted_q.train(args)
+    with pytest.raises(UsageError, match=f"was started with total_timesteps={first}; you gave {longer}"):
+        fitted_q.train(replace(args, total_timesteps=longer))

@@ -52,7 +52,7 @@ def test_runs_of_an_earlier_version_are_not_loaded(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "commit-0000002000.json").touch()
     with pytest.raises(UsageError, match="written by an earlier version, which alone can resume it"):
-        newest_checkpoint(tmp_path)
+        newest_checkpoint(tmp_path, "networks")
 
 
 def test_the_uncorrected_loss_differs_from_the_one_in_sql_by_its_density():

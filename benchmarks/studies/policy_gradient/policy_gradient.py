@@ -91,7 +91,9 @@ def gradients(learner: sql_discrete.State, args: sql_discrete.Args) -> tuple[jax
     def loss(params, batch):
         return sql_discrete.critic_loss(params, learner, batch, args)[0]
 
-    target = jnp.sum(P * sql_discrete.targets(learner, every, args).reshape(P.shape), axis=-1)  # (S, A)
+    target = jnp.sum(
+        P * sql_discrete.bellman_target(learner, every, args).reshape(P.shape), axis=-1
+    )  # (S, A)
 
     def objective(params):
         """E_π[y - α log π] in each state, whose gradient is J's."""

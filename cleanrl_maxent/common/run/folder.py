@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -144,7 +144,9 @@ def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> No
     given = json.loads(json.dumps(asdict(args)))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
-    may_differ = MAY_DIFFER - {"total_timesteps"} if args.length_is_fixed else MAY_DIFFER
+    before = replace(args, total_timesteps=recorded["total_timesteps"])
+    fixed = args.length_is_fixed or before.length_is_fixed
+    may_differ = MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER
     different = [name for name in given if name not in may_differ and given[name] != recorded[name]]
     if different:
         was = ", ".join(f"{name}={recorded[name]}" for name in different)

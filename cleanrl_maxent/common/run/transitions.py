@@ -9,23 +9,40 @@ from cleanrl_maxent.common.cli import RunArgs, read_config
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require
+from cleanrl_maxent.common.output import warn
+from cleanrl_maxent.common.run.folder import is_under_way
 from cleanrl_maxent.common.run.initial import check_same_spaces, match_seeds, newest_checkpoint, split_seed
+
+
+def recorded_length(args: RunArgs) -> int | None:
+    """`total_timesteps` of the run that `--run-dir` holds already; None if it holds none."""
+    if args.run_dir is None or not is_under_way(Path(args.run_dir)):
+        return None
+    return read_config(Path(args.run_dir))["args"]["total_timesteps"]
 
 
 def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
     """All transitions that the run in the folder `source` kept, oldest first, `(seed, transition, ...)`.
 
-    Each seed takes those of the same seed, or of the one that is named, `runs/x/seed-2`. Raises UsageError
-    if the run has other spaces, keeps none (its checkpoints were removed, or it learned from rollouts), or
-    is damaged.
+    Each seed takes those of the same seed, of the one that is named, `runs/x/seed-2`, or of the only one
+    there is. Raises UsageError if the run has other spaces, keeps none (its checkpoints were removed, or it
+    learned from rollouts), or is damaged.
     """
     folder, seed = split_seed(Path(source).expanduser())
     given = read_config(folder)["args"]
     check_same_spaces(folder, args.env_id, task)
+    if given["env_id"] != args.env_id or given.get("env_kwargs", "{}") != args.env_kwargs:
+        theirs, ours = (
+            f"{a['env_id']} {a['env_kwargs']}" for a in ({"env_kwargs": "{}"} | given, vars(args))
+        )
+        warn(f"{folder} was recorded on {theirs}, this run evaluates on {ours}")
     first = given["seed"]
     seeds = match_seeds(folder, seed, range(first, first + given["num_seeds"]), args.seeds)
     segments = newest_checkpoint(folder, "transitions").segments
-    require(bool(segments), f"{folder} keeps no transitions: it learned from rollouts")
+    require(
+        bool(segments),
+        f"{folder} keeps no transitions: it learned from rollouts, or from those of another run",
+    )
     try:
         loaded = [segment.load() for segment in segments]
     except Damaged as problem:
