@@ -33,9 +33,7 @@ def help_text() -> str:
     for name, text in programs().items():
         line = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
         kind = "algorithms" if name in algorithms else "tools"
-        lines[kind] += (
-            textwrap.fill(line, width, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16) + "\n"
-        )
+        lines[kind] += textwrap.shorten(line, width, initial_indent=f"  {name:<14}", placeholder=" …") + "\n"
     what = textwrap.fill(cleanrl_maxent.__doc__ or "", width)
     examples = "".join(f"  {PROGRAM} {example}\n" for example in EXAMPLES)
     return (

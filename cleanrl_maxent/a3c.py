@@ -48,7 +48,7 @@ class Args(RunArgs):
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 7e-4  # RMSProp, shared by all workers
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
     log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return

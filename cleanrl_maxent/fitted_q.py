@@ -51,9 +51,7 @@ class Args(RunArgs):
     alpha: Magnitude = 0.0  # temperature, in reward per nat; 0: hard Q-iteration
     uniform_prior: bool = False  # entropy minus log n, the uniform policy's
     n_critics: Count = 2  # critics; the minimum of their values is used
-    epsilon: Decay | None = (
-        None  # share of uniform actions after the first batch; None: 0.1 if alpha is 0, else 0
-    )
+    epsilon: Decay | None = None  # share of uniform actions; None: 0.1 if alpha is 0, else 0
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
 
     def check(self):

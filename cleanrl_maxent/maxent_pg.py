@@ -54,11 +54,11 @@ class Args(RunArgs):
     norm_adv: bool = True  # scale advantages and α alike
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
     alpha: Magnitude = 0.01  # temperature, in scaled reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: Number = 0.5  # target entropy, as a share of -action_dim or log n
+    target_entropy_scale: Number = 0.5  # share of -action_dim or log n, in nats
     backup_entropy: bool = True  # count the entropy of later states
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return

@@ -52,7 +52,7 @@ class Args(RunArgs):
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 1e-3  # Adam, actor, one step per rollout
     critic_lr: Rate = 1e-3  # Adam, critic
-    max_grad_norm: Rate = 0.5  # largest gradient norm, of actor and critic separately
+    max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
     log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return

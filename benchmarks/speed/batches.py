@@ -19,8 +19,8 @@ from cleanrl_maxent.common.schedule import equivalent_index
 
 
 def learns_from_batches(algorithm: ModuleType) -> bool:
-    """False for an algorithm that learns from whole rollouts."""
-    return algorithm.Args().steps_per_update == 1
+    """False for an algorithm that learns from whole rollouts, or from all data at once."""
+    return hasattr(algorithm.Args, "learning_starts")
 
 
 def random_batches(envs: SeedEnvs, size: int) -> Transition:
@@ -32,7 +32,9 @@ def random_batches(envs: SeedEnvs, size: int) -> Transition:
 
     return Transition(
         obs=normal(task.obs_dim),
-        action=jnp.tanh(normal(task.action_dim)),
+        action=jnp.asarray(rng.integers(task.action_dim, size=(num_seeds, size)), jnp.int32)
+        if task.discrete
+        else jnp.tanh(normal(task.action_dim)),
         reward=normal(),
         next_obs=normal(task.obs_dim),
         terminated=jnp.zeros((num_seeds, size)),
@@ -47,9 +49,12 @@ class BatchUpdate:
     """
 
     def __init__(self, algorithm: ModuleType, args: Any, envs: SeedEnvs):
-        """Raises UsageError for an algorithm that learns from rollouts."""
+        """Raises UsageError for an algorithm that has no such update."""
         name = algorithm.__name__.rpartition(".")[2]
-        require(learns_from_batches(algorithm), f"{name} learns from rollouts: it has no update of a batch")
+        require(
+            learns_from_batches(algorithm),
+            f"{name} has no update of a batch: it learns from rollouts, or from all data at once",
+        )
         self.keys = jax.vmap(jax.random.key)(jnp.arange(len(envs.seeds)))
         self.batches = random_batches(envs, args.batch_size)
         self.state = per_seed(algorithm.init, shared=2, static_argnums=(1, 2))(self.keys, envs.task, args)

@@ -147,9 +147,9 @@ def test_each_environment_is_acted_in_by_its_own_worker(monkeypatch, tmp_path):
 
     def init(key, task, args):
         state = original(key, task, args)
-        actor = jax.tree.map(lambda leaf: 1 * leaf, state.workers["actor"])
+        actor = jax.tree.map(lambda leaf: 1 * leaf, state.workers.actor)
         actor["params"]["mean"]["bias"] += jnp.array([0.2, 0.4, 0.6])[:, None]
-        return state.replace(workers=state.workers | {"actor": actor})
+        return state.replace(workers=state.workers.replace(actor=actor))
 
     monkeypatch.setattr(a3c, "init", init)
     inputs = record_inputs(Case("", "Box", a3c), monkeypatch, args)

@@ -378,7 +378,7 @@ def test_arguments_of_an_environment():
     env = make_env(choice)
     assert (env.unwrapped.goal, env.unwrapped.push) == ([1, 2], 0.5)
     args = sac.Args(env_id="Goal-v0", env_kwargs=choice.env_kwargs)
-    assert chosen_env(args) == choice and hash(args) == hash(replace(args))
+    assert replace(chosen_env(args), algorithm=None) == choice and hash(args) == hash(replace(args))
     numpy_values = {"push": np.float64(0.5), "goal": np.array([1, 2])}
     for same in ({"goal": [1, 2], "push": 0.5}, numpy_values, '{"push":0.5,  "goal":[1,2]}'):
         assert sac.Args(env_id="Goal-v0", env_kwargs=same) == args

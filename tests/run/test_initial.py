@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_refused_in_a_line(copied, tmp_path):
     assert f"{copied} is a run of sac, not of td3" in refused(td3, **trained)
     hopper = dict(env_id="Hopper-v4", **trained)
     assert refused(**hopper) == f"spaces differ: obs_dim is 3 in {copied} and 11 in Hopper-v4"
-    words = f"{copied} has seeds 3 to 4: name one of them, such as --init-from {copied}/seed-3"
+    words = f"{copied} has seeds 3 to 4: name one of them, such as {copied}/seed-3"
     assert refused(**trained, num_seeds=3) == words
     assert refused(init_from=f"{copied}/seed-5", path=new) == words
     shutil.rmtree(copied / "checkpoint")
