@@ -244,9 +244,9 @@ def test_returns_in_the_readme():
     lines = (report.PAGE.parent.parent / "README.md").read_text().splitlines()
     protocols = []
     for curve in committed_curves():
-        if curve.exp_name == curve.algorithm and curve.env_id == "HalfCheetah-v4":
+        means = [float(row["mean"]) for row in report.published(curve) if row["step"] == "100000"]
+        if curve.exp_name == curve.algorithm and curve.env_id == "HalfCheetah-v4" and means:
             line = next(line for line in lines if f"(cleanrl_maxent/{curve.algorithm}.py)" in line)
-            means = [float(row["mean"]) for row in report.published(curve) if row["step"] == "100000"]
             expected = [f"{curve.final().mean():,.0f}", f"{min(means):,.0f} to {max(means):,.0f}"]
             assert [cell.strip() for cell in line.split("|")[-3:-1]] == expected
             protocols.append((int(curve.steps[-1]), len(curve.seeds)))
