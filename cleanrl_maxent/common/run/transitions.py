@@ -31,11 +31,9 @@ def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
     folder, seed = split_seed(Path(source).expanduser())
     given = read_config(folder)["args"]
     check_same_spaces(folder, args.env_id, task)
-    if given["env_id"] != args.env_id or given.get("env_kwargs", "{}") != args.env_kwargs:
-        theirs, ours = (
-            f"{a['env_id']} {a['env_kwargs']}" for a in ({"env_kwargs": "{}"} | given, vars(args))
-        )
-        warn(f"{folder} was recorded on {theirs}, this run evaluates on {ours}")
+    theirs, ours = (given["env_id"], given.get("env_kwargs", "{}")), (args.env_id, args.env_kwargs)
+    if theirs != ours:
+        warn(f"{folder} was recorded on {' '.join(theirs)}, this run evaluates on {' '.join(ours)}")
     first = given["seed"]
     seeds = match_seeds(folder, seed, range(first, first + given["num_seeds"]), args.seeds)
     segments = newest_checkpoint(folder, "transitions").segments
