@@ -272,8 +272,10 @@ def draw_curves(curves: list[Curve], path: Path) -> None:
         by_time.plot(hours, mean, color=color)
         by_time.fill_between(hours, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
     by_step.set(xlabel="environment steps", ylabel="return", title=curves[0].env_id)
-    title = "circles: published ± deviation of seeds"
+    title = "circles: published ± standard deviation"
     figure.legend(loc="outside right upper", frameon=False, title=title, fontsize="small")
+    by_step.locator_params(axis="x", nbins=5)  # labels of six digits need room
+    by_step.xaxis.set_major_formatter("{x:,.0f}")
     by_time.set(xlabel="hours")
     for axes in (by_step, by_time):
         axes.grid(alpha=0.3)
