@@ -47,6 +47,7 @@ RIVALS = {  # a peer's algorithm, and the peers that have it
     "trpo": ("TRPO", ("SB3-contrib",)),
     "ppo": ("PPO", BOTH),
     "maxent_pg": ("PPO", BOTH),
+    "sql_discrete": ("DQN", BOTH),  # with alpha 0
 }
 
 

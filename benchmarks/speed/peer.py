@@ -37,13 +37,16 @@ OFF_POLICY = dict(
     gradient_steps=1,
     policy_kwargs={"net_arch": [256, 256]},
 )
+DQN = OFF_POLICY | dict(
+    buffer_size=100_000, batch_size=128, target_update_interval=500, exploration_final_eps=0.05
+)
 
 
 def make_model(package: str, algorithm: str, env_id: str) -> Any:
     """A model with our sizes: batches of 256, two layers of 256, a ring of a million, noise of 0.1.
 
-    On-policy: `ON_POLICY`, and two layers of 64 for actor and critic each, their default. Observations and
-    rewards are normalised.
+    DQN: batches of 128, a ring of 100,000, new targets every 500 updates. On-policy: `ON_POLICY`, and two
+    layers of 64 for actor and critic each, their default. Observations and rewards are normalised.
     """
     env_util, noise, vec_env = (
         importlib.import_module(f"stable_baselines3.common.{name}")
@@ -55,6 +58,8 @@ def make_model(package: str, algorithm: str, env_id: str) -> Any:
         env = vec_env.VecNormalize(env_util.make_vec_env(env_id, n_envs=count))
         return make("MlpPolicy", env, seed=1, device="cpu", **sizes)
     env = gymnasium.make(env_id)
+    if algorithm == "DQN":
+        return make("MlpPolicy", env, seed=1, **DQN)
     zeros = np.zeros(env.action_space.shape or ())
     action_noise = None if algorithm == "SAC" else noise.NormalActionNoise(zeros, zeros + 0.1)
     return make("MlpPolicy", env, action_noise=action_noise, seed=1, **OFF_POLICY)

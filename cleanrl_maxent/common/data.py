@@ -89,10 +89,32 @@ def create_replays(num_seeds: int, capacity: int, example: Transition, flags: st
     return jax.jit(create, out_shardings=seed_sharding(num_seeds))(None)
 
 
+def store(replays: Replay, transitions: Transition, index: int | np.ndarray) -> Replay:
+    """`Replay.store` for every seed; leaves lead with `(seed,)`, those of `replays` are consumed.
+
+    Transitions go to the device as one array: every transfer to a GPU takes time, however small.
+    """
+    fields = zip(jax.tree.leaves(transitions), jax.tree.leaves(replays.rows), strict=True)
+    rows = [np.ascontiguousarray(field, row.dtype).view(np.uint32) for field, row in fields]
+    leading = np.shape(transitions.reward)
+    packed = np.concatenate([row.reshape(*leading, -1) for row in rows], axis=-1)
+    return store_packed(replays, packed, index)
+
+
 @partial(jax.jit, donate_argnums=0)
-def store(replays: Replay, transitions: Transition, index: int | jax.Array) -> Replay:
-    """`Replay.store` for every seed; leaves lead with `(seed,)`, those of `replays` are consumed."""
-    return jax.vmap(Replay.store, (0, 0, None))(replays, transitions, index)
+def store_packed(replays: Replay, packed: Array, index: int | Array) -> Replay:
+    """`store` for the bits of transitions, uint32, `(seed, ..., words)`."""
+
+    def store_seed(replay: Replay, words: Array) -> Replay:
+        rows, structure = jax.tree.flatten(replay.rows)
+        ends = np.cumsum([row[0].size for row in rows])
+        fields = [
+            jax.lax.bitcast_convert_type(bits, row.dtype).reshape(*words.shape[:-1], *row.shape[1:])
+            for row, bits in zip(rows, jnp.split(words, ends[:-1], axis=-1), strict=True)
+        ]
+        return replay.store(structure.unflatten(fields), index)
+
+    return jax.vmap(store_seed)(replays, packed)
 
 
 @struct.dataclass

@@ -13,8 +13,10 @@ from cleanrl_maxent.common.data import (
     Transition,
     create_replays,
     store,
+    store_packed,
     transition_bytes,
 )
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 
 
@@ -110,12 +112,24 @@ def test_each_seed_stores_in_its_own_ring():
     assert replays.rows.reward.tolist() == [[4, 1, 2, 3], [14, 11, 12, 13]]
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_every_field_is_stored_to_the_bit(discrete):
+    task = Task(3, 5, discrete)
+    rng = np.random.default_rng(0)
+    stored = jax.tree.map(lambda x: rng.normal(0, 9, (2, *x.shape)).astype(x.dtype), task.example)
+    stored.obs[0] = [np.nan, -0.0, 1e-45]  # the smallest float32, which a sum would make 0
+    replays = store(create_replays(2, 4, task.example, ""), stored, 2)
+    for field, rows in zip(*map(jax.tree.leaves, (stored, replays.rows)), strict=True):
+        assert np.asarray(rows[:, 2]).tobytes() == field.tobytes()
+        assert not np.asarray(rows[:, [0, 1, 3]]).any()
+
+
 def test_storing_copies_no_ring():
     """The donated rings are written in place: the program's own memory is far smaller than they are."""
     capacity, one = 100_000, example(11, 3)
     replays = create_replays(2, capacity, one, "")
-    row = jax.tree.map(lambda leaf: leaf[:, 0], replays.rows)
-    memory = store.lower(replays, row, 0).compile().memory_analysis()
+    packed = np.zeros((2, transition_bytes(one) // 4), np.uint32)
+    memory = store_packed.lower(replays, packed, 0).compile().memory_analysis()
     needed = 2 * capacity * transition_bytes(one)
     assert memory.temp_size_in_bytes < needed / 100
     assert memory.alias_size_in_bytes >= needed
