@@ -84,7 +84,7 @@ def create_replays(num_seeds: int, capacity: int, example: Transition, flags: st
     Raises UsageError, with the advice to lower `flags`, if the memory does not hold them.
     """
     needed = num_seeds * capacity * transition_bytes(example)
-    check_memory(needed, f"replay of {num_seeds} x {capacity} transitions", flags)
+    check_memory(needed, f"replay of {num_seeds} x {capacity} transitions", flags, num_seeds)
     create = jax.vmap(lambda _: Replay.create(capacity, example), axis_size=num_seeds)
     return jax.jit(create, out_shardings=seed_sharding(num_seeds))(None)
 

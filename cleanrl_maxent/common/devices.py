@@ -21,6 +21,8 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.output import warn
 
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
+# no sums in the order of arrival, and no choice between programs by the clock
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 # JAX's options that are ours, whatever its environment variables say: types, precision, random numbers
 OURS = {
@@ -48,7 +50,7 @@ def recorded_settings(run_dir: str | None) -> dict:
         return {}
 
 
-def set_up_xla(run_dir: str | None) -> None:
+def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     """XLA's threads on a CPU, `NPROC`, and its `XLA_FLAGS`: those given, or of the run in `run_dir`.
 
     A process that has computed before has its own already, unknown here, and gets a line of warning.
@@ -66,18 +68,20 @@ def set_up_xla(run_dir: str | None) -> None:
     # slower: https://github.com/jax-ml/jax/issues/39103 and 39257, docs/develop/speed.md
     elif (0, 10, 2) <= jax.__version_info__ < (0, 12) and EIGEN not in (flags or ""):
         flags = f"{EIGEN} {flags or ''}".strip()
+    if deterministic and DETERMINISTIC not in (flags or ""):
+        flags = f"{flags or ''} {DETERMINISTIC}".strip()
     os.environ["XLA_FLAGS"] = flags or ""
 
 
-def set_up_device(device: str, run_dir: str | None = None) -> None:
+def set_up_device(device: str, run_dir: str | None = None, deterministic: bool = False) -> None:
     """Chooses the platform and sets JAX up for this process; to be called before the first computation.
 
     XLA's threads and flags are those of the run to be resumed in `run_dir`, if there is one, JAX's options
-    are `OURS`, compiled programs are kept in the user's cache folder.
+    are `OURS`, compiled programs are kept in the user's cache folder. `deterministic`: the flag, for a GPU.
     Raises UsageError if `device` does not exist, NPROC is not a number, or a context around the call holds
     one of JAX's options.
     """
-    set_up_xla(run_dir)
+    set_up_xla(run_dir, deterministic)
     for name, value in OURS.items():
         jax.config.update(name, value)
         if jax.config.values[name] != value:
@@ -240,9 +244,14 @@ def container_cores() -> float:
     return min(cores)
 
 
-def check_memory(needed: int, what: str, flags: str = "--num-seeds") -> None:
-    """Raises UsageError, with the advice to lower `flags`, unless `what` has the `needed` bytes."""
+def check_memory(needed: int, what: str, flags: str = "--num-seeds", num_seeds: int = 1) -> None:
+    """Raises UsageError, with the advice to lower `flags`, unless `what` has the `needed` bytes.
+
+    They are those of `num_seeds` seeds, which GPUs and TPUs divide between them.
+    """
     available = available_memory()
+    if chosen_device().platform != "cpu":
+        needed = math.ceil(needed / seed_sharding(num_seeds).num_devices)
     if available is not None and needed > 0.9 * available:
         raise UsageError(
             f"{what} needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB available; lower {flags}"

@@ -15,7 +15,7 @@ def check_rollouts(num_seeds: int, steps: int, example: Transition, flags: str) 
     It has `steps` steps, on host and device.
     """
     needed = 2 * num_seeds * steps * transition_bytes(example)
-    check_memory(needed, f"rollout of {num_seeds} x {steps} steps", flags)
+    check_memory(needed, f"rollout of {num_seeds} x {steps} steps", flags, num_seeds)
 
 
 def split_seeds(rows: Any, num_seeds: int) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cleanrl_maxent.common.devices import EIGEN, set_up_xla
+from cleanrl_maxent.common.devices import DETERMINISTIC, EIGEN, set_up_xla
 from tests.support.runs import SMALL, rows, train
 
 
@@ -53,6 +53,15 @@ def test_flags_of_xla(version, given, expected, monkeypatch):
     for _ in range(2):
         set_up_xla(None)
         assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_deterministic_flags_of_xla(monkeypatch):
+    """They are added to what the user chose, once."""
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    for _ in range(2):
+        set_up_xla(None, deterministic=True)
+        assert os.environ["XLA_FLAGS"] == f"--xla_cpu_enable_fast_math=false {DETERMINISTIC}"
 
 
 def test_sum_of_products_of_many_rows():

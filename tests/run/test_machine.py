@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -724,6 +725,18 @@ def test_memory_of_a_system_that_does_not_tell(monkeypatch):
     monkeypatch.setattr(devices, "read_numbers", lambda path: {})
     assert devices.available_memory() is None
     devices.check_memory(10**18, "a replay", "--buffer-size")
+
+
+def test_memory_of_several_devices(monkeypatch):
+    """Four seeds on four GPUs of 10 GB: each holds a quarter, of which nine tenths are enough."""
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 10 * GB, "bytes_in_use": 0})
+    monkeypatch.setattr(devices, "chosen_device", lambda: gpu)
+    monkeypatch.setattr(devices, "seed_sharding", lambda num_seeds: SimpleNamespace(num_devices=num_seeds))
+    devices.check_memory(36 * GB, "a replay", num_seeds=4)
+    with pytest.raises(UsageError, match="a replay needs .* GB, .* GB available; lower --num-seeds"):
+        devices.check_memory(37 * GB, "a replay", num_seeds=4)
+    with pytest.raises(UsageError):
+        devices.check_memory(36 * GB, "a replay", num_seeds=1)
 
 
 # ---- Windows
