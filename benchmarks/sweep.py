@@ -1,13 +1,16 @@
-"""Runs every cell of a suite to its end: algorithms × environments × seeds, packed on this machine.
+"""Runs every cell of a suite to its end: algorithms × environments × seeds, on this machine or by Slurm.
 
     python benchmarks/sweep.py cpu --dry-run     # what benchmarks/suites/cpu.toml would run
-    python benchmarks/sweep.py cpu               # runs it, in runs/cpu/
+    python benchmarks/sweep.py cpu               # runs it, in runs/cpu/, packed on this machine
     python benchmarks/sweep.py my_suite.toml --out-dir runs/mine
+    python benchmarks/sweep.py cpu --executor slurm --sbatch "--partition=short --time=4:00:00"
+    python benchmarks/sweep.py cpu --list        # a command a line, for any other engine; or --cell 7
 
 A cell with a `result.json` is done. Any other is started, or resumed from its last checkpoint, by its own
-command. So a sweep may be killed and started again, or started twice: each run's folder is locked by the
-process that writes it. Exit status: 0, all done; 1, a cell failed after its retries (its command and last
-lines are printed); 2, the suite cannot be run; 75, stopped by a signal, every run saved.
+command. So a sweep may be killed and started again, or started twice: a process locks the folder that it
+writes, and a job of Slurm is alone with its name. Exit status: 0, all done; 1, a cell failed after its
+retries (its command and last lines are printed); 2, the suite cannot be run; 75, stopped by a signal or
+--cancel: runs of this machine are saved, jobs stay in Slurm's queue unless they were cancelled.
 """
 
 import itertools
@@ -16,14 +19,10 @@ import os
 import shlex
 import signal
 import statistics
-import subprocess
 import sys
 import time
-import tomllib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,305 +31,111 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from benchmarks.commands import check_algorithms, script, words
-from cleanrl_maxent import algorithms
+from benchmarks.cells import HERE, Cell, check, expand, memory_bytes, read_suite
+from benchmarks.executors import CANCELLED, Executor
+from benchmarks.executors.local import LocalExecutor, gpu_bytes, make_slots
+from benchmarks.executors.slurm import (
+    SlurmExecutor,
+    cancel,
+    cancel_file,
+    check_arguments,
+    check_present,
+    job_script,
+)
 from cleanrl_maxent.common import signals
-from cleanrl_maxent.common.cli import run_script, validate
-from cleanrl_maxent.common.data import transition_bytes
-from cleanrl_maxent.common.devices import cpu_count, recorded_settings
-from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
-from cleanrl_maxent.common.env.task import describe_task
-from cleanrl_maxent.common.errors import STOPPED, UsageError
-from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
-from cleanrl_maxent.common.run.inventory import is_locked
+from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import STOPPED, UsageError, require
+from cleanrl_maxent.common.output import say
+from cleanrl_maxent.common.run.inventory import last_checkpoint
 
-HERE = Path(__file__).parent
-SUITES = {path.stem: path for path in sorted([*HERE.glob("suites/*.toml"), *HERE.glob("studies/*/*.toml")])}
-PROCESS_BYTES = 700e6  # a process without its replay: JAX, MuJoCo and compiled programs
-GPU_SHARE = 0.9  # of its memory, given to runs
 MAX_KILLS = 20  # deaths by a signal that a cell survives; more often it is what kills the machine
+MAX_JOBS = 50  # in Slurm's queue, unless told otherwise
 
 
 @dataclass(frozen=True)
 class Args:
-    """Runs every cell of a suite to its end."""
+    """Runs every cell of a suite to its end.
+
+    On a CPU, a process per core with one thread each. On GPUs, the seeds of a grid side by side in a process,
+    and on each GPU as many processes as its memory holds (XLA_CLIENT_MEM_FRACTION), or --workers.
+    """
 
     suite: Annotated[str, tyro.conf.Positional]  # of benchmarks/suites or of a study; or a TOML file
     out_dir: Path = Path("runs")  # the suite's runs are in {out_dir}/{suite}/
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if nvidia-smi finds a GPU
-    workers: int = 0  # runs at a time (on each GPU); 0: one per core, or as many as a GPU's memory holds
-    seeds_per_run: int = 0  # seeds side by side in a run; 0: one on a CPU, all of a grid on a GPU
+    # auto: cuda if nvidia-smi finds a GPU; with --list, --cell and Slurm: what JAX finds where the cell runs
+    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"
+    # runs at a time (on each GPU; jobs in Slurm's queue); 0: one per core, what a GPU's memory holds, 50 jobs
+    workers: int = 0
+    # seeds side by side in a run; 0: one on a CPU, all of a grid on a GPU or TPU. With --list, --cell and
+    # Slurm the machine is not known yet: one, unless --device says cuda or tpu
+    seeds_per_run: int = 0
     retries: int = 2  # times that a failed cell is started again
-    dry_run: bool = False  # print commands, time and memory, and run nothing
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Every algorithm on every environment with seeds 1 … `seeds`, in every variant."""
-
-    algorithms: list[str]
-    env_ids: list[str]
-    seeds: int
-    flags: dict[str, Any] = field(default_factory=dict)  # of the algorithm: learning_rate = 1e-3
-    variants: dict[str, Any] = field(default_factory=dict)  # exp_name = { further flags }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a suite: a command line, and the folder that it fills."""
-
-    algorithm: str
-    flags: tuple[str, ...]  # without --run-dir and --device
-    folder: Path
-    device: str
-
-    def command(self) -> list[str]:
-        """What a person would type, absolute paths aside; giving it again resumes the run."""
-        destination = ("--device", self.device, "--run-dir", str(self.folder))
-        return [sys.executable, script(self.algorithm), *self.flags, *destination]
-
-    @cached_property
-    def args(self) -> Any:
-        """The parsed arguments; raises UsageError, after tyro's message, if a flag is wrong."""
-        try:
-            return tyro.cli(algorithms()[self.algorithm].Args, args=self.command()[2:])
-        except SystemExit as problem:
-            raise UsageError(f"{self.folder.name}: a flag is wrong, see above") from problem
-
-    def finished(self) -> bool:
-        """True if the folder holds this very run, with as many steps as the suite asks for.
-
-        A folder that holds another run, or is damaged, is not finished: the cell's command says what it is.
-        """
-        try:
-            config, result = (read_json(self.folder / name) for name in ("config.json", "result.json"))
-            check_same_args(self.folder, config["args"], self.args)
-        except (OSError, UsageError, KeyError):
-            return False
-        enough = result.get("total_timesteps", 0) >= self.args.total_timesteps
-        return enough and config["algorithm"] == self.algorithm
-
-    def in_use(self) -> bool:
-        """True while a process holds the lock of the run's folder."""
-        return is_locked(self.folder)
-
-    def progress(self) -> dict[str, float]:
-        """The last whole row of `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
-        try:
-            lines = (self.folder / "timing.jsonl").read_text().splitlines()
-        except OSError:
-            return {}
-        return next((json.loads(line) for line in reversed(lines) if line.endswith("}")), {})
-
-    def log(self) -> Path:
-        """What its processes print."""
-        return self.folder.parent / f"{self.folder.name}.log"
-
-
-def read_suite(name: str) -> tuple[str, list[Grid]]:
-    """The suite's name and its grids; raises UsageError if it cannot be read or is not one."""
-    path = (
-        Path(os.path.expanduser(name))
-        if name.endswith(".toml")
-        else SUITES.get(name, HERE / "suites" / f"{name}.toml")
-    )
-    try:
-        suite = tomllib.loads(path.read_text())
-    except OSError as problem:
-        known = ", ".join(sorted(SUITES))
-        raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}") from problem
-    except ValueError as problem:
-        raise UsageError(f"{path}: {problem}") from problem
-    tables = suite.get("grid")
-    if not isinstance(tables, list) or not tables:
-        raise UsageError(f"{path} has no [[grid]]")
-    return path.stem, [read_grid(path, table) for table in tables]
-
-
-def read_grid(path: Path, table: dict[str, Any]) -> Grid:
-    """A grid; raises UsageError if a key is missing, unknown, or not of its kind."""
-    if missing := {"algorithms", "env_ids", "seeds"} - table.keys():
-        raise UsageError(f"{path}: a grid lacks {', '.join(sorted(missing))}")
-    if unknown := table.keys() - {entry.name for entry in fields(Grid)}:
-        raise UsageError(f"{path}: a grid has the unknown key {min(unknown)!r}")
-    for name in ("algorithms", "env_ids"):
-        names = table[name]
-        if not isinstance(names, list) or not names or not all(isinstance(word, str) for word in names):
-            raise UsageError(f"{path}: {name} must be a list of names; got {names!r}")
-    if type(table["seeds"]) is not int or table["seeds"] < 1:
-        raise UsageError(f"{path}: seeds must be a whole number >= 1; got {table['seeds']!r}")
-    for name, flags in [("flags", table.get("flags", {})), *table.get("variants", {}).items()]:
-        if not isinstance(flags, dict):
-            raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
-        if taken := flags.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
-            raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
-    check_algorithms(table["algorithms"], f"{path}: ")
-    return Grid(**table)
-
-
-def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> Iterator[Cell]:
-    """The cells of a suite in its order; with 0 `seeds_per_run` all seeds of a grid side by side."""
-    for grid in grids:
-        variants = [{"exp_name": name, **flags} for name, flags in grid.variants.items()] or [{}]
-        per_run = seeds_per_run or grid.seeds
-        starts = range(1, grid.seeds + 1, per_run)
-        for env_id, algorithm, variant, first in itertools.product(
-            grid.env_ids, grid.algorithms, variants, starts
-        ):
-            last = min(first + per_run - 1, grid.seeds)
-            flags = {"env_id": env_id, "seed": first, "num_seeds": last - first + 1, **grid.flags, **variant}
-            seeds = str(first) if first == last else f"{first}-{last}"
-            name = file_name(f"{env_id}__{flags.get('exp_name', algorithm)}__{seeds}")
-            yield Cell(algorithm, tuple(words(flags)), folder / name, device)
-
-
-@cache
-def row_bytes(choice: EnvChoice) -> int:
-    """Bytes of a transition of an environment; raises UsageError if it cannot be made."""
-    env = make_env(choice)
-    env.close()
-    return transition_bytes(describe_task(env.observation_space, env.action_space).example)
-
-
-def memory_bytes(cell: Cell) -> float:
-    """What a run needs, estimated from its replay."""
-    args, capacity = cell.args, getattr(cell.args, "buffer_size", 0)
-    return PROCESS_BYTES + args.num_seeds * capacity * row_bytes(chosen_env(args))
-
-
-def check(cells: list[Cell]) -> None:
-    """Raises UsageError if a cell could not start, before any of them does."""
-    for cell in cells:
-        validate(cell.args)
-        row_bytes(chosen_env(cell.args))
-    names = Counter(cell.folder.name for cell in cells)
-    if shared := [name for name, count in names.items() if count > 1]:
-        raise UsageError(f"two cells share the folder {shared[0]}; give one of them another exp_name")
-
-
-def gpu_bytes() -> dict[str, float]:
-    """Memory of every GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by index."""
-    command = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows = (line.split(", ") for line in done.stdout.splitlines())
-        found = {index: float(mebibytes) * 2**20 for index, mebibytes in rows}
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return {}
-    return {index: size for index, size in found.items() if allowed is None or index in allowed.split(",")}
-
-
-def make_slots(gpus: dict[str, float], workers: int, largest: float) -> list[dict[str, str]]:
-    """Environment variables of the runs that run side by side, `largest` bytes each.
-
-    Without GPUs they share the cores as threads; with them as many as a GPU's memory holds, but no more than
-    cores. A run uses GPU_SHARE of what it is given at most.
-    """
-    if not gpus:
-        workers = workers or cpu_count()
-        return [{"NPROC": str(max(1, cpu_count() // workers))}] * workers
-    fitting = int(GPU_SHARE**2 * min(gpus.values()) / largest)
-    each = workers or max(1, min(fitting, cpu_count() // len(gpus)))
-    fraction = f"{GPU_SHARE / each:.3f}"
-    return [
-        {"CUDA_VISIBLE_DEVICES": gpu, "XLA_CLIENT_MEM_FRACTION": fraction}
-        for _ in range(each)
-        for gpu in gpus
-    ]
-
-
-class LocalExecutor:
-    """Runs cells as processes of this machine, one to a slot.
-
-    Another executor offers what `Sweep` uses, `room`, `running`, `start` and `ended`, and `stop`.
-    """
-
-    def __init__(self, slots: list[dict[str, str]]):
-        self.slots = list(slots)  # environment variables of the slots without a process
-        self.processes: dict[Cell, tuple[subprocess.Popen, dict[str, str]]] = {}
-
-    @property
-    def room(self) -> int:
-        """How many more cells can start."""
-        return len(self.slots)
-
-    @property
-    def running(self) -> list[Cell]:
-        """Cells that were started and have not been reported as ended."""
-        return list(self.processes)
-
-    def start(self, cell: Cell) -> None:
-        """Starts a process in a free slot; its output is added to the cell's log."""
-        slot = self.slots.pop()
-        cell.folder.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **slot}
-        environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the older name of the same variable
-        # exact resume needs as many again
-        if threads := recorded_settings(str(cell.folder)).get("cpu_threads"):
-            environment["NPROC"] = str(threads)
-        with open(cell.log(), "ab") as log:
-            process = subprocess.Popen(
-                cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        self.processes[cell] = process, slot
-
-    def ended(self) -> Iterator[tuple[Cell, int]]:
-        """Cells whose process has ended since the last call, and its exit status; minus the signal."""
-        for cell, (process, slot) in list(self.processes.items()):
-            if process.poll() is not None:
-                del self.processes[cell]
-                self.slots.append(slot)
-                yield cell, process.returncode
-
-    def stop(self) -> None:
-        """Asks every process to save and stop, and waits for them."""
-        for process, _ in self.processes.values():
-            process.send_signal(signal.SIGTERM)
-        for process, _ in self.processes.values():
-            process.wait()
+    dry_run: bool = False  # print commands, time and memory, and run nothing; with Slurm, one cell's script
+    list: bool = False  # print every cell's command, one a line, for another engine
+    cell: int | None = None  # run this cell alone, in this process's place; the first is 0
+    executor: Literal["local", "slurm"] = "local"  # run on this machine, or as jobs of a cluster
+    sbatch: str = ""  # arguments of sbatch: --sbatch "--partition=gpu --gres=gpu:1"
+    save_seconds: int = 120  # so long before its time limit a job of Slurm saves and ends
+    poll: float = 10.0  # seconds between two looks at Slurm's queue
+    cancel: bool = False  # cancel this suite's jobs of Slurm; those that run save first
 
 
 class Sweep:
     """Brings every cell to its end: `waiting`, running in the executor, `done` or `failed`."""
 
-    def __init__(self, cells: list[Cell], executor: LocalExecutor, retries: int):
-        self.executor, self.retries = executor, retries
+    def __init__(self, cells: list[Cell], executor: Executor, retries: int):
+        self.count, self.executor, self.retries = len(cells), executor, retries
         self.done = [cell for cell in cells if cell.finished()]
         self.waiting = [cell for cell in cells if cell not in self.done]
         self.failed: list[Cell] = []
         self.failures: Counter[Cell] = Counter()
         self.kills: Counter[Cell] = Counter()
-        self.busy: set[Cell] = set()  # waiting, but run by another sweep or by one that was killed
+        self.steps: Counter[Cell] = Counter()  # the checkpoint at which a run was last stopped
+        self.others: set[Cell] = set()  # waiting, but run already: by another sweep, or one that was killed
+
+    @property
+    def over(self) -> bool:
+        """True once every cell is done or has failed."""
+        return len(self.done) + len(self.failed) == self.count
 
     def step(self) -> list[str]:
-        """Starts what fits, takes in what ended; returns a line for each cell that did either."""
-        busy = {cell for cell in self.waiting if cell.in_use()}
-        lines = [f"waits    {cell.folder}, which another process runs" for cell in busy - self.busy]
-        self.busy = busy
-        room = max(0, self.executor.room - len(busy))  # those processes use this machine too
-        for cell in [cell for cell in self.waiting if cell not in busy][:room]:
-            self.waiting.remove(cell)
+        """Takes in what ended, and starts what fits; returns a line for each cell that did either."""
+        lines = [self.settle(cell, status) for cell, status in self.executor.ended()]
+        others = self.executor.running.intersection(self.waiting)
+        lines += [f"runs     {cell.folder} already" for cell in self.waiting if cell in others - self.others]
+        self.others = others
+        for cell in [cell for cell in self.waiting if cell not in others]:
+            if self.executor.room == 0:
+                break
             if cell.finished():
                 self.done.append(cell)
+                lines.append(f"finished {cell.folder}")
+            elif word := self.executor.start(cell):
+                lines.append(f"{word:8} {cell.folder}")
             else:
-                self.executor.start(cell)
-                lines.append(f"started  {cell.folder}")
-        return lines + [self.settle(cell, status) for cell, status in self.executor.ended()]
+                break
+            self.waiting.remove(cell)
+        return lines
 
     def settle(self, cell: Cell, status: int) -> str:
-        """Decides what becomes of a cell whose process ended, and says it."""
-        if status == 0 and cell.finished():
+        """Decides what becomes of a cell that ended, and says it; its folder alone says that it is done."""
+        if cell.finished():
             self.done.append(cell)
             return f"finished {cell.folder}"
-        if status == STOPPED or cell.finished() or cell.in_use():  # by another sweep
+        if status == CANCELLED:
+            self.failed.append(cell)
+            return f"gave up  {cell.folder}: its job was cancelled"
+        if status == STOPPED and (steps := last_checkpoint(cell.folder)) > self.steps[cell]:
+            self.steps[cell] = steps
             self.waiting.append(cell)
             return f"stopped  {cell.folder}"
-        counter, most = (self.kills, MAX_KILLS) if status < 0 else (self.failures, self.retries)
+        died = status < 0 or status == STOPPED  # stopped before it got anywhere
+        counter, most = (self.kills, MAX_KILLS) if died else (self.failures, self.retries)
         counter[cell] += 1
         if counter[cell] <= most:
             self.waiting.append(cell)
-            return f"{'killed ' if status < 0 else 'failed '}  {cell.folder}, to be tried again"
+            word = "stopped" if status == STOPPED else "killed" if died else "failed"
+            return f"{word:8} {cell.folder}, to be tried again"
         self.failed.append(cell)
         return f"gave up  {cell.folder}, status {status}"
 
@@ -340,15 +145,17 @@ class Sweep:
         table.add_column("running")
         for title in ("step", "", "SPS", "left"):
             table.add_column(title, justify="right")
-        speed, steps_left = 0.0, sum(cell.args.total_timesteps for cell in self.waiting)
-        for cell in self.executor.running:
+        running = sorted(self.executor.running, key=lambda cell: cell.folder)
+        waiting = [cell for cell in self.waiting if cell not in self.executor.running]
+        speed, steps_left = 0.0, sum(cell.args.total_timesteps for cell in waiting)
+        for cell in running:
             row, total = cell.progress(), cell.args.total_timesteps
             step, sps = int(row.get("global_step", 0)), row.get("charts/SPS", 0.0)
             speed += sps * cell.args.num_seeds
             steps_left += total - step
             left = duration((total - step) / sps) if sps else ""
             table.add_row(cell.folder.name, f"{step:,}/{total:,}", f"{step / total:.0%}", f"{sps:.0f}", left)
-        counts = f"{len(self.done)} done, {len(self.waiting)} waiting, {len(self.failed)} failed"
+        counts = f"{len(self.done)} done, {len(waiting)} waiting, {len(self.failed)} failed"
         return Group(table, counts + (f"; all done in about {duration(steps_left / speed)}" if speed else ""))
 
 
@@ -368,22 +175,26 @@ def reconcile(sweep: Sweep) -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            while sweep.waiting or sweep.executor.running:
-                if signals.received:
-                    console.print(
-                        "stopping: every run saves first; the same command resumes them", markup=False
-                    )
-                    return STOPPED
+            while not sweep.over:
                 for line in sweep.step():
                     console.print(line, markup=False)
                 if console.is_terminal:
                     live.update(sweep.table(), refresh=True)
-                time.sleep(0.2)
+                if not sweep.over and sleep_unless_signalled(sweep.executor.pause):
+                    return STOPPED
     finally:
         sweep.executor.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return 0
+
+
+def sleep_unless_signalled(seconds: float) -> bool:
+    """Sleeps; True, at once, if a signal has come."""
+    end = time.monotonic() + seconds
+    while not signals.received and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.2))
+    return bool(signals.received)
 
 
 def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
@@ -402,35 +213,138 @@ def estimate(cells: list[Cell], workers: int) -> str:
     largest, workers = max(map(memory_bytes, cells)), min(workers, len(cells))
     return (
         f"{len(cells)} runs to do, {workers} at a time: about {duration(seconds / workers)} at the pace of "
-        f"benchmarks/results, measured on CPU cores; up to {largest * workers / 1e9:.1f} GB"
+        f"benchmarks/results, measured on CPU cores; up to {largest / 1e9:.1f} GB each, "
+        f"{largest * workers / 1e9:.1f} GB together"
     )
+
+
+def check_args(args: Args) -> None:
+    """Raises UsageError for arguments that are out of range or do not go together."""
+    require(args.workers >= 0, f"workers must be >= 0; got {args.workers}")
+    require(args.seeds_per_run >= 0, f"seeds_per_run must be >= 0; got {args.seeds_per_run}")
+    require(args.retries >= 0, f"retries must be >= 0; got {args.retries}")
+    require(args.save_seconds >= 1, f"save_seconds must be >= 1; got {args.save_seconds}")
+    require(args.poll > 0, f"poll must be > 0; got {args.poll}")
+    chosen = {"--list": args.list, "--cell": args.cell is not None, "--cancel": args.cancel}
+    modes = [name for name, given in {**chosen, "--dry-run": args.dry_run}.items() if given]
+    require(len(modes) < 2, f"give {' or '.join(modes)}, not both")
+    if args.executor == "slurm":
+        for name in {"--list", "--cell"}.intersection(modes):
+            raise UsageError(f"{name} is for other engines: leave --executor out")
+        check_arguments(args.sbatch)
+    else:
+        require(not args.sbatch, "--sbatch is for Slurm: add --executor slurm")
+        require(not args.cancel, "--cancel is for Slurm: add --executor slurm; Ctrl-C stops a sweep here")
+
+
+def run_here(cells: list[Cell], number: int) -> int:
+    """Runs a cell in this process's place, so that signals reach the run; returns only if it is done.
+
+    While another process of this machine writes it, waits. Raises UsageError if there is no such cell.
+    """
+    last = len(cells) - 1
+    require(0 <= number <= last, f"cell must be in 0 ... {last}, the suite's cells; got {number}")
+    cell = cells[number]
+    while cell.in_use():
+        say(f"waiting: another process writes {cell.folder}")
+        time.sleep(10)
+    if cell.finished():
+        say(f"{cell.folder} is done")
+        return 0
+    # exact resume needs as many threads again
+    if threads := cell.threads() or os.environ.get("NPROC") or os.environ.get("SLURM_CPUS_PER_TASK"):
+        os.environ["NPROC"] = str(threads)
+    sys.stdout.flush()
+    command = cell.command()
+    os.execv(command[0], command)
+
+
+def suite_cells(args: Args) -> tuple[list[Cell], dict[str, float]]:
+    """The suite's cells, and this machine's GPUs if they are to run on them. Raises UsageError.
+
+    For another machine, paths are absolute and the device is found there, so that a cell's number is a
+    function of the arguments alone.
+    """
+    name, grids = read_suite(args.suite)
+    folder, device, gpus = args.out_dir / name, args.device, {}
+    if args.executor == "slurm" or args.list or args.cell is not None:
+        folder = Path(os.path.abspath(folder))
+    elif args.device in ("auto", "cuda"):
+        gpus = gpu_bytes()
+        require(bool(gpus) or args.device == "auto", "nvidia-smi finds no GPU; use --device cpu")
+        device = "cuda" if gpus else "cpu"
+    seeds_per_run = args.seeds_per_run or (0 if device in ("cuda", "tpu") else 1)
+    return list(expand(grids, folder, device, seeds_per_run)), gpus
+
+
+def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> None:
+    """Prints what a sweep of unfinished cells would run, with Slurm the script of the first, and its cost."""
+    if args.executor == "slurm":
+        print("# read by:", shlex.join(["sbatch", *check_arguments(args.sbatch)]))
+        print(job_script(cells[0], args.save_seconds))
+    else:
+        for cell, slot in zip(cells, itertools.cycle(slots), strict=False):
+            variables = (f"{variable}={value}" for variable, value in slot.items())
+            print(*variables, shlex.join(cell.command()))
+    print(estimate(cells, len(slots)))
+
+
+def run_cells(cells: list[Cell], executor: Executor, retries: int) -> int:
+    """Runs a suite's cells and says what came of them; the exit status of the sweep."""
+    sweep = Sweep(cells, executor, retries)
+    status = reconcile(sweep)
+    done = [cell for cell in cells if cell.finished()]
+    say(f"{len(done)} of {len(cells)} runs are done, in {cells[0].folder.parent}")
+    failed = [cell for cell in sweep.failed if cell not in done]  # another sweep may have finished it
+    for cell in failed:
+        log = cell.log().read_text(errors="replace") if cell.log().exists() else ""
+        print(f"failed: {shlex.join(cell.command())}", *log.splitlines()[-5:], sep="\n  ", file=sys.stderr)
+    return status or int(bool(failed))
 
 
 def main(args: Args) -> int:
     """Exit status of the whole sweep. Raises UsageError for what cannot be run."""
-    name, grids = read_suite(args.suite)
-    gpus = {} if args.device == "cpu" else gpu_bytes()
-    if args.device == "cuda" and not gpus:
-        raise UsageError("nvidia-smi finds no GPU; use --device cpu")
-    device = "cuda" if gpus else "cpu"
-    cells = list(expand(grids, args.out_dir / name, device, args.seeds_per_run or (0 if gpus else 1)))
+    check_args(args)
+    cells, gpus = suite_cells(args)
+    if args.cell is not None:
+        return run_here(cells, args.cell)
     check(cells)
-    slots = make_slots(gpus, args.workers, max(map(memory_bytes, cells)))
-    if args.dry_run:
-        todo = [cell for cell in cells if not cell.finished()]
-        for cell, slot in zip(todo, itertools.cycle(slots), strict=False):
-            print(*(f"{variable}={value}" for variable, value in slot.items()), shlex.join(cell.command()))
-        print(estimate(todo, len(slots)) if todo else f"all {len(cells)} runs are done")
+    if args.list:
+        say("\n".join(shlex.join(cell.command()) for cell in cells))
         return 0
-    sweep = Sweep(cells, LocalExecutor(slots), args.retries)
-    status = reconcile(sweep)
-    sweep.failed = [cell for cell in sweep.failed if not cell.finished()]  # another sweep may have
-    print(f"{sum(cell.finished() for cell in cells)} of {len(cells)} runs are done, in {args.out_dir / name}")
-    for cell in sweep.failed:
-        last = "\n  ".join(cell.log().read_text(errors="replace").splitlines()[-5:])
-        print(f"failed: {shlex.join(cell.command())}\n  {last}", file=sys.stderr)
-    return status or int(bool(sweep.failed))
+    if args.executor == "slurm" and not args.dry_run:
+        check_present()
+    if args.cancel:
+        cancel(cells)
+        return 0
+    todo = [cell for cell in cells if not cell.finished()]
+    if args.executor == "slurm":
+        slots = [{}] * (args.workers or MAX_JOBS)
+    elif args.device == "tpu":
+        slots = [{}]  # one process has all chips of a host
+    else:
+        slots = make_slots(gpus, args.workers, max(map(memory_bytes, cells)))
+    if args.dry_run:
+        if todo:
+            print_plan(todo, slots, args)
+        else:
+            print(f"all {len(cells)} runs are done")
+        return 0
+    if args.executor == "local":
+        return run_cells(cells, LocalExecutor(todo, slots), args.retries)
+    cancel_file(cells).unlink(missing_ok=True)
+    executor = SlurmExecutor(todo, len(slots), args.sbatch, args.save_seconds, args.poll)
+    return run_cells(cells, executor, args.retries)
+
+
+def join_sbatch(words: list[str]) -> list[str]:
+    """A command line in which `--sbatch VALUE` is one word, since a value may begin with dashes itself."""
+    if "--sbatch" not in words[:-1]:
+        return words
+    at = words.index("--sbatch")
+    return [*words[:at], f"--sbatch={words[at + 1]}", *words[at + 2 :]]
 
 
 if __name__ == "__main__":
+    sys.argv = join_sbatch(sys.argv)
     run_script(Args, main)

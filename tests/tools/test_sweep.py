@@ -2,27 +2,30 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import sweep
+from benchmarks.cells import SUITES, Grid
 from benchmarks.commands import ROOT
+from benchmarks.executors import local
 from benchmarks.faults import finished_records, workers_of, write_suite
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import UsageError
+from tests.support.suites import make_cells, write_checkpoint, write_config, write_result
 
 EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
 PROBE = "tests.support.probes:NanReward-v0"
@@ -84,38 +87,28 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
     assert err.count("failed: ") == 1 and PROBE in err and "non-finite reward at step 3" in err
 
 
-def write_result(cell):
-    """What a finished run leaves for the sweep to see."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    config = {"algorithm": cell.algorithm, "args": asdict(cell.args)}
-    (cell.folder / "config.json").write_text(json.dumps(config))
-    (cell.folder / "result.json").write_text(json.dumps({"total_timesteps": cell.args.total_timesteps}))
-
-
 class FakeExecutor:
     """Ends every cell at once, with the statuses that a test lists for it."""
 
     def __init__(self, statuses, room=1):
-        self.statuses, self.room, self.running, self.starts = statuses, room, [], Counter()
+        self.statuses, self.room, self.running, self.starts = statuses, room, set(), Counter()
 
     def start(self, cell):
         self.room -= 1
-        self.running.append(cell)
+        self.running.add(cell)
         self.starts[cell.folder.name] += 1
+        return "started"
 
     def ended(self):
-        for cell in self.running[:]:
+        for cell in list(self.running):
             self.running.remove(cell)
             self.room += 1
             status = self.statuses[cell.folder.name].pop(0)
             if status == 0:
                 write_result(cell)
+            if status == 75:
+                write_checkpoint(cell, self.starts[cell.folder.name])
             yield cell, status
-
-
-def make_cells(folder, names):
-    flags = ("--total-timesteps", "700", "--learning-starts", "300")
-    return [sweep.Cell("sac", flags, folder / name, "cpu") for name in names]
 
 
 def test_what_becomes_of_a_cell(tmp_path):
@@ -129,7 +122,7 @@ def test_what_becomes_of_a_cell(tmp_path):
     executor = FakeExecutor(statuses)
     sweeper = sweep.Sweep(make_cells(tmp_path, statuses), executor, retries=2)
     lines = []
-    while sweeper.waiting or executor.running:
+    while not sweeper.over:
         lines += sweeper.step()
     assert {cell.folder.name for cell in sweeper.done} == {"stopped", "killed", "flaky"}
     assert {cell.folder.name for cell in sweeper.failed} == {"killer", "broken"}
@@ -145,24 +138,48 @@ def test_a_process_that_says_it_is_done_must_have_a_result(tmp_path):
     assert sweeper.settle(cell, 0).startswith("gave up") and sweeper.failed == [cell]
 
 
-def test_a_run_of_another_sweep_is_waited_for(tmp_path):
+def test_a_run_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
     """It takes one of two slots, so that one more cell starts and the third has to wait."""
-    busy, free, third = make_cells(tmp_path, ["busy", "free", "third"])
+    busy, free, third = cells = make_cells(tmp_path, ["busy", "free", "third"])
+    started = []
+
+    def play(command, **options):
+        """A run that ends at once: with status 2 if another process has the folder."""
+        (cell,) = (cell for cell in cells if cell.command() == command)
+        started.append(cell)
+        status = 2 if cell.in_use() else write_result(cell) or 0
+        return SimpleNamespace(poll=lambda: status, returncode=status)
+
+    monkeypatch.setattr(local.subprocess, "Popen", play)
     busy.folder.mkdir()
-    executor = FakeExecutor({"free": [0], "third": [0]}, room=2)
-    sweeper = sweep.Sweep([busy, free, third], executor, retries=0)
+    executor = local.LocalExecutor(cells, [{}, {}])
+    sweeper = sweep.Sweep(cells, executor, retries=0)
     with open(busy.folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lines = sweeper.step()
-        assert any(line.startswith("waits") for line in lines) and executor.starts == {"free": 1}
-        assert not any(line.startswith("waits") for line in sweeper.step())
-        sweeper.waiting.remove(busy)
-        assert sweeper.settle(busy, 2).startswith("stopped")  # it came second to the folder
-    write_result(busy)
-    while sweeper.waiting or executor.running:
+        assert sweeper.step() == [f"runs     {busy.folder} already", f"started  {free.folder}"]
+        assert sweeper.step() == [f"finished {free.folder}", f"started  {third.folder}"]
+        assert executor.running == {busy, third} and executor.room == 0
+        assert sweeper.step() == [f"finished {third.folder}"] and not sweeper.over
+    while not sweeper.over:
         sweeper.step()
-    assert sorted(cell.folder.name for cell in sweeper.done) == ["busy", "free", "third"]
-    assert not executor.starts["busy"]
+    assert sweeper.done == [free, third, busy] and started == [free, third, busy]
+
+
+def test_a_run_that_came_second_to_its_folder_has_not_failed(tmp_path, monkeypatch):
+    (cell,) = make_cells(tmp_path, ["cell"])
+    process = SimpleNamespace(poll=lambda: 2, returncode=2)
+    monkeypatch.setattr(local.subprocess, "Popen", lambda command, **options: process)
+    sweeper = sweep.Sweep([cell], local.LocalExecutor([cell], [{}]), retries=0)
+    assert sweeper.step() == [f"started  {cell.folder}"]
+    cell.folder.mkdir()
+    with open(cell.folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stopped, runs = sweeper.step()
+        assert stopped == f"stopped  {cell.folder}, to be tried again"
+        assert runs == f"runs     {cell.folder} already"
+    write_result(cell)
+    sweeper.step()
+    assert sweeper.done == [cell]
 
 
 @pytest.mark.parametrize("change", ["algorithm", "tau", "steps", "damage"])
@@ -203,13 +220,13 @@ def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
 
     monkeypatch.setattr(sweep.signals, "received", [])
     before = [signal.getsignal(number) for number in sweep.signals.SIGNALS]
-    busy = SimpleNamespace(waiting=["a cell"], executor=sweep.LocalExecutor([]), step=step)
+    busy = SimpleNamespace(over=False, executor=local.LocalExecutor([], []), step=step)
     assert sweep.reconcile(busy) == sweep.STOPPED
     assert [signal.getsignal(number) for number in sweep.signals.SIGNALS] == before
 
 
 def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "cpu_count", lambda: 2)
+    monkeypatch.setattr(local, "cpu_count", lambda: 2)
     args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)
     assert sweep.main(args) == 0
     *commands, summary = capsys.readouterr().out.splitlines()
@@ -224,8 +241,109 @@ def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == f"all {len(cells)} runs are done\n"
 
 
+def parse(*words):
+    return sweep.tyro.cli(sweep.Args, args=words)
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """What `--cell` would become: its command and its number of threads."""
+    found = []
+    monkeypatch.setattr(os, "execv", lambda path, command: found.append((command, os.environ.get("NPROC"))))
+    for name in ("NPROC", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.setenv(name, "")
+    return found
+
+
+def test_a_line_of_list_is_what_cell_runs(tmp_path, monkeypatch, capsys, executed):
+    """Absolute paths, quoted; the device is left to the machine that runs it; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    words = (
+        str(write_suite(tmp_path / "suite.toml", GRID | dict(seeds=3, flags=SMALL))),
+        "--out-dir",
+        "my runs",
+    )
+    assert sweep.main(parse(*words, "--list")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for number, line in enumerate(lines):
+        sweep.main(parse(*words, "--cell", str(number)))
+        command = executed[number][0]
+        assert shlex.split(line) == command and command[command.index("--seed") + 1] == str(number + 1)
+        assert command[-4:] == [
+            "--device",
+            "auto",
+            "--run-dir",
+            f"{tmp_path}/my runs/suite/Pendulum-v1__sac__{number + 1}",
+        ]
+    assert len(lines) == 3 and [path.name for path in tmp_path.iterdir()] == ["suite.toml"]
+    assert sweep.main(parse(*words, "--list", "--device", "cuda")) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "--num-seeds 3" in line and "--device cuda" in line
+    for number in (-1, 3):
+        with pytest.raises(UsageError, match=f"cell must be in 0 ... 2, the suite's cells; got {number}"):
+            sweep.main(parse(*words, "--cell", str(number)))
+
+
+def test_threads_of_a_cell(tmp_path, monkeypatch, executed):
+    """Those with which the run began, else NPROC, else what Slurm gave the job."""
+    (cell,) = make_cells(tmp_path, ["cell"])
+    for variable, threads in (("", ""), ("SLURM_CPUS_PER_TASK", "3"), ("NPROC", "2")):
+        if variable:
+            monkeypatch.setenv("NPROC", "")
+            monkeypatch.setenv(variable, threads)
+        sweep.run_here([cell], 0)
+        assert executed.pop() == (cell.command(), threads)
+    write_config(cell, cpu_threads=5)
+    sweep.run_here([cell], 0)
+    assert executed.pop() == (cell.command(), "5")
+
+
+def test_a_cell_that_is_done_or_run_by_another_process(tmp_path, monkeypatch, capsys, executed):
+    (cell,) = make_cells(tmp_path, ["cell"])
+    cell.folder.mkdir()
+    lock = open(cell.folder / ".lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def finish_the_other(seconds):
+        write_result(cell)
+        lock.close()
+
+    monkeypatch.setattr(sweep.time, "sleep", finish_the_other)
+    assert sweep.run_here([cell], 0) == 0 and not executed
+    waiting, done = capsys.readouterr().out.splitlines()
+    assert waiting == f"waiting: another process writes {cell.folder}" and done == f"{cell.folder} is done"
+
+
+@pytest.mark.slow
+def test_another_engine_runs_the_list(tmp_path):
+    """xargs stands for GNU parallel: it runs the lines as they are."""
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(algorithms=["ddpg"], seeds=2, flags=SMALL))
+    status, out, err = finish(run_sweep(suite, tmp_path / "my runs", "--list"))
+    assert status == 0, err
+    command = ["xargs", "-d", "\n", "-P", "2", "-I", "LINE", "sh", "-c", "LINE"]
+    done = subprocess.run(command, input=out, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(finished_records(tmp_path / "my runs")) == 2
+    status, out, err = finish(run_sweep(suite, tmp_path / "my runs", "--cell", "1"))
+    assert status == 0 and out == f"{tmp_path}/my runs/suite/Pendulum-v1__ddpg__2 is done\n", err
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_cell_reaches_its_run(tmp_path):
+    flags = SMALL | dict(total_timesteps=30_000, checkpoint_frequency=0)
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=flags))
+    process = run_sweep(suite, tmp_path, "--cell", "0")
+    timing = tmp_path / "suite" / "Pendulum-v1__sac__1" / "timing.jsonl"
+    while not (timing.exists() and timing.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    status, out, _ = finish(process)
+    assert status == 75 and "stopped by SIGUSR1 at step " in out
+
+
 def test_seeds_of_a_grid_side_by_side(tmp_path):
-    grids = [sweep.Grid(["sac"], ["a/B-v0"], 5, {"autotune": False, "tau": 0.1})]
+    grids = [Grid(["sac"], ["a/B-v0"], 5, {"autotune": False, "tau": 0.1})]
     cells = list(sweep.expand(grids, tmp_path, "cpu", seeds_per_run=2))
     assert [cell.folder.name for cell in cells] == ["a_B-v0__sac__1-2", "a_B-v0__sac__3-4", "a_B-v0__sac__5"]
     assert [(cell.args.seed, cell.args.num_seeds) for cell in cells] == [(1, 2), (3, 2), (5, 1)]
@@ -234,30 +352,32 @@ def test_seeds_of_a_grid_side_by_side(tmp_path):
 
 
 def test_variants_are_names_with_further_flags(tmp_path):
-    grids = [sweep.Grid(["sac"], ["A-v0"], 1, {"tau": 0.1}, {"fast": {"tau": 0.5}, "plain": {}})]
+    grids = [Grid(["sac"], ["A-v0"], 1, {"tau": 0.1}, {"fast": {"tau": 0.5}, "plain": {}})]
     cells = list(sweep.expand(grids, tmp_path, "cpu", seeds_per_run=1))
     assert [cell.folder.name for cell in cells] == ["A-v0__fast__1", "A-v0__plain__1"]
     assert [(cell.args.exp_name, cell.args.tau) for cell in cells] == [("fast", 0.5), ("plain", 0.1)]
 
 
 def test_cpu_slots_share_the_cores(monkeypatch):
-    monkeypatch.setattr(sweep, "cpu_count", lambda: 8)
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
     for workers, threads in ((0, ["1"] * 8), (2, ["4"] * 2), (16, ["1"] * 16)):
         assert [slot["NPROC"] for slot in sweep.make_slots({}, workers, 1e9)] == threads
 
 
 def test_gpu_slots_share_its_memory(monkeypatch, tmp_path):
     fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho 0, 40000\necho 1, 40000\necho 2, 40000\n")
+    fake.write_text("#!/bin/sh\necho 0, GPU-a, 40000\necho 1, GPU-b, 40000\necho 2, GPU-c, 40000\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    monkeypatch.setattr(sweep, "cpu_count", lambda: 8)
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
     assert sweep.gpu_bytes() == {"0": 40000 * 2**20, "2": 40000 * 2**20}
     slots = sweep.make_slots(sweep.gpu_bytes(), workers=0, largest=15e9)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "2", "0", "2"]
-    assert {slot["XLA_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.450"}
-    fake.write_text("#!/bin/sh\necho 0, [N/A]\n")
+    assert {(slot["XLA_CLIENT_MEM_FRACTION"], slot["NPROC"]) for slot in slots} == {("0.450", "2")}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+    assert sweep.gpu_bytes() == {"GPU-b": 40000 * 2**20}
+    fake.write_text("#!/bin/sh\necho 0, GPU-a, [N/A]\n")
     assert sweep.gpu_bytes() == {}
 
 
@@ -302,7 +422,7 @@ def test_unknown_suite(monkeypatch, capsys):
     assert "suites: cpu, discrete, lunar-lander, mujoco-1m, multigoal" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(sweep.SUITES))
+@pytest.mark.parametrize("name", sorted(SUITES))
 def test_suites_are_valid(name):
     """Two seeds stand for all."""
     if name == "lunar-lander":

@@ -1,0 +1,178 @@
+"""What a suite means: a TOML file of grids, and the cells, single runs, that they stand for."""
+
+import itertools
+import json
+import os
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.commands import check_algorithms, script, words
+from cleanrl_maxent import algorithms
+from cleanrl_maxent.common.cli import validate
+from cleanrl_maxent.common.data import transition_bytes
+from cleanrl_maxent.common.devices import recorded_settings
+from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
+from cleanrl_maxent.common.env.task import describe_task
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
+from cleanrl_maxent.common.run.inventory import is_locked
+
+HERE = Path(__file__).parent
+SUITES = {path.stem: path for path in sorted([*HERE.glob("suites/*.toml"), *HERE.glob("studies/*/*.toml")])}
+PROCESS_BYTES = 700e6  # a process without its replay: JAX, MuJoCo and compiled programs
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every algorithm on every environment with seeds 1 … `seeds`, in every variant."""
+
+    algorithms: list[str]
+    env_ids: list[str]
+    seeds: int
+    flags: dict[str, Any] = field(default_factory=dict)  # of the algorithm: learning_rate = 1e-3
+    variants: dict[str, Any] = field(default_factory=dict)  # exp_name = { further flags }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite: a command line, and the folder that it fills."""
+
+    algorithm: str
+    flags: tuple[str, ...]  # without --run-dir and --device
+    folder: Path
+    device: str
+
+    def command(self) -> list[str]:
+        """What a person would type, absolute paths aside; giving it again resumes the run."""
+        destination = ("--device", self.device, "--run-dir", str(self.folder))
+        return [sys.executable, script(self.algorithm), *self.flags, *destination]
+
+    @cached_property
+    def args(self) -> Any:
+        """The parsed arguments; raises UsageError, after tyro's message, if a flag is wrong."""
+        try:
+            return tyro.cli(algorithms()[self.algorithm].Args, args=self.command()[2:])
+        except SystemExit as problem:
+            raise UsageError(f"{self.folder.name}: a flag is wrong, see above") from problem
+
+    def finished(self) -> bool:
+        """True if the folder holds this very run, with as many steps as the suite asks for.
+
+        A folder that holds another run, or is damaged, is not finished: the cell's command says what it is.
+        """
+        try:
+            config, result = (read_json(self.folder / name) for name in ("config.json", "result.json"))
+            check_same_args(self.folder, config["args"], self.args)
+        except (OSError, UsageError, KeyError):
+            return False
+        enough = result.get("total_timesteps", 0) >= self.args.total_timesteps
+        return enough and config["algorithm"] == self.algorithm
+
+    def in_use(self) -> bool:
+        """True while a process of this machine holds the lock of the run's folder."""
+        return is_locked(self.folder)
+
+    def threads(self) -> int | None:
+        """XLA's threads on a CPU when the run began, as many as exact resume needs; None before it did."""
+        return recorded_settings(str(self.folder)).get("cpu_threads")
+
+    def progress(self) -> dict[str, float]:
+        """The last whole row of `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
+        try:
+            lines = (self.folder / "timing.jsonl").read_text().splitlines()
+        except OSError:
+            return {}
+        return next((json.loads(line) for line in reversed(lines) if line.endswith("}")), {})
+
+    def log(self) -> Path:
+        """What its processes print."""
+        return self.folder.parent / f"{self.folder.name}.log"
+
+
+def read_suite(name: str) -> tuple[str, list[Grid]]:
+    """The suite's name and its grids; raises UsageError if it cannot be read or is not one."""
+    path = (
+        Path(os.path.expanduser(name))
+        if name.endswith(".toml")
+        else SUITES.get(name, HERE / "suites" / f"{name}.toml")
+    )
+    try:
+        suite = tomllib.loads(path.read_text())
+    except OSError as problem:
+        known = ", ".join(sorted(SUITES))
+        raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}") from problem
+    except ValueError as problem:
+        raise UsageError(f"{path}: {problem}") from problem
+    tables = suite.get("grid")
+    if not isinstance(tables, list) or not tables:
+        raise UsageError(f"{path} has no [[grid]]")
+    return path.stem, [read_grid(path, table) for table in tables]
+
+
+def read_grid(path: Path, table: dict[str, Any]) -> Grid:
+    """A grid; raises UsageError if a key is missing, unknown, or not of its kind."""
+    if missing := {"algorithms", "env_ids", "seeds"} - table.keys():
+        raise UsageError(f"{path}: a grid lacks {', '.join(sorted(missing))}")
+    if unknown := table.keys() - {entry.name for entry in fields(Grid)}:
+        raise UsageError(f"{path}: a grid has the unknown key {min(unknown)!r}")
+    for name in ("algorithms", "env_ids"):
+        names = table[name]
+        if not isinstance(names, list) or not names or not all(isinstance(word, str) for word in names):
+            raise UsageError(f"{path}: {name} must be a list of names; got {names!r}")
+    if type(table["seeds"]) is not int or table["seeds"] < 1:
+        raise UsageError(f"{path}: seeds must be a whole number >= 1; got {table['seeds']!r}")
+    for name, flags in [("flags", table.get("flags", {})), *table.get("variants", {}).items()]:
+        if not isinstance(flags, dict):
+            raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
+        if taken := flags.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
+            raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
+    check_algorithms(table["algorithms"], f"{path}: ")
+    return Grid(**table)
+
+
+def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> Iterator[Cell]:
+    """The cells of a suite in its order; with 0 `seeds_per_run` all seeds of a grid side by side."""
+    for grid in grids:
+        variants = [{"exp_name": name, **flags} for name, flags in grid.variants.items()] or [{}]
+        per_run = seeds_per_run or grid.seeds
+        starts = range(1, grid.seeds + 1, per_run)
+        for env_id, algorithm, variant, first in itertools.product(
+            grid.env_ids, grid.algorithms, variants, starts
+        ):
+            last = min(first + per_run - 1, grid.seeds)
+            flags = {"env_id": env_id, "seed": first, "num_seeds": last - first + 1, **grid.flags, **variant}
+            seeds = str(first) if first == last else f"{first}-{last}"
+            name = file_name(f"{env_id}__{flags.get('exp_name', algorithm)}__{seeds}")
+            yield Cell(algorithm, tuple(words(flags)), folder / name, device)
+
+
+@cache
+def row_bytes(choice: EnvChoice) -> int:
+    """Bytes of a transition of an environment; raises UsageError if it cannot be made."""
+    env = make_env(choice)
+    env.close()
+    return transition_bytes(describe_task(env.observation_space, env.action_space).example)
+
+
+def memory_bytes(cell: Cell) -> float:
+    """What a run needs, estimated from its replay."""
+    args, capacity = cell.args, getattr(cell.args, "buffer_size", 0)
+    return PROCESS_BYTES + args.num_seeds * capacity * row_bytes(chosen_env(args))
+
+
+def check(cells: list[Cell]) -> None:
+    """Raises UsageError if a cell could not start, before any of them does."""
+    for cell in cells:
+        validate(cell.args)
+        row_bytes(chosen_env(cell.args))
+    names = Counter(cell.folder.name for cell in cells)
+    if shared := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f"two cells share the folder {shared[0]}; give one of them another exp_name")

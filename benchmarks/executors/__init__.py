@@ -1,0 +1,41 @@
+"""Where the cells of a suite run: `local`, as processes of this machine, or `slurm`, as a cluster's jobs."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from benchmarks.cells import Cell
+
+# statuses of a cell that are no exit status and no signal
+LOST = -256  # dead, and nobody knows of what
+CANCELLED = 256  # taken from the queue by a person
+
+
+class Executor(Protocol):
+    """What a sweep needs to run cells. `ended` takes a look; the others tell what the last one saw."""
+
+    pause: float  # seconds between two looks
+
+    @property
+    def room(self) -> int:
+        """How many more cells can start."""
+        ...
+
+    @property
+    def running(self) -> set[Cell]:
+        """The cells that run or are queued, also those that another sweep started."""
+        ...
+
+    def start(self, cell: Cell) -> str:
+        """Starts a cell and returns a word for it; "" if it could not, and is to be tried again."""
+        ...
+
+    def ended(self) -> Iterator[tuple[Cell, int]]:
+        """Cells started here that have ended since the last look.
+
+        With the exit status, minus the signal if one killed it, LOST or CANCELLED.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Called when the sweep ends, for whatever reason; says what becomes of the cells that still run."""
+        ...

@@ -1,0 +1,109 @@
+"""Cells as processes of this machine, packed on its cores or GPUs."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+from benchmarks.cells import Cell
+from cleanrl_maxent.common.devices import cpu_count
+from cleanrl_maxent.common.errors import STOPPED
+from cleanrl_maxent.common.output import say
+
+GPU_SHARE = 0.9  # of its memory, given to runs
+
+
+def gpu_bytes() -> dict[str, float]:
+    """Memory of every GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by index or UUID."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    allowed = None if visible is None else visible.split(",")
+    found = {}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for line in done.stdout.splitlines():
+            index, uuid, mebibytes = line.split(", ")
+            names = [index, uuid] if allowed is None else [name for name in (index, uuid) if name in allowed]
+            if names:
+                found[names[0]] = float(mebibytes) * 2**20
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return {}
+    return found
+
+
+def make_slots(gpus: dict[str, float], workers: int, largest: float) -> list[dict[str, str]]:
+    """Environment variables of the runs that run side by side, `largest` bytes each; they share the cores.
+
+    Without GPUs there is a run for each core; with them as many as a GPU's memory holds, but no more than
+    cores. A run uses GPU_SHARE of what it is given at most.
+    """
+    if not gpus:
+        workers = workers or cpu_count()
+        return [{"NPROC": threads_each(workers)}] * workers
+    fitting = int(GPU_SHARE**2 * min(gpus.values()) / largest)
+    each = workers or max(1, min(fitting, cpu_count() // len(gpus)))
+    shares = {
+        "XLA_CLIENT_MEM_FRACTION": f"{GPU_SHARE / each:.3f}",
+        "NPROC": threads_each(each * len(gpus)),
+    }
+    return [{"CUDA_VISIBLE_DEVICES": gpu, **shares} for _ in range(each) for gpu in gpus]
+
+
+def threads_each(runs: int) -> str:
+    """Cores for each of so many runs, as NPROC has it."""
+    return str(max(1, cpu_count() // runs))
+
+
+class LocalExecutor:
+    """Runs cells as processes, one to a slot. Runs of other sweeps use this machine too, and take slots."""
+
+    pause = 0.2
+
+    def __init__(self, cells: list[Cell], slots: list[dict[str, str]]):
+        self.cells = cells
+        self.slots = list(slots)  # environment variables of the slots without a process
+        self.processes: dict[Cell, tuple[subprocess.Popen, dict[str, str]]] = {}
+        self.others: set[Cell] = set()  # run by another sweep, or by one that was killed
+
+    @property
+    def room(self) -> int:
+        return max(0, len(self.slots) - len(self.others))
+
+    @property
+    def running(self) -> set[Cell]:
+        return self.others | self.processes.keys()
+
+    def start(self, cell: Cell) -> str:
+        """Starts a process in a free slot; its output is added to the cell's log."""
+        slot = self.slots.pop()
+        cell.folder.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **slot}
+        environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the older name of the same variable
+        if threads := cell.threads():
+            environment["NPROC"] = str(threads)
+        with open(cell.log(), "ab") as log:
+            process = subprocess.Popen(
+                cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        self.processes[cell] = process, slot
+        return "started"
+
+    def ended(self) -> Iterator[tuple[Cell, int]]:
+        ended = {cell for cell, (process, _) in self.processes.items() if process.poll() is not None}
+        self.others = {
+            cell for cell in self.cells if (cell in ended or cell not in self.processes) and cell.in_use()
+        }
+        for cell in ended:
+            process, slot = self.processes.pop(cell)
+            self.slots.append(slot)
+            # it came second to the folder if another has it
+            yield cell, STOPPED if cell in self.others else process.returncode
+
+    def stop(self) -> None:
+        """Asks every process to save and stop, and waits for them."""
+        if self.processes:
+            say("stopping: every run saves first; the same command resumes them")
+        for process, _ in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process, _ in self.processes.values():
+            process.wait()
