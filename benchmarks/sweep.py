@@ -4,7 +4,7 @@
     python benchmarks/sweep.py cpu               # runs it, in runs/cpu/, packed on this machine
     python benchmarks/sweep.py my_suite.toml --out-dir runs/mine
     python benchmarks/sweep.py cpu --executor slurm --sbatch "--partition=short --time=4:00:00"
-    python benchmarks/sweep.py cpu --list        # a command a line, for any other engine; or --cell 7
+    python benchmarks/sweep.py cpu --list        # a command a line, for any other scheduler; or --cell 7
 
 A cell with a `result.json` is done. Any other is started, or resumed from its last checkpoint, by its own
 command. So a sweep may be killed and started again, or started twice: a process locks the folder that it
@@ -66,18 +66,18 @@ class Args:
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"
     # runs at a time (on each GPU; jobs in Slurm's queue); 0: one per core, what a GPU's memory holds, 50 jobs
     workers: int = 0
-    # seeds side by side in a run; 0: one on a CPU, all of a grid on a GPU or TPU. With --list, --cell and
-    # Slurm the machine is not known yet: one, unless --device says cuda or tpu
+    # seeds side by side in a run; 0: one on a CPU, all of a grid on a GPU or TPU; with --list, --cell and
+    # Slurm one, unless --device says cuda or tpu
     seeds_per_run: int = 0
     retries: int = 2  # times that a failed cell is started again
     dry_run: bool = False  # print commands, time and memory, and run nothing; with Slurm, one cell's script
-    list: bool = False  # print every cell's command, one a line, for another engine
-    cell: int | None = None  # run this cell alone, in this process's place; the first is 0
+    list: bool = False  # print every cell's command, one a line, for another scheduler
+    cell: int | None = None  # run this cell alone, in place of this process; counted from 0
     executor: Literal["local", "slurm"] = "local"  # run on this machine, or as jobs of a cluster
     sbatch: str = ""  # arguments of sbatch: --sbatch "--partition=gpu --gres=gpu:1"
-    save_seconds: int = 120  # so long before its time limit a job of Slurm saves and ends
-    poll: float = 10.0  # seconds between two looks at Slurm's queue
-    cancel: bool = False  # cancel this suite's jobs of Slurm; those that run save first
+    save_seconds: int = 120  # seconds before its time limit at which a job of Slurm saves and stops
+    poll: float = 10.0  # seconds between queries of Slurm's queue
+    cancel: bool = False  # cancel this suite's jobs of Slurm; running ones save first
 
 
 class Sweep:
@@ -230,7 +230,7 @@ def check_args(args: Args) -> None:
     require(len(modes) < 2, f"give {' or '.join(modes)}, not both")
     if args.executor == "slurm":
         for name in {"--list", "--cell"}.intersection(modes):
-            raise UsageError(f"{name} is for other engines: leave --executor out")
+            raise UsageError(f"{name} is for other schedulers: leave --executor out")
         check_arguments(args.sbatch)
     else:
         require(not args.sbatch, "--sbatch is for Slurm: add --executor slurm")

@@ -6,7 +6,7 @@ from typing import Protocol
 from benchmarks.cells import Cell
 
 # statuses of a cell that are no exit status and no signal
-LOST = -256  # dead, and nobody knows of what
+LOST = -256  # ended, cause unknown
 CANCELLED = 256  # taken from the queue by a person
 
 

@@ -92,7 +92,9 @@ def exit_status(job: str) -> int:
         return STOPPED
     if state != "FAILED":  # NODE_FAIL, TIMEOUT, PREEMPTED …
         return LOST
-    return -signal if signal else code if code < 128 else 128 - code
+    if signal:
+        return -signal
+    return code if code < 128 else 128 - code  # a shell reports death by signal n as 128 + n
 
 
 class SlurmExecutor:

@@ -424,9 +424,10 @@ def test_unknown_suite(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", sorted(SUITES))
 def test_suites_are_valid(name):
-    """Two seeds stand for all."""
+    """Two seeds stand for all. How often a run evaluates does not depend on how many seeds share it."""
     if name == "lunar-lander":
         pytest.importorskip("Box2D")
+    assert all("eval_frequency" in grid.flags for grid in sweep.read_suite(name)[1])
     grids = [replace(grid, seeds=2) for grid in sweep.read_suite(name)[1]]
     sweep.check(list(sweep.expand(grids, Path("runs"), "cpu", 1)))
 
