@@ -1,11 +1,13 @@
 """Kills runs and sweeps and compares what they end with to what nobody touched; and what checkpoints cost.
 
     python benchmarks/faults.py kill --env-ids Hopper-v4 Ant-v4 Humanoid-v4 Pendulum-v1 --kills 25
+    python benchmarks/faults.py kill --env-ids Hopper-v4 --victim worker --kills 20 --flags="--num-seeds 4"
     python benchmarks/faults.py sweep --seeds 10 --kills 40
     python benchmarks/faults.py cost
 
 Every process of a run is killed after a random time, be it importing, compiling, learning, evaluating,
-saving or resuming, and the same command is given again until the run ends. Then the SHA-256 of every leaf of
+saving or resuming, and the same command is given again until the run ends; or one of the two processes
+that step its environments is killed, so that the run ends with a line. Then the SHA-256 of every leaf of
 its state, of the replay, of the record and of the policies must be those of the reference. Exit status 1 if
 one differs.
 """
@@ -16,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -28,7 +31,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -38,7 +41,7 @@ from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import create_replays
 from cleanrl_maxent.common.devices import per_seed
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
@@ -103,6 +106,7 @@ class Kill:
     kills: int = 25  # SIGKILLs of each algorithm on each environment
     total_timesteps: int = 1200  # steps of a run
     flags: str = ""  # further flags, and others than the small ones
+    victim: Literal["run", "worker"] = "run"  # the run, or one of two processes that step its environments
     workers: int = 1  # runs at the same time
     seed: int = 0  # of the moments of the kills
 
@@ -120,13 +124,13 @@ def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tu
     expected, rng = digests(reference), random.Random(f"{args.seed} {algorithm} {env_id}")
     kills, runs, wrong = 0, 0, differences(expected, digests(folder / "warm"))
     run = folder / "run-0"
+    of_workers = ["--env-workers", "2"] if args.victim == "worker" else []
     while True:
-        process = start_run(algorithm, flags, run)
+        process = start_run(algorithm, [*flags, *of_workers], run)
         try:
             status = process.wait(rng.uniform(0.1, 0.9) * seconds if kills < args.kills else None)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
+            kills += kill_worker(process, rng, run) if of_workers else kill_run(process)
             continue
         if status:
             raise failure(status, run)
@@ -136,6 +140,43 @@ def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tu
         if kills >= args.kills:
             return kills, runs, wrong
         run = folder / f"run-{runs}"
+
+
+def kill_run(process: subprocess.Popen) -> bool:
+    """Kills a run; False if it has ended."""
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def kill_worker(process: subprocess.Popen, rng: random.Random, folder: Path) -> bool:
+    """Kills one of the processes that step environments, and waits for the run; False if there is none.
+
+    Raises UsageError if the run does not end with the line about it, or leaves a process.
+    """
+    workers = environment_workers(process.pid)
+    if not workers:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return False
+    os.kill(rng.choice(workers), signal.SIGKILL)
+    status, (*_, last) = process.wait(), folder.with_suffix(".log").read_text().splitlines()
+    killed = re.match(r"error: environment worker \d of 2 was killed by SIGKILL", last)
+    if status == WORKER_DIED and killed and not any(Path(f"/proc/{pid}").exists() for pid in workers):
+        return True
+    if status == FINISHED:  # it had just ended
+        return False
+    raise failure(status, folder)
+
+
+def environment_workers(parent: int) -> list[int]:
+    """Process ids of the workers of a run."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_child = f"PPid:\t{parent}\n" in (entry / "status").read_text()
+            if is_child and b"env/worker.py" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 def failure(status: int, folder: Path) -> UsageError:

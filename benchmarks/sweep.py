@@ -44,7 +44,7 @@ from benchmarks.executors.slurm import (
 )
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import STOPPED, UsageError, require
+from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, UsageError, require
 from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.run.inventory import last_checkpoint
 
@@ -129,7 +129,8 @@ class Sweep:
             self.steps[cell] = steps
             self.waiting.append(cell)
             return f"stopped  {cell.folder}"
-        died = status < 0 or status == STOPPED  # stopped before it got anywhere
+        # by a signal, or with one of its workers, or stopped before it got anywhere
+        died = status < 0 or status in (STOPPED, WORKER_DIED)
         counter, most = (self.kills, MAX_KILLS) if died else (self.failures, self.retries)
         counter[cell] += 1
         if counter[cell] <= most:

@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from flax.training.train_state import TrainState
@@ -276,14 +275,15 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
+            envs.step_async(action)  # workers begin; without them step_wait does
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             since = step - args.learning_starts
             if since >= 0 and since % args.train_frequency == 0:
                 index = equivalent_index(since // args.train_frequency, *frequencies)
                 state, losses = learn(state, replay, keys.update, step, index)
-            # waits for the action only: the update just dispatched runs while the environments step
-            episodes = envs.step(np.asarray(action))
+            # the update just dispatched runs while the environments step
+            episodes = envs.step_wait()
             run.end_step(step + 1, state, losses, episodes)
         return run.finish(policy(state))
 

@@ -104,8 +104,9 @@ def main(args: Args) -> None:
         args.warm % 1000 == 0 and args.warm >= 2000,
         f"warm must be a multiple of 1,000 from 2,000 on; got {args.warm}",
     )
-    machine: Any = measure(["about"], args.limit)
-    require(machine is not None, "JAX does not start here; see above")
+    about: Any = measure(["about"], args.limit)
+    require(about is not None, "JAX does not start here; see above")
+    machine = {"cores": cpu_count(), **about}
     kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     before = kept.get("machine", machine)
     require(before == machine, f"{args.out} holds figures of another machine or version; name another file")
@@ -119,7 +120,7 @@ def main(args: Args) -> None:
             figures[name] = found
             print(f"{name}: {found}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             if args.out:
-                kept = {"machine": machine, "cores": cpu_count(), "algorithm": args.algorithm}
+                kept = {"machine": machine, "algorithm": args.algorithm}
                 kept |= {"env_id": args.env_id, "figures": figures}
                 args.out.write_text(json.dumps(kept, indent=1) + "\n")
     title = f"{args.algorithm} on {args.env_id}, {machine['device']['kind']}, {plural(cpu_count(), 'core')}"

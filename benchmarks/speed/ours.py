@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
 
 from benchmarks.commands import applicable_flags, check_algorithms
 from benchmarks.speed.batches import BatchUpdate
@@ -33,6 +32,7 @@ from benchmarks.speed.clock import EnvironmentClock
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import per_seed, set_up_device
+from cleanrl_maxent.common.env.batch import EnvBatch
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.run.machine import describe_machine
@@ -41,6 +41,9 @@ try:
     import resource
 except ImportError:  # not on Windows
     resource = None
+
+
+DQN = {"alpha": 0.0, "start_e": 1.0, "end_e": 0.05}  # as the peers of sql_discrete are
 
 
 @dataclass
@@ -52,7 +55,8 @@ class Run:
     num_seeds: int = 1  # vmapped
     warm: int = 2_000  # steps before the clock starts, 1,000 of them random; a multiple of 1,000
     steps: int = 20_000  # timed environment steps of each seed; a multiple of 1,000
-    eval_episodes: int = 0  # episodes of each evaluation, every 5,000 steps
+    eval_episodes: int = 0  # episodes of each evaluation, every 5,000 steps of one seed, less often of more
+    env_workers: int = 0  # processes that step the environments; 0: this one
 
 
 @dataclass
@@ -78,9 +82,10 @@ class Profile(Parts):
 def run(chosen: Run) -> dict[str, float]:
     """Environment steps per second of all seeds together, and the most memory that the process held.
 
-    Without evaluation, which has environments of its own, also steps per second outside the environments.
+    Without evaluation and workers, whose environments are others, also steps per second outside them.
     """
-    algorithm, clock = algorithms()[chosen.algorithm], EnvironmentClock(SyncVectorEnv, "step")
+    algorithm, clock = algorithms()[chosen.algorithm], EnvironmentClock(EnvBatch, "step_wait")
+    flags = {"learning_starts": 1_000, **(DQN if chosen.algorithm == "sql_discrete" else {})}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         algorithm.train(
             algorithm.Args(
@@ -89,7 +94,8 @@ def run(chosen: Run) -> dict[str, float]:
                 total_timesteps=chosen.warm + chosen.steps,
                 eval_episodes=chosen.eval_episodes,
                 run_dir=f"{folder}/run",
-                **applicable_flags(chosen.algorithm, {"learning_starts": 1_000}),
+                env_workers=chosen.env_workers,
+                **applicable_flags(chosen.algorithm, flags),
             )
         )
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
@@ -99,7 +105,7 @@ def run(chosen: Run) -> dict[str, float]:
     elapsed = last["seconds"] - first["seconds"]
     steps = last["global_step"] - first["global_step"]
     figures = {"steps_per_second": chosen.num_seeds * steps / elapsed}
-    if not chosen.eval_episodes:
+    if not (chosen.eval_episodes or chosen.env_workers):
         copies = getattr(algorithm.Args, "num_envs", 1)
         inside = clock.between(first["global_step"] // copies, last["global_step"] // copies)
         figures["agent_steps_per_second"] = chosen.num_seeds * steps / (elapsed - inside)

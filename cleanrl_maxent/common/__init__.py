@@ -10,6 +10,7 @@ Rooms, each of which imports only from those before it:
     usage       what --help prints of an algorithm
     cli         the arguments that every run has; one epilogue for every script
     files       arrays under names; files written whole or not at all
+    container   the memory and the cores that a container leaves
     devices     the device and its memory
     data        transitions, their replay, running statistics
     rollouts    steps of several environments per seed, and their memory

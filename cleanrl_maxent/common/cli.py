@@ -16,9 +16,11 @@ from cleanrl_maxent.common.errors import (
     FINISHED,
     INTERRUPTED,
     STOPPED,
+    WORKER_DIED,
     NonFiniteError,
     Stopped,
     UsageError,
+    WorkerDied,
     require,
 )
 from cleanrl_maxent.common.output import ERRORS, make_output_lossy, say
@@ -59,7 +61,9 @@ class RunArgs:
     env_reset: Literal["reuse", "fresh", "restart"] = "reuse"
     allow_version_change: bool = False  # resume inexactly on other versions or hardware
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
-    eval_frequency: Count = 5_000  # environment steps between evaluations
+    deterministic: bool = False  # on a GPU, the same bits in every run; slower
+    env_workers: Natural | None = None  # processes of the environments; None: 0 on a CPU, else one per core
+    eval_frequency: Count | None = None  # environment steps between evaluations; None: 5,000 a seed
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
     capture_video: bool = False  # film evaluation episodes of the first seed, in videos/
     video_count: Count = 5  # films per run at most, the last one at its end
@@ -164,8 +168,8 @@ def validate(args: RunArgs) -> None:
 def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     """Parses the command line into `args_class`, calls `function` with it, and exits.
 
-    The exit status is the function's result if that is an integer, else 0. Stopped, UsageError,
-    NonFiniteError, OSError and Ctrl-C are printed as one line and give the status that `errors` states.
+    The exit status is the function's result if that is an integer, else 0. What `errors` states a status for,
+    OSError and Ctrl-C are printed as one line and give that status.
     """
     make_output_lossy()
     put_current_folder_first()
@@ -175,9 +179,9 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     except Stopped as stop:
         say(stop)
         sys.exit(STOPPED)
-    except (UsageError, NonFiniteError, OSError) as problem:
+    except (UsageError, NonFiniteError, OSError, WorkerDied) as problem:
         print(f"error: {problem}", file=ERRORS)
-        sys.exit(BAD_INPUT)
+        sys.exit(WORKER_DIED if isinstance(problem, WorkerDied) else BAD_INPUT)
     except KeyboardInterrupt:
         print("stopped", file=ERRORS)
         sys.exit(INTERRUPTED)

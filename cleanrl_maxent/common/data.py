@@ -48,7 +48,7 @@ class Replay:
     def capacity(self) -> int:
         return self.rows.reward.shape[-1]
 
-    def store(self, transition: Transition, index: int | jax.Array) -> "Replay":
+    def store(self, transition: Transition, index: int | Array) -> "Replay":
         """The ring with transition number `index` (from 0) in its slot; or several, at most `capacity`."""
         slot = index % self.capacity
         return Replay(jax.tree.map(lambda row, new: row.at[slot].set(new), self.rows, transition))

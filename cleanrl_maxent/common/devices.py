@@ -5,7 +5,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,15 @@ from jax.extend.backend import clear_backends
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cleanrl_maxent.common.activity import doing
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.container import container_cores, container_memory, read_numbers
+from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.output import warn
 
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
 # no sums in the order of arrival, and no choice between programs by the clock
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+
+TOO_LATE = "deterministic comes too late: JAX has computed before; start a new process"
 
 # JAX's options that are ours, whatever its environment variables say: types, precision, random numbers
 OURS = {
@@ -53,9 +55,11 @@ def recorded_settings(run_dir: str | None) -> dict:
 def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     """XLA's threads on a CPU, `NPROC`, and its `XLA_FLAGS`: those given, or of the run in `run_dir`.
 
-    A process that has computed before has its own already, unknown here, and gets a line of warning.
+    A process that has computed before has its own already, unknown here, and gets a line of warning; raises
+    UsageError if the run is to be `deterministic`.
     """
     if "NPROC" not in os.environ and backends_are_initialized():
+        require(not deterministic, TOO_LATE)
         warn("JAX has computed before; this run cannot be resumed to the bit")
         return
     recorded, flags = recorded_settings(run_dir), os.environ.get("XLA_FLAGS")
@@ -69,6 +73,7 @@ def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     elif (0, 10, 2) <= jax.__version_info__ < (0, 12) and EIGEN not in (flags or ""):
         flags = f"{EIGEN} {flags or ''}".strip()
     if deterministic and DETERMINISTIC not in (flags or ""):
+        require(not backends_are_initialized(), TOO_LATE)
         flags = f"{flags or ''} {DETERMINISTIC}".strip()
     os.environ["XLA_FLAGS"] = flags or ""
 
@@ -186,62 +191,6 @@ def available_memory() -> float | None:
     free = 1024 * read_numbers(Path("/proc/meminfo")).get("MemAvailable:", math.inf)
     left = min(free, container_memory())
     return left if left < math.inf else None
-
-
-def container_folders(controller: str) -> list[Path]:
-    """The folders of this process's control group and of all those around it, whose limits hold too."""
-    top = Path("/sys/fs/cgroup")
-    folders = [top]
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            # version 2 has one tree, version 1 one for each controller
-            if number == "0" or controller in controllers.split(","):
-                root = top if number == "0" else top / controller
-                inner = root / path.lstrip("/")
-                folders += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
-    return folders
-
-
-def read_numbers(path: Path) -> dict[str, float]:
-    """The lines of a file of the system, a name and a number each; a number alone has the name ""."""
-    numbers = {}
-    with suppress(OSError, ValueError):
-        for line in path.read_text().splitlines():
-            *name, number = line.removesuffix(" kB").split()
-            if number != "max":  # no limit
-                numbers[" ".join(name)] = float(number)
-    return numbers
-
-
-def container_memory() -> float:
-    """Bytes left under the limits of this container; infinite if there are none.
-
-    Files that the system keeps in memory count as left: it gives that memory back.
-    """
-    left = [math.inf]
-    for folder in container_folders("memory"):
-        # version 2, version 1
-        for limit, used, given_back in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            most, taken = (read_numbers(folder / name).get("") for name in (limit, used))
-            if most is not None and taken is not None:
-                left.append(most - taken + read_numbers(folder / "memory.stat").get(given_back, 0))
-    return min(left)
-
-
-def container_cores() -> float:
-    """The share of the cores that this container has, 1.5 perhaps; infinite if it is not limited."""
-    cores = [math.inf]
-    for folder in container_folders("cpu"):
-        limits = read_numbers(folder / "cpu.max")  # version 2, one line: a quota, or "max", and a period
-        cores += [float(quota) / period for quota, period in limits.items() if quota.isdecimal()]
-        quota, period = (read_numbers(folder / f"cpu.cfs_{name}_us").get("") for name in ("quota", "period"))
-        if quota and period and quota > 0:  # version 1; -1: no quota
-            cores.append(quota / period)
-    return min(cores)
 
 
 def check_memory(needed: int, what: str, flags: str = "--num-seeds", num_seeds: int = 1) -> None:

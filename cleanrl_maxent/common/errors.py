@@ -3,6 +3,7 @@
 FINISHED = 0  # done, or done before
 BAD_INPUT = 2  # UsageError, NonFiniteError, OSError: one line on stderr
 INTERRUPTED = 130  # Ctrl-C, in a program that has nothing to save: 128 + SIGINT
+WORKER_DIED = 71  # WorkerDied, one line on stderr; able to resume: EX_OSERR of sysexits.h
 STOPPED = 75  # asked to stop, and able to resume: EX_TEMPFAIL of sysexits.h
 
 
@@ -16,6 +17,10 @@ class NonFiniteError(FloatingPointError):
 
 class EnvironmentFailed(Exception):
     """An environment raised an exception, the cause of this one; the message says at which step and seed."""
+
+
+class WorkerDied(Exception):
+    """A process that steps environments ended before it was asked to: one line that names it and how."""
 
 
 class Finished(Exception):

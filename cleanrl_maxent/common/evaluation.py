@@ -1,6 +1,8 @@
 """Evaluation: whole episodes on environments of their own, in one mode or both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.devices import recorded_settings
+from cleanrl_maxent.common.env.batch import Batch, RowFailed
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.door import locate
-from cleanrl_maxent.common.env.make import EVALUATION, chosen_env, environment_seed, make_env, scale_action
-from cleanrl_maxent.common.env.restore import RestorableEnv
+from cleanrl_maxent.common.env.make import (
+    EVALUATION,
+    chosen_env,
+    environment_seed,
+    longest_episode,
+    scale_action,
+)
+from cleanrl_maxent.common.env.pool import Pool
+from cleanrl_maxent.common.errors import WorkerDied
 from cleanrl_maxent.common.signals import stop_if_asked
 
+EVERY = 5_000  # environment steps between the evaluations of one seed
 MODES = ("eval", "eval_stochastic")
 MODE_NAMES = {"eval": "deterministic", "eval_stochastic": "sampled"}  # what actions are then
 
@@ -24,6 +36,28 @@ class Episodes(NamedTuple):
     returns: np.ndarray  # undiscounted
     lengths: np.ndarray  # steps
     neg_log_probs: np.ndarray  # sum of -log π over the episode, nats; 0 if the policy has no density
+
+
+def default_frequency(args: RunArgs) -> int:
+    """Environment steps between evaluations: a function of the arguments alone, never of the clock.
+
+    EVERY times the number of seeds: together they train in little more time than one, but an evaluation takes
+    as many times as long. No more than ten times the steps of the longest evaluation: then evaluations take
+    less than a tenth of the time even if updates were free.
+    """
+    frequency, longest = EVERY * args.num_seeds, longest_episode(chosen_env(args))
+    if longest is not None:
+        frequency = min(frequency, 10 * len(MODES) * args.eval_episodes * longest)
+    return max(EVERY, frequency)
+
+
+def with_frequency(args: RunArgs) -> RunArgs:
+    """`args` with `eval_frequency` filled in: that of the run in `run_dir`, else the default."""
+    if args.eval_frequency is not None:
+        return args
+    recorded = recorded_settings(args.run_dir).get("args") if args.run_dir else None
+    given = recorded.get("eval_frequency") if isinstance(recorded, dict) else None
+    return replace(args, eval_frequency=given if type(given) is int else default_frequency(args))
 
 
 def episode_seed(seed: int, steps: int, mode: str, episode: int) -> int:
@@ -62,21 +96,17 @@ class Evaluation:
         their log-densities in nats; without it, `act` samples. `obs`:
         `(episode, obs_dim)`, actions `(episode, action_dim)` or `(episode,)`, log-densities `(episode,)`.
         """
-        self.args, self.act, self.sample_action = args, act, sample_action
+        self.args, self.act, self.sample_action = with_frequency(args), act, sample_action
+        self.pool = Pool(chosen_env(args), args.env_reset)  # where its environments live; a run has its own
         self.modes: tuple[str, ...] = ()  # set with the first policy
-        # those played so far, by their number among all seeds x modes x episodes
-        self.envs: dict[int, RestorableEnv] = {}
-
-    def env(self, index: int) -> RestorableEnv:
-        """The environment of an episode, made when it is first played."""
-        if index not in self.envs:
-            args = self.args
-            self.envs[index] = RestorableEnv(lambda: make_env(chosen_env(args)), args.env_reset)
-        return self.envs[index]
 
     def prepare(self, policy: Any) -> None:
         """Finds the policy's modes and compiles its actions. `policy`: leading axis `(seed,)`."""
-        self.obs_dim: int = self.env(0).observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
+        # a row for each seed, mode and episode; those that are never played are not made
+        count = self.args.num_seeds * len(MODES) * self.args.eval_episodes
+        self.batch: Batch = self.pool.batch(count, autoreset=False)
+        self.batch.make([0])
+        self.obs_dim: int = self.batch.spaces.observation.shape[0]  # pyright: ignore[reportOptionalSubscript]
         self.modes = policy_modes(self.act, jax.tree.map(lambda leaf: leaf[0], policy), self.obs_dim)
         self.actions = jax.jit(jax.vmap(self.seed_actions, in_axes=(0, 0, 0, None)))
 
@@ -97,7 +127,8 @@ class Evaluation:
 
     def due(self, steps: int) -> bool:
         """True at multiples of `--eval-frequency`, or at the first update after one, and at the last step."""
-        at = self.args.crosses_multiple_of(self.args.eval_frequency, steps) or steps == self.args.last_step
+        frequency, last = self.args.eval_frequency, self.args.last_step
+        at = self.args.crosses_multiple_of(frequency or last, steps) or steps == last
         return bool(at and steps and self.args.eval_episodes)
 
     def __call__(self, steps: int, policy, keys: jax.Array, temperature=0.0) -> list[dict[str, float]]:
@@ -134,48 +165,40 @@ class Evaluation:
             for mode in self.modes
             for episode in range(episodes)
         ]
-        running = np.repeat([played(seed, mode) for seed in seeds for mode in self.modes], episodes)
-        obs = np.zeros((len(resets), self.obs_dim), np.float32)
-        for index in map(int, np.flatnonzero(running)):
-            obs[index] = self.reset(index, resets[index], steps)
+        rows = self.batch.rows.part(slice(len(resets)))
+        rows.running[:] = np.repeat([played(seed, mode) for seed in seeds for mode in self.modes], episodes)
+        rows.seed[:], rows.obs[:] = resets, 0
         returns, lengths, neg_log_probs = (np.zeros(len(resets)) for _ in range(3))
-        while running.any():
+        with self.located(steps):
+            self.batch.reset()
+        while rows.running.any():
             stop_if_asked()
-            step = int(lengths.max())
-            action, log_prob = map(np.asarray, self.actions(policy, obs.reshape(*shape, -1), keys, step))
-            action, log_prob = action.reshape(len(resets), *action.shape[3:]), log_prob.ravel()
+            step, running = int(lengths.max()), rows.running.copy()
+            obs = rows.obs.reshape(*shape, self.obs_dim)
+            action, log_prob = map(np.asarray, self.actions(policy, obs, keys, step))
+            action = action.reshape(len(resets), *action.shape[3:])
             check_finite(steps, seeds, evaluation_action=action)
-            for i in map(int, np.flatnonzero(running)):
-                obs[i], reward, running[i] = self.step(i, action[i], steps)
-                returns[i] += reward
-                neg_log_probs[i] -= log_prob[i]
-                lengths[i] += 1
+            rows.action[:] = scale_action(action, self.batch.spaces.action)
+            with self.located(steps):
+                self.batch.step_async()
+                self.batch.step_wait()
+            returns[running] += rows.reward[running]
+            neg_log_probs[running] -= log_prob.ravel()[running]
+            lengths[running] += 1
         check_finite(steps, seeds, evaluation_return=returns)
         return Episodes(*(values.reshape(shape) for values in (returns, lengths, neg_log_probs)))
 
-    def reset(self, index: int, seed: int, steps: int) -> np.ndarray:
-        """The first observation of an environment's episode."""
+    @contextmanager
+    def located(self, steps: int) -> Iterator[None]:
+        """Raises what an environment raises with its seed, and the end of a worker, with the step."""
+        where = f"evaluation at step {steps}"
         try:
-            return self.env(index).reset(seed=seed)[0]
-        except Exception as problem:
-            raise self.located(problem, index, steps) from problem
-
-    def step(self, index: int, action: np.ndarray, steps: int) -> tuple[np.ndarray, float, bool]:
-        """Observation and reward of a step of an environment, and whether its episode goes on."""
-        env = self.env(index)
-        try:
-            obs, reward, terminated, truncated, _ = env.step(scale_action(action, env.action_space))
-            running = not (terminated or truncated)
-            if running:
-                env.checked.check_length()
-        except Exception as problem:
-            raise self.located(problem, index, steps) from problem
-        return obs, float(reward), running
-
-    def located(self, problem: Exception, index: int, steps: int) -> Exception:
-        """`problem`, from the environment `index`, with its step and seed."""
-        seed = self.args.seeds[index // (len(self.modes) * self.args.eval_episodes)]
-        return locate(problem, self.args.env_id, f"evaluation at step {steps}, seed {seed}")
+            yield
+        except RowFailed as failed:
+            seed = self.args.seeds[failed.row // (len(self.modes) * self.args.eval_episodes)]
+            raise locate(failed.problem, self.args.env_id, f"{where}, seed {seed}") from failed.problem
+        except WorkerDied as problem:
+            raise locate(problem, self.args.env_id, where) from problem
 
     def metrics(self, returns: np.ndarray, lengths: np.ndarray, soft: np.ndarray) -> dict[str, float]:
         """Means and standard deviations over episodes; every array is `(mode, episode)`."""

@@ -27,17 +27,17 @@ class Finished(NamedTuple):
     folder: Path
     result: dict
     policies: Any  # what the run was given to save, leading axis (seed,)
-    calls: int  # of SeedEnvs.step
+    calls: int  # of SeedEnvs.step_async
 
 
 @pytest.fixture(scope="session")
 def run(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("contract") / "run"
     args = case.args(num_seeds=2, run_dir=str(folder))
-    saved, calls, finish, step = [], [], Run.finish, SeedEnvs.step
+    saved, calls, finish, step = [], [], Run.finish, SeedEnvs.step_async
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "finish", lambda self, policies: saved.append(policies) or finish(self, policies))
-        patch.setattr(SeedEnvs, "step", lambda self, action: calls.append(None) or step(self, action))
+        patch.setattr(SeedEnvs, "step_async", lambda self, action: calls.append(None) or step(self, action))
         result = case.module.train(args)
     return Finished(args, folder, result, saved[0], len(calls))
 
@@ -138,7 +138,7 @@ def test_a_run_begins_with_the_networks_of_another(case, run, tmp_path, monkeypa
 def test_a_stopped_and_a_killed_run_end_with_the_same_bits(case, run, tmp_path, monkeypatch):
     """A signal at a half of the run, and an exception later, between two checkpoints; every loss is recorded
     with the last value that it had, though the processes in between did not measure it."""
-    args, original, count = replace(run.args, run_dir=str(tmp_path / "run")), SeedEnvs.step, [0]
+    args, original, count = replace(run.args, run_dir=str(tmp_path / "run")), SeedEnvs.step_async, [0]
     train_until_stopped(args, monkeypatch, case.module, round(0.514 * run.calls))
 
     def crash(self, action):
@@ -148,7 +148,7 @@ def test_a_stopped_and_a_killed_run_end_with_the_same_bits(case, run, tmp_path, 
         return original(self, action)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SeedEnvs, "step", crash)
+        patch.setattr(SeedEnvs, "step_async", crash)
         with pytest.raises(RuntimeError, match="killed"):
             case.module.train(args)
     case.module.train(args)

@@ -91,13 +91,13 @@ def test_exploration(algorithm, tmp_path, monkeypatch):
     monkeypatch.setattr(algorithm, "update", learn_nothing)
     monkeypatch.setattr(Echo, "actions", [])
     monkeypatch.setattr(Echo, "lengths", iter(LENGTHS))
-    asked, original = [], SeedEnvs.step
+    asked, original = [], SeedEnvs.step_async
 
     def step(self, action):
         asked.append(np.array(action))
         return original(self, action)
 
-    monkeypatch.setattr(SeedEnvs, "step", step)
+    monkeypatch.setattr(SeedEnvs, "step_async", step)
     algorithm.train(
         algorithm.Args(
             env_id="Echo-v0",

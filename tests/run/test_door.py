@@ -129,7 +129,7 @@ def test_returns_are_summed_in_the_type_of_the_rewards():
 
 def test_a_reward_beyond_float32_is_refused_where_it_comes_in():
     envs = SeedEnvs("RewardHuge-v0", [4, 5], "restart")
-    envs.single_envs[0].unwrapped.returned = None
+    envs.batch.envs[0].unwrapped.returned = None
     said = message(NonFiniteError, envs.step, np.zeros((2, 1), np.float32))
     assert said == (
         "RewardHuge-v0 returned the reward 1e+300 at step 1 of an episode; float32 ends at 3.4e38 "
@@ -311,7 +311,7 @@ def test_a_simulator_of_one_instance(tmp_path, monkeypatch):
 
 def test_an_exception_of_the_environment_keeps_its_traceback():
     envs = SeedEnvs("FailsLate-v0", [1, 2])
-    envs.single_envs[0].unwrapped.returned = None
+    envs.batch.envs[0].unwrapped.returned = None
     with pytest.raises(EnvironmentFailed) as caught:
         for _ in range(800):
             envs.step(np.zeros((2, 1), np.float32))

@@ -66,7 +66,7 @@ def test_one_seed_needs_its_own_policy_only(run, tmp_path):
         shutil.copy(run[0] / name, tmp_path)
     evaluation, played = enjoy.evaluate(enjoy.Args(str(tmp_path), seed=4))
     assert played.returns[1, 0].mean() == run[1]["evaluations"]["4"]["eval/return_mean"]
-    assert len(evaluation.envs) <= 2  # no environments for the other seed, the other mode
+    assert len(evaluation.batch.envs) <= 2  # no environments for the other seed, the other mode
 
 
 def test_a_file_of_the_users_own(run, tmp_path):

@@ -1,13 +1,21 @@
-"""Evaluation: whole episodes, each counted once, and the soft return."""
+"""Evaluation: whole episodes, each counted once; the soft return; how often, and what it costs."""
+
+import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from cleanrl_maxent import sac
+from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.task import Task
-from cleanrl_maxent.common.evaluation import Evaluation
+from cleanrl_maxent.common.errors import Stopped, UsageError
+from cleanrl_maxent.common.evaluation import Evaluation, default_frequency
+from cleanrl_maxent.common.run.run import Run
+from tests.support import probes
+from tests.support.runs import SMALL, rows, train
 
 
 @pytest.mark.slow
@@ -43,3 +51,78 @@ def test_soft_return_adds_alpha_times_entropy():
     assert plain["eval/soft_return"] == pytest.approx(plain["eval_stochastic/return_mean"], rel=1e-6)
     entropy = (soft["eval/soft_return"] - plain["eval/soft_return"]) / 2 / 200
     assert -1.0 < entropy < 0.6931  # nats a step; log 2 bounds it
+
+
+def test_an_episode_that_has_ended_is_not_stepped(monkeypatch):
+    """Episodes of 3, 4, … steps, side by side: as many steps as their lengths add up to."""
+    monkeypatch.setattr(probes.Echo, "lengths", iter(range(3, 99)))
+    monkeypatch.setattr(probes.Echo, "actions", stepped := [])
+    args = sac.Args(env_id="Echo-v0", eval_episodes=3, num_seeds=2, hidden_dims=(8,))
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = jax.vmap(lambda key: sac.init(key, Task(1, 2), args))(keys)
+    played = Evaluation(args, sac.act, sac.sample_action).play(1, sac.policy(state), keys)
+    assert sorted(played.lengths.ravel()) == list(range(3, 15)) and len(stepped) == played.lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "frequency"),
+    [
+        ({}, 5_000),
+        (dict(eval_episodes=100), 5_000),
+        (dict(num_seeds=4), 20_000),
+        (dict(num_seeds=16), 80_000),
+        (dict(num_seeds=64), 200_000),  # 10 × 2 policies × 10 episodes × 1,000 steps
+        (dict(num_seeds=64, eval_episodes=5), 100_000),
+        (dict(num_seeds=64, max_episode_steps=100), 20_000),
+        (dict(num_seeds=64, env_id="Pendulum-v1"), 40_000),
+        (dict(num_seeds=64, env_id="Point-v0"), 320_000),  # no time limit
+        (dict(num_seeds=64, total_timesteps=10**7, seed=3), 200_000),
+        (dict(num_seeds=64, eval_episodes=0), 5_000),
+    ],
+)
+def test_many_seeds_are_evaluated_less_often(given, frequency):
+    assert default_frequency(sac.Args(**given)) == frequency
+    assert Evaluation(sac.Args(**given), sac.act).args.eval_frequency == frequency
+    assert Evaluation(sac.Args(**given, eval_frequency=70), sac.act).args.eval_frequency == 70
+
+
+def evaluated_at(folder):
+    """The steps of a run's evaluations."""
+    return [
+        row["global_step"] for row in rows(folder / "seed-1" / "metrics.jsonl") if "eval/return_mean" in row
+    ]
+
+
+def test_the_frequency_is_said_and_recorded(tmp_path, capsys):
+    given = SMALL | dict(num_seeds=2, total_timesteps=150, eval_episodes=2)
+    del given["eval_frequency"]
+    train(given, tmp_path / "run")
+    assert "evaluates every 8,000 steps (--eval-frequency)" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["args"]["eval_frequency"] == 8_000 and evaluated_at(tmp_path / "run") == [150]
+    with pytest.raises(UsageError, match="was started with eval_frequency=8000; you gave 70"):
+        train(given | dict(eval_frequency=70), tmp_path / "run")
+
+
+def test_a_resumed_run_keeps_its_frequency_and_adds_up_its_evaluations(tmp_path, monkeypatch, capsys):
+    """Also where the default is another one; the share of the time is that of all its processes."""
+    end_step, run = Run.end_step, tmp_path / "run"
+
+    def stop(self, steps, *given):
+        if steps == 100:
+            signals.received.append(signals.SIGNALS[0])
+        end_step(self, steps, *given)
+
+    given = SMALL | dict(total_timesteps=200)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "end_step", stop)
+        with pytest.raises(Stopped):
+            train(given | dict(eval_frequency=60), run)
+        signals.received.clear()
+    del given["eval_frequency"]
+    result = train(given, run)
+    assert evaluated_at(run) == [60, 120, 180, 200]
+    timed = [row["evaluation_seconds"] for row in rows(run / "timing.jsonl") if "evaluation_seconds" in row]
+    assert len(timed) == 4 and result["evaluation_seconds"] == pytest.approx(sum(timed), abs=0.01)
+    share = re.search(r"done: 200 steps in .* s, evaluation (\d+)% of it", capsys.readouterr().out)
+    assert share and int(share[1]) == pytest.approx(100 * sum(timed) / result["seconds"], abs=1)

@@ -23,6 +23,7 @@ import pytest
 
 import cleanrl_maxent
 from cleanrl_maxent import enjoy, runs, sac
+from cleanrl_maxent.common import container as containers
 from cleanrl_maxent.common import devices, files, output, signals
 from cleanrl_maxent.common.cli import parse, put_current_folder_first, recorded_args, validate
 from cleanrl_maxent.common.env.seeds import SeedEnvs
@@ -88,7 +89,7 @@ def test_a_live_line_on_a_terminal_that_is_gone(monkeypatch, tmp_path):
     assert terminal.live.is_started
     terminal.print_line("a line")
     output.say("a line")
-    terminal.finish(1.0)
+    terminal.finish(1.0, 0.5)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
@@ -213,7 +214,7 @@ def test_a_signal_where_standard_error_is_gone(handlers, monkeypatch):
 
 def send_at(monkeypatch, step, name):
     """A real signal arrives in the middle of an environment step of this process."""
-    original, count = SeedEnvs.step, [0]
+    original, count = SeedEnvs.step_async, [0]
 
     def stepped(self, action):
         count[0] += 1
@@ -221,7 +222,7 @@ def send_at(monkeypatch, step, name):
             os.kill(os.getpid(), signal.Signals[name])
         return original(self, action)
 
-    monkeypatch.setattr(SeedEnvs, "step", stepped)
+    monkeypatch.setattr(SeedEnvs, "step_async", stepped)
 
 
 @pytest.mark.slow
@@ -248,7 +249,7 @@ def test_a_second_interrupt_in_python_ends_at_once(tmp_path, monkeypatch, handle
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(SeedEnvs, "step", interrupted_twice)
+    monkeypatch.setattr(SeedEnvs, "step_async", interrupted_twice)
     with pytest.raises(KeyboardInterrupt) as caught:
         train(FEW, tmp_path / "run")
     assert not str(caught.value) and not signals.received and not signals.postponed
@@ -472,7 +473,7 @@ def test_what_python_users_hold(tmp_path, monkeypatch):
     same = dict(run_dir="run", gamma=0.5, seed=3, tau=0.25, autotune=False, alpha=0.5, batch_size=16)
     assert args == sac.Args(**{**FEW, **same}) and hash(args) is not None
     for name in given:
-        plain = str if name in ("run_dir", "env_id") else type(getattr(sac.Args, name))
+        plain = {"run_dir": str, "eval_frequency": int}.get(name, type(getattr(sac.Args, name)))
         assert type(getattr(args, name)) is plain, name
     assert sac.Args(hidden_dims=np.array([8, 9])).hidden_dims == (8, 9)
     sac.train(args)
@@ -635,7 +636,7 @@ def container(tmp_path, monkeypatch):
     """Gives this process the control groups of the text, and a folder of its own for their files."""
     real = Path
     places = {"/sys/fs/cgroup": tmp_path / "cgroup", "/proc/self/cgroup": tmp_path / "groups"}
-    monkeypatch.setattr(devices, "Path", lambda *parts: places.get(str(real(*parts)), real(*parts)))
+    monkeypatch.setattr(containers, "Path", lambda *parts: places.get(str(real(*parts)), real(*parts)))
     return (tmp_path / "groups").write_text
 
 
@@ -695,7 +696,7 @@ MEMORY = [
 def test_memory_of_a_container(groups, contents, left, container, tmp_path):
     container(groups)
     write_files(tmp_path / "cgroup", contents)
-    assert devices.container_memory() == left * (1 if left == np.inf else GB)
+    assert containers.container_memory() == left * (1 if left == np.inf else GB)
 
 
 CORES = [
@@ -716,13 +717,14 @@ CORES = [
 def test_cores_of_a_container(groups, contents, cores, container, tmp_path, monkeypatch):
     container(groups)
     write_files(tmp_path / "cgroup", contents)
-    assert devices.container_cores() == cores
+    assert containers.container_cores() == cores
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64))
     assert devices.cpu_count() == min(64, int(np.ceil(min(cores, 64))))
 
 
 def test_memory_of_a_system_that_does_not_tell(monkeypatch):
-    monkeypatch.setattr(devices, "read_numbers", lambda path: {})
+    for module in (devices, containers):
+        monkeypatch.setattr(module, "read_numbers", lambda path: {})
     assert devices.available_memory() is None
     devices.check_memory(10**18, "a replay", "--buffer-size")
 

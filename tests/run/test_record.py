@@ -108,13 +108,13 @@ def test_same_seed_same_record(run, tmp_path):
 
 
 def test_seeds_explore_differently(tmp_path, monkeypatch):
-    actions, step = [], SeedEnvs.step
+    actions, step = [], SeedEnvs.step_async
 
     def noted_step(self, action):
         actions.append(action)
         return step(self, action)
 
-    monkeypatch.setattr(SeedEnvs, "step", noted_step)
+    monkeypatch.setattr(SeedEnvs, "step_async", noted_step)
     args = SMALL | dict(learning_starts=300, total_timesteps=650, eval_episodes=0, checkpoint_frequency=0)
     train(args | dict(num_seeds=2), tmp_path / "x")
     actions = np.stack(actions)[..., 0]  # (step, seed)

@@ -175,7 +175,7 @@ class TimedTracker(Tracker):
 
 def in_the_middle(monkeypatch, action):
     """Something happens at environment step 60 of a run."""
-    original, count = SeedEnvs.step, [0]
+    original, count = SeedEnvs.step_async, [0]
 
     def step(self, actions):
         count[0] += 1
@@ -183,7 +183,7 @@ def in_the_middle(monkeypatch, action):
             action()
         return original(self, actions)
 
-    monkeypatch.setattr(SeedEnvs, "step", step)
+    monkeypatch.setattr(SeedEnvs, "step_async", step)
 
 
 @pytest.mark.slow

@@ -25,16 +25,16 @@ STEPS = 570
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """The folder of a finished run of seeds 3 and 4, and its transitions, `(seed, transition, ...)`."""
-    folder, seen, step = tmp_path_factory.mktemp("recorded") / "run", [], SeedEnvs.step
+    folder, seen, step = tmp_path_factory.mktemp("recorded") / "run", [], SeedEnvs.step_wait
 
-    def note(self, action):
-        episodes = step(self, action)
+    def note(self):
+        episodes = step(self)
         seen.append(jax.tree.map(np.asarray, self.transition))
         return episodes
 
     args = CASE["sql_discrete"].args(seed=3, num_seeds=2, buffer_size=1000, eval_episodes=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SeedEnvs, "step", note)
+        patch.setattr(SeedEnvs, "step_wait", note)
         sql_discrete.train(replace(args, run_dir=str(folder)))
     return folder, jax.tree.map(lambda *rows: np.stack(rows, axis=1), *seen)
 
@@ -88,14 +88,16 @@ def test_a_run_kept_no_more_than_its_replay_holds(recorded, tmp_path):
 
 def fitted_batches(monkeypatch, args):
     """The batches of all iterations of a run, and how often the environments were stepped by it."""
-    seen, steps, step = [], [], SeedEnvs.step
+    seen, steps, step = [], [], SeedEnvs.step_async
 
     def update(state, batches, key, index, args):
         jax.debug.callback(lambda *given: seen.append(jax.tree.map(np.asarray, given)), batches)
         return state, {}
 
     monkeypatch.setattr(fitted_q, "update", update)
-    monkeypatch.setattr(SeedEnvs, "step", lambda self, action: steps.append(action) or step(self, action))
+    monkeypatch.setattr(
+        SeedEnvs, "step_async", lambda self, action: steps.append(action) or step(self, action)
+    )
     fitted_q.train(args)
     jax.effects_barrier()
     return [batches for (batches,) in seen], steps

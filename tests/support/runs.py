@@ -88,7 +88,7 @@ def killed_in(folder):
 
 def stop_at(monkeypatch, step, name="SIGTERM"):
     """A signal arrives in the middle of environment step number `step`, counted over the process."""
-    original, count = SeedEnvs.step, [0]
+    original, count = SeedEnvs.step_async, [0]
 
     def stepped(self, action):
         count[0] += 1
@@ -96,7 +96,7 @@ def stop_at(monkeypatch, step, name="SIGTERM"):
             signals.received.append(signal.Signals[name])
         return original(self, action)
 
-    monkeypatch.setattr(SeedEnvs, "step", stepped)
+    monkeypatch.setattr(SeedEnvs, "step_async", stepped)
 
 
 def train_until_stopped(args, monkeypatch, algorithm, at):

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 from benchmarks.cells import Cell
+from cleanrl_maxent.common.evaluation import with_frequency
 
 
 def make_cells(folder, names, device="cpu"):
@@ -15,7 +16,7 @@ def make_cells(folder, names, device="cpu"):
 def write_config(cell, **entries):
     """What a run that has begun leaves for a sweep to see."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    config = {"algorithm": cell.algorithm, "args": asdict(cell.args), **entries}
+    config = {"algorithm": cell.algorithm, "args": asdict(with_frequency(cell.args)), **entries}
     (cell.folder / "config.json").write_text(json.dumps(config))
 
 

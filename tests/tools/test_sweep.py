@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import random
 import shlex
@@ -430,6 +431,17 @@ def test_suites_are_valid(name):
     assert all("eval_frequency" in grid.flags for grid in sweep.read_suite(name)[1])
     grids = [replace(grid, seeds=2) for grid in sweep.read_suite(name)[1]]
     sweep.check(list(sweep.expand(grids, Path("runs"), "cpu", 1)))
+
+
+@pytest.mark.slow
+def test_a_run_without_eval_frequency_is_recognised(tmp_path):
+    """Its `config.json` has the number that stands for none."""
+    flags = {name: value for name, value in EARLIER_FLAGS.items() if name != "eval_frequency"}
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=flags))
+    (cell,) = sweep.expand(sweep.read_suite(str(suite))[1], tmp_path / "suite", "cpu", 1)
+    subprocess.run(cell.command(), check=True, capture_output=True)
+    assert json.loads((cell.folder / "config.json").read_text())["args"]["eval_frequency"] == 5000
+    assert cell.finished()
 
 
 EARLIER_FLAGS = dict(

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, UsageError
+from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, UsageError, WorkerDied
 
 LONGEST_EPISODE = 50_000  # steps; an evaluation without a time limit ends here, and training warns
 LARGEST_REWARD = float(np.finfo(np.float32).max)
@@ -26,14 +26,14 @@ class CheckedEnv(gym.Wrapper):
     `{"episode": {"return": …, "length": …}}`.
 
     `name`: for messages. `time_limit`: steps after which an episode is truncated, if any. `length`: steps of
-    the episode so far. `failed`: True once `reset` or `step` has raised.
+    the episode so far.
     """
 
     def __init__(self, env: gym.Env, name: str, time_limit: int | None = None, truncates: bool = True):
         """`truncates`: False if `env` itself ends episodes at the time limit."""
         super().__init__(env)
         assert env.observation_space.shape is not None
-        self.name, self.time_limit, self.failed = name, time_limit, False
+        self.name, self.time_limit = name, time_limit
         self.truncated_at = time_limit if truncates else None
         self.shape = env.observation_space.shape
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, self.shape, np.float32)
@@ -43,22 +43,14 @@ class CheckedEnv(gym.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         self.length, self.episode_return = 0, 0.0
-        try:
-            returned = self.env.reset(seed=seed, options=options)
-        except Exception:
-            self.failed = True
-            raise
+        returned = self.env.reset(seed=seed, options=options)
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             self.refuse(count_values(returned), "reset must return (obs, info)")
         return self.copy_obs(returned[0]), {}
 
     def step(self, action):
         self.length += 1
-        try:
-            returned = self.env.step(action)
-        except Exception:
-            self.failed = True
-            raise
+        returned = self.env.step(action)
         if not isinstance(returned, tuple | list) or len(returned) != 5:
             self.refuse(count_values(returned), f"step must return {STEP_RETURNS}")
         obs, reward, terminated, truncated, _ = returned
@@ -66,7 +58,6 @@ class CheckedEnv(gym.Wrapper):
             reward = self.convert_reward(reward)
         value = float(reward)
         if not -LARGEST_REWARD <= value <= LARGEST_REWARD and math.isfinite(value):
-            self.failed = True
             raise NonFiniteError(
                 f"{self.name} returned the reward {value} {self.describe_step()}; float32 ends at 3.4e38"
             )
@@ -115,7 +106,6 @@ class CheckedEnv(gym.Wrapper):
         return bool(np.asarray(value).item())
 
     def refuse(self, returned: str, needed: str) -> NoReturn:
-        self.failed = True
         raise UsageError(f"{self.name} returned {returned} {self.describe_step()}; {needed}")
 
     def describe_step(self) -> str:
@@ -152,8 +142,21 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+class RemoteError(Exception):
+    """What an environment raised in another process: as `describe_exception` says it, and its traceback."""
+
+    def __init__(self, description: str, traceback: str):
+        super().__init__(description, traceback)
+        self.description, self.traceback = description, traceback
+
+    def __str__(self) -> str:
+        return f"in a worker:\n{self.traceback}"
+
+
 def describe_exception(problem: BaseException) -> str:
     """Type and message of an exception in one line; if it has no message, where it was raised."""
+    if isinstance(problem, RemoteError):
+        return problem.description
     kind, message = type(problem).__name__, " ".join(str(problem).split())
     frames = traceback.extract_tb(problem.__traceback__)
     if not message and frames:
@@ -164,9 +167,9 @@ def describe_exception(problem: BaseException) -> str:
 def locate(problem: Exception, name: str, where: str) -> Exception:
     """What to raise from `problem`, an exception of the environment `name`: the same, with where it happened.
 
-    What the door refused remains one line. What the environment raised is the cause of EnvironmentFailed, so
-    that its own traceback is printed.
+    What the door refused, and the end of a worker, remains one line. What the environment raised is the cause
+    of EnvironmentFailed, so that its own traceback is printed.
     """
-    if isinstance(problem, UsageError | NonFiniteError):
+    if isinstance(problem, UsageError | NonFiniteError | WorkerDied):
         return type(problem)(f"{problem} ({where})")
     return EnvironmentFailed(f"{name} failed ({where}): {describe_exception(problem)}")

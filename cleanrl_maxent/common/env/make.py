@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.env.checks import check_kwargs, check_name, check_spaces, explain
 from cleanrl_maxent.common.env.door import CheckedEnv
 from cleanrl_maxent.common.env.render import check_rendering, prepare_rendering
 from cleanrl_maxent.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from cleanrl_maxent.common.cli import RunArgs
 
 TRAINING, EVALUATION = 0, 1  # streams of random numbers
 ONE_INSTANCE = "--env-reset restart --eval-episodes 0"  # with one seed, no second environment is made
@@ -46,10 +48,16 @@ class EnvChoice:
 made: set[EnvChoice] = set()  # what this process has made before
 
 
-def chosen_env(args: RunArgs) -> EnvChoice:
+def chosen_env(args: "RunArgs") -> EnvChoice:
     """The environment of a run."""
     how = args.env_kwargs, args.max_episode_steps
     return EnvChoice(args.env_id, args.action_spaces, *how, args.file())
+
+
+def longest_episode(choice: EnvChoice) -> int | None:
+    """The time limit, in steps, of an environment whose module is imported; None if it has none."""
+    spec = gym.registry.get(choice.env_id.rpartition(":")[2])
+    return choice.max_episode_steps or (spec.max_episode_steps if spec else None)
 
 
 def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> CheckedEnv:

@@ -1,19 +1,22 @@
-"""The environments of every seed, stepped in turn."""
+"""The environments of every seed, stepped in this process or in workers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from cleanrl_maxent.common.data import Transition
+from cleanrl_maxent.common.data import Array, Transition
+from cleanrl_maxent.common.env.batch import RowFailed
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.door import LIMIT_IT, LONGEST_EPISODE, locate
 from cleanrl_maxent.common.env.make import TRAINING, EnvChoice, environment_seed, make_env, scale_action
-from cleanrl_maxent.common.env.restore import RestorableEnv, check_restorable
+from cleanrl_maxent.common.env.pool import Pool
+from cleanrl_maxent.common.env.restore import check_restorable
 from cleanrl_maxent.common.env.task import describe_task
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import UsageError, WorkerDied
 from cleanrl_maxent.common.files import subtree
 from cleanrl_maxent.common.output import warn
 
@@ -27,49 +30,61 @@ class Episode(NamedTuple):
 
 
 class SeedEnvs:
-    """One environment per seed, or several copies, stepped in turn; each has its own random stream.
+    """One environment per seed, or several copies; each has its own random stream.
 
     Arrays lead with `(seed · copy,)`. `task`: dimensions and bounds. `obs`: the current observations,
-    `(..., obs_dim)` float32.
-    `transition`: the last step, zeros before the first, with the true next observation also if an episode
-    ended; `ended`: 1 if
-    it did, terminated or truncated, float32. `steps`: steps taken with each seed.
+    `(..., obs_dim)` float32. `transition`: the last step, zeros before the first, with the true next
+    observation also if an episode ended; `ended`: 1 if it did, terminated or truncated, float32. `steps`:
+    steps taken with each seed.
     """
 
-    def __init__(self, choice: EnvChoice | str, seeds: list[int], env_reset: str = "reuse", copies: int = 1):
+    def __init__(
+        self,
+        choice: EnvChoice | str,
+        seeds: list[int],
+        env_reset: str = "reuse",
+        copies: int = 1,
+        workers: int = 0,
+    ):
         """Makes and resets `copies` environments a seed; `choice`: see `make_env`; `env_reset` is the flag.
 
-        Raises UsageError as `make_env`, or if the environment cannot be restored exactly, NonFiniteError, and
-        EnvironmentFailed.
+        `workers`: processes that step them; 0: this one. Raises UsageError as `make_env`, or if the
+        environment cannot be restored exactly, NonFiniteError, EnvironmentFailed, and WorkerDied.
         """
         self.seeds, self.env_reset, self.copies = seeds, env_reset, copies
         self.env_id = choice if isinstance(choice, str) else choice.env_id
         if env_reset != "restart":
             check_restorable(self.env_id, lambda: make_env(choice), env_reset)
-        self.envs = SyncVectorEnv(
-            [lambda: RestorableEnv(lambda: make_env(choice), env_reset)] * (len(seeds) * copies),
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
         self.warned = False  # of an episode without end
-        self.task = describe_task(self.envs.single_observation_space, self.envs.single_action_space)
         self.steps = 0
+        self.pool = Pool(choice, env_reset, workers)
+        try:
+            self.make(len(seeds) * copies)
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def make(self, rows: int) -> None:
+        """Makes and resets the environments."""
+        self.batch = self.pool.batch(rows, autoreset=True)
+        self.batch.make(range(rows))
+        self.batch.rows.running[:] = True
+        self.task = describe_task(*self.batch.spaces)
         self.obs = self.reset()
-        rows = len(seeds) * copies
         self.transition = jax.tree.map(lambda x: np.zeros((rows, *x.shape), x.dtype), self.example)
         self.ended: np.ndarray
-        check_finite(0, seeds, obs=self.obs)
+        check_finite(0, self.seeds, obs=self.obs)
 
     def reset(self, *indices: int) -> np.ndarray:
         """Begins new episodes, whose seeds depend on the seed, on `indices` and on which copy it is."""
         # copy 0 is seeded like a single one
         copies = [(copy,) if copy else () for copy in range(self.copies)]
-        resets: list[int | None] = [
+        self.batch.rows.seed[:] = [
             environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in copies
         ]
-        try:
-            return self.envs.reset(seed=resets)[0]
-        except Exception as problem:
-            raise self.located(problem) from problem
+        with self.locating():
+            self.batch.reset()
+        return self.batch.rows.obs.copy()
 
     @property
     def example(self) -> Transition:
@@ -77,14 +92,9 @@ class SeedEnvs:
         return self.task.example
 
     @property
-    def single_envs(self) -> list[RestorableEnv]:
-        """The environments one by one."""
-        return cast(list[RestorableEnv], self.envs.envs)
-
-    @property
     def elapsed(self) -> np.ndarray:
         """Steps of the current episodes so far, `(seed · copy,)`."""
-        return np.array([env.checked.length for env in self.single_envs])
+        return self.batch.rows.elapsed.copy()
 
     def step(self, action: np.ndarray) -> list[Episode]:
         """Steps every environment; one that ends is reset at once. Returns the episodes that ended.
@@ -92,32 +102,52 @@ class SeedEnvs:
         `action`: `(..., action_dim)`, ±1 at the bounds and clipped to them, or `(...)` integers from 0.
         Raises NonFiniteError, EnvironmentFailed, and UsageError for what an environment must not return.
         """
+        self.step_async(action)
+        return self.step_wait()
+
+    def step_async(self, action: Array) -> None:
+        """Begins a step; see `step`. Workers take it while this process goes on, and `step_wait` ends it.
+
+        Without workers nothing happens yet, and an `action` that is being computed is not awaited.
+        """
+        self.action = action
+        if self.pool.workers:
+            self.send_action()
+            with self.locating():
+                self.batch.step_async()
+
+    def send_action(self) -> None:
+        """Gives every environment its action, and counts the step. Raises NonFiniteError."""
         self.steps += self.copies
-        check_finite(self.steps, self.seeds, action=action)
-        scaled = scale_action(action, self.envs.single_action_space)
-        try:
-            obs, reward, terminated, truncated, info = self.envs.step(scaled)
-        except Exception as problem:
-            raise self.located(problem) from problem
-        next_obs, episodes, ended = obs, [], terminated | truncated
+        self.action = np.asarray(self.action)
+        check_finite(self.steps, self.seeds, action=self.action)
+        self.batch.rows.action[:] = scale_action(self.action, self.batch.spaces.action)
+
+    def step_wait(self) -> list[Episode]:
+        """Ends a step; see `step`."""
+        if not self.pool.workers:
+            self.send_action()
+        rows = self.batch.rows
+        with self.locating():
+            self.batch.step_wait()
+        obs, reward, ended = rows.obs.copy(), rows.reward, rows.terminated | rows.truncated
+        next_obs, episodes = obs, []
         if ended.any():
-            next_obs = obs.copy()
-            for index in np.flatnonzero(ended):
-                next_obs[index] = info["final_obs"][index]
-                episode = info["final_info"]["episode"]
-                seed = int(index) // self.copies
-                episodes.append(Episode(seed, float(episode["return"][index]), int(episode["length"][index])))
+            next_obs = rows.next_obs.copy()
+            for row in map(int, np.flatnonzero(ended)):
+                of_episode = float(rows.episode_return[row]), int(rows.episode_length[row])
+                episodes.append(Episode(row // self.copies, *of_episode))
         check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs, obs=obs)
         self.transition = Transition(
             obs=self.obs,
-            action=action,
+            action=self.action,
             reward=reward.astype(np.float32),
             next_obs=next_obs,
-            terminated=terminated.astype(np.float32),
-            truncated=truncated.astype(np.float32),
+            terminated=rows.terminated.astype(np.float32),
+            truncated=rows.truncated.astype(np.float32),
         )
         self.obs, self.ended = obs, ended.astype(np.float32)
-        if not self.warned and max(env.checked.length for env in self.single_envs) >= LONGEST_EPISODE:
+        if not self.warned and rows.elapsed.max() >= LONGEST_EPISODE:
             self.warned = True
             warn(
                 f"an episode of {self.env_id} has not ended after {LONGEST_EPISODE:,} steps: checkpoints "
@@ -127,17 +157,23 @@ class SeedEnvs:
 
     def close(self) -> None:
         """Closes every environment."""
-        self.envs.close()
+        self.pool.close()
 
-    def located(self, problem: Exception) -> Exception:
-        """`problem`, from the environment that has failed, with its step and seed."""
-        failed = (index for index, env in enumerate(self.single_envs) if env.checked.failed)
-        seed = self.seeds[next(failed, 0) // self.copies]
-        return locate(problem, self.env_id, f"training, step {self.steps}, seed {seed}")
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Adds step and seed to what an environment, or a worker that is gone, raises."""
+        try:
+            yield
+        except RowFailed as failed:
+            seed = self.seeds[failed.row // self.copies]
+            where = f"training, step {self.steps}, seed {seed}"
+            raise locate(failed.problem, self.env_id, where) from failed.problem
+        except WorkerDied as problem:
+            raise locate(problem, self.env_id, f"training, step {self.steps}") from problem
 
     def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
         """Where every environment is: what JSON can hold, and arrays."""
-        snapshots, actions = zip(*(env.snapshot() for env in self.single_envs), strict=True)
+        snapshots, actions = zip(*self.batch.snapshot(), strict=True)
         arrays = {f"actions/{name}": taken for name, taken in zip(self.names(), actions, strict=True)}
         arrays |= {f"transition/{name}": np.asarray(value) for name, value in vars(self.transition).items()}
         return list(snapshots), {"obs": self.obs, **arrays}
@@ -161,16 +197,16 @@ class SeedEnvs:
             self.transition = replace(self.transition, truncated=np.ones_like(self.transition.terminated))
             self.obs = self.reset(steps)
             return
-        single = zip(self.names(), self.single_envs, snapshots, self.obs, strict=True)
-        for name, env, snapshot, obs in single:
-            actions = arrays[f"actions/{name}"]
-            try:
-                restored = env.restore(snapshot, actions)
-            except Exception as problem:
-                where = f"restoring step {steps}, seed {name}"
-                raise locate(problem, self.env_id, where) from problem
-            if restored is None or not np.array_equal(restored, obs):
+        names = self.names()
+        actions = [arrays[f"actions/{name}"] for name in names]
+        try:
+            same = self.batch.restore(list(zip(snapshots, actions, strict=True)))
+        except RowFailed as failed:
+            where = f"restoring step {steps}, seed {names[failed.row]}"
+            raise locate(failed.problem, self.env_id, where) from failed.problem
+        for row, (name, taken) in enumerate(zip(names, actions, strict=True)):
+            if not same[row] or not np.array_equal(self.batch.rows.obs[row], self.obs[row]):
                 raise UsageError(
-                    f"{self.env_id} of seed {name} cannot be restored exactly: {len(actions)} steps lead "
+                    f"{self.env_id} of seed {name} cannot be restored exactly: {len(taken)} steps lead "
                     "elsewhere; start anew with --env-reset fresh or --env-reset restart"
                 )

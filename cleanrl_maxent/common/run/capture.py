@@ -64,7 +64,8 @@ class Filming:
 
     def due(self, steps: int) -> bool:
         """True at the evaluations that are filmed, `--video-count` at most, the last step's among them."""
-        frequency, last = self.args.eval_frequency, self.args.last_step
+        last = self.args.last_step
+        frequency = self.args.eval_frequency or last
 
         def films(steps: int) -> int:  # films due up to the last evaluation
             return steps // frequency * frequency * self.args.video_count // last

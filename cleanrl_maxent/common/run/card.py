@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.evaluation import MODE_NAMES
+from cleanrl_maxent.common.evaluation import MODE_NAMES, default_frequency
 from cleanrl_maxent.common.run.folder import MAY_DIFFER
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
@@ -191,6 +191,8 @@ def changed_flags(args: RunArgs) -> list[str]:
     for field in fields(defining_class(args)[0]):
         name, value = field.name.replace("_", "-"), getattr(args, field.name)
         if field.name in LEFT_OUT or (field.default is not MISSING and value == field.default):
+            continue
+        if field.name == "eval_frequency" and value == default_frequency(args):
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
+from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
 from cleanrl_maxent.common.run.locking import acquire
@@ -23,6 +24,7 @@ MAY_DIFFER = {
     "total_timesteps",
     "checkpoint_frequency",
     "device",
+    "env_workers",
     "allow_version_change",
     "capture_video",
     "video_count",
@@ -141,7 +143,7 @@ def find_checkpoint(
 
 def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> None:
     """Raises UsageError, naming the arguments in which a run differs from what is asked for."""
-    given = json.loads(json.dumps(asdict(args)))
+    given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
     before = replace(args, total_timesteps=recorded["total_timesteps"])

@@ -13,20 +13,21 @@ from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode, SeedEnvs
-from cleanrl_maxent.common.errors import EnvironmentFailed, Finished, Stopped
-from cleanrl_maxent.common.evaluation import Evaluation
+from cleanrl_maxent.common.errors import EnvironmentFailed, Finished, Stopped, WorkerDied
+from cleanrl_maxent.common.evaluation import Evaluation, with_frequency
 from cleanrl_maxent.common.files import named_arrays, restore_tree, subtree, write_file
 from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.policy import save_policies
 from cleanrl_maxent.common.run.card import model_card
 from cleanrl_maxent.common.run.checkpoint import Checkpoints, refill
+from cleanrl_maxent.common.run.ending import add_resume, add_saved
 from cleanrl_maxent.common.run.folder import find_checkpoint, is_under_way, lock, make_run_dir, read_json
 from cleanrl_maxent.common.run.hub import upload
 from cleanrl_maxent.common.run.initial import Initial, read_initial, transfer
 from cleanrl_maxent.common.run.journal import Journal
 from cleanrl_maxent.common.run.machine import describe_machine
 from cleanrl_maxent.common.run.result import Result
-from cleanrl_maxent.common.signals import deliver, postpone, postponed, stop_if_asked
+from cleanrl_maxent.common.signals import deliver, postpone, stop_if_asked
 
 SEGMENT_LENGTH = 10_000  # transitions of the replay that wait in memory at most
 
@@ -45,7 +46,7 @@ class Run:
         Raises UsageError if it cannot be written, is in use, or holds another run, or if `--init-from` names
         one that does not fit.
         """
-        self.args, self.envs = args, envs
+        self.args, self.envs = with_frequency(args), envs
         self.initial: Initial | None = None
         self.recorded: Result | None = None  # of a finished run
         try:
@@ -93,11 +94,13 @@ class Run:
             self.journal.terminal.print_line(
                 "faster on a CPU: one process per core and seed, with NPROC=1 set"
             )
+        if workers := self.envs.pool.workers:
+            self.journal.terminal.print_line(f"environments in {workers} processes")
         self.unsaved: tuple[int, Any] | None = None  # the end of the last step, until it is saved
         self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the one in flight
 
-    def resume(self, state, replay: Replay | None = None) -> tuple[int, Any, Replay | None]:
+    def resume(self, state, replay: Replay | None = None) -> tuple[int, Any, Any]:
         """The steps taken so far, and the state and replay at that point; the environments are restored too.
 
         `state`, `replay`: freshly made, leading axis `(seed,)`; a new run gets them back, with the networks
@@ -178,6 +181,7 @@ class Run:
         self, evaluation: Evaluation, steps: int, policies, keys: jax.Array, temperature=0.0
     ) -> None:
         """Evaluates the policies, and records a row for each seed; see `Evaluation`. Raises Stopped."""
+        evaluation.pool = self.envs.pool
         self.journal.evaluate(evaluation, steps, policies, keys, temperature)
 
     def finish(self, policies) -> Result:
@@ -190,14 +194,16 @@ class Run:
                 upload(self.folder, self.args)
             return self.recorded
         save_policies(self.folder, self.args.seeds, policies)
-        seconds = self.journal.timing.seconds()
-        self.journal.terminal.finish(seconds)
+        timing = self.journal.timing
+        seconds = timing.seconds()
+        self.journal.terminal.finish(seconds, timing.evaluating)
         self.journal.close()
         evaluations = zip(self.args.seeds, self.journal.evaluations, strict=True)
         result = {
             "run_dir": str(self.folder),
             "total_timesteps": self.args.total_timesteps,
             "seconds": round(seconds, 3),
+            "evaluation_seconds": round(timing.evaluating, 3),
             "evaluations": {str(seed): row for seed, row in evaluations},
         }
         films = [f"videos/{path.name}" for _, path in self.journal.filming.earlier(self.args.last_step)]
@@ -225,13 +231,14 @@ class Run:
         try:
             with self.lock, closing(self):
                 if isinstance(problem, Stopped):
-                    self.save()
-                    how = f"run_dir={str(self.folder)!r}" if postponed else f"--resume {self.folder}"
-                    problem.args = (f"{problem} at step {self.checkpoints.steps:,}; resume with {how}",)
-                elif isinstance(problem, EnvironmentFailed):  # in the middle of a step, which cannot be saved
-                    kept = f"saved is step {self.checkpoints.steps:,}, in {self.folder}"
-                    kept = kept if self.checkpoints.last else "nothing is saved yet"
-                    problem.args = (f"{problem}; {kept}",)
+                    try:
+                        self.save()
+                    except WorkerDied as died:
+                        add_saved(died, self.folder, self.checkpoints)
+                        raise
+                    add_resume(problem, self.folder, self.checkpoints)
+                elif isinstance(problem, EnvironmentFailed | WorkerDied):  # in the middle of a step
+                    add_saved(problem, self.folder, self.checkpoints)
         except BaseException as failure:
             ended_by = failure
             raise

@@ -1,14 +1,16 @@
 """What comes before the loop of every algorithm."""
 
+import os
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cleanrl_maxent.common.cli import RunArgs, validate
-from cleanrl_maxent.common.devices import seed_sharding, set_up_device
+from cleanrl_maxent.common.devices import chosen_device, cpu_count, seed_sharding, set_up_device
 from cleanrl_maxent.common.env.make import chosen_env
 from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.evaluation import MODES
 from cleanrl_maxent.common.run.hub import check_hub
 
 
@@ -27,6 +29,18 @@ def split_keys(seeds: jax.Array) -> Keys:
     return Keys(*jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))(seeds))
 
 
+def count_workers(args: RunArgs, copies: int) -> int:
+    """Processes that step the environments: those asked for; by default none on a CPU, else one per core.
+
+    There is no use for more than environments, of the training or of an evaluation.
+    """
+    asked = args.env_workers
+    if asked is None:
+        cores = min(int(os.environ.get("NPROC", cpu_count())), cpu_count())  # NPROC: a run's share of them
+        asked = 0 if chosen_device().platform == "cpu" else cores
+    return min(asked, args.num_seeds * max(copies, len(MODES) * args.eval_episodes))
+
+
 def start(args: RunArgs, copies: int = 1) -> tuple[SeedEnvs, Keys]:
     """Checks the arguments, chooses the device, makes `copies` environments of every seed, and the keys.
 
@@ -35,6 +49,6 @@ def start(args: RunArgs, copies: int = 1) -> tuple[SeedEnvs, Keys]:
     """
     validate(args)
     check_hub(args)
-    set_up_device(args.device, args.run_dir)
-    envs = SeedEnvs(chosen_env(args), args.seeds, args.env_reset, copies)
+    set_up_device(args.device, args.run_dir, args.deterministic)
+    envs = SeedEnvs(chosen_env(args), args.seeds, args.env_reset, copies, count_workers(args, copies))
     return envs, split_keys(jax.device_put(np.array(args.seeds), seed_sharding(args.num_seeds)))

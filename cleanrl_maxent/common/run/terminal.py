@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cleanrl_maxent.common.activity import describe_activity, listeners
 from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.evaluation import EVERY, default_frequency
 from cleanrl_maxent.common.output import SCREEN
 
 PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
@@ -23,6 +24,8 @@ class Terminal:
         self.console = Console(file=cast(TextIO, SCREEN), soft_wrap=True, highlight=False)
         self.last_line = time.perf_counter()
         self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
+        if args.eval_episodes and args.eval_frequency == default_frequency(args) != EVERY:
+            self.console.print(f"evaluates every {args.eval_frequency:,} steps (--eval-frequency)")
         listeners.append(self.print_line)
         self.live = Live(self, console=self.console, refresh_per_second=2, transient=True)
         if self.console.is_terminal:
@@ -60,11 +63,13 @@ class Terminal:
         if not self.console.is_terminal and time.perf_counter() - self.last_line > PLAIN_LINE_EVERY:
             self.print_line(self.line())
 
-    def finish(self, seconds: float) -> None:
-        """The last line of a run that ended well."""
+    def finish(self, seconds: float, evaluating: float) -> None:
+        """The last line of a run that ended well; `evaluating`: seconds of its evaluations."""
         self.steps = self.args.last_step
         self.stop()
-        self.console.print(f"done: {self.steps:,} steps in {seconds:.0f} s{self.evaluation}", markup=False)
+        share = f", evaluation {evaluating / seconds:.0%} of it" if evaluating else ""
+        done = f"done: {self.steps:,} steps in {seconds:.0f} s{share}{self.evaluation}"
+        self.console.print(done, markup=False)
 
     def stop(self) -> None:
         self.live.stop()

@@ -8,6 +8,8 @@ from typing import TextIO
 
 from cleanrl_maxent.common.output import warn
 
+AGAIN = {"evaluation_seconds", "film_seconds"}  # of what comes after the checkpoint of its step
+
 
 class Timing:
     """Seconds since the start of a run, those of the processes before this one included, and its speed.
@@ -16,17 +18,22 @@ class Timing:
     """
 
     def __init__(self, path: Path, steps: int, seconds: float):
-        """Opens the file of a run that has taken `steps` steps in `seconds`; later rows are dropped."""
+        """Opens the file of a run that has taken `steps` steps in `seconds`.
+
+        Later rows are dropped, and those of an evaluation or a film after that step, which are made again.
+        """
         self.started = time.perf_counter() - seconds
         self.last_time, self.last_steps = time.perf_counter(), steps
         self.rows: list[dict[str, float]] = []  # those kept
+        self.evaluating = 0.0  # seconds of all evaluations
         self.file: TextIO | None = None
         try:
             lines = path.read_text(errors="replace").splitlines() if steps and path.exists() else []
             for line in lines:
                 with suppress(ValueError, KeyError, TypeError):  # the last row may be cut short
                     row = json.loads(line)
-                    if row["global_step"] <= steps:
+                    again = row["global_step"] == steps and AGAIN & row.keys()
+                    if row["global_step"] <= steps and not again:
                         self.rows.append(row)
             self.file = open(path, "w")
         except OSError as problem:
@@ -53,6 +60,7 @@ class Timing:
         return row
 
     def write(self, row: dict[str, float]) -> None:
+        self.evaluating += row.get("evaluation_seconds", 0.0)
         try:
             if self.file:
                 self.file.write(json.dumps(row) + "\n")

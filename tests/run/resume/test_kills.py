@@ -24,10 +24,13 @@ POINTS = [
     (f"{FILES}:os.replace:4", "save write write_file"),  # segment and state, and no checkpoint
     (f"{CHECKPOINT}:Checkpoints.remove_others:1", "save write"),  # written, nothing removed
     (f"{CHECKPOINT}:Path.unlink:{{gc}}", "write remove_others"),  # half of the old files removed
-    ("cleanrl_maxent.common.env.restore:RestorableEnv.restore:{last}", "resume restore"),  # while resuming
+    (
+        "cleanrl_maxent.common.env.restore:RestorableEnv.restore:{last}",
+        "resume restore restore",
+    ),  # while resuming
     (f"{RUN}:refill:1", "train resume"),  # while resuming: the replay
-    ("cleanrl_maxent.common.evaluation:scale_action:150", "__call__ play step"),  # in an evaluation
-    ("cleanrl_maxent.common.env.seeds:SyncVectorEnv.step:60", "train step"),  # between checkpoints
+    ("cleanrl_maxent.common.evaluation:scale_action:150", "__call__ play"),  # in an evaluation
+    ("cleanrl_maxent.common.env.seeds:scale_action:60", "train step_wait send_action"),  # between checkpoints
     (f"{FILES}:os.replace:2", "write_segment add_segment write_file"),  # once more, further on
     (f"{RUN}:save_policies:1", "train finish"),  # after the last step
     (f"{RUN}:Run.write_json:2", "train finish"),  # before result.json
@@ -80,9 +83,9 @@ def test_sigkill_between_two_steps_of_the_actor_keeps_its_last_known_loss(tmp_pa
     row of losses at 300."""
     args = SMALL | dict(policy_frequency=60, checkpoint_frequency=4, eval_episodes=0, total_timesteps=330)
     assert start("td3", flags(args), tmp_path / "reference").wait() == 0
-    run, point = tmp_path / "run", "cleanrl_maxent.common.env.seeds:SyncVectorEnv.step:293"
+    run, point = tmp_path / "run", "cleanrl_maxent.common.env.seeds:scale_action:293"
     assert start("td3", flags(args), run, point).wait() == -signal.SIGKILL
-    assert killed_in(run).endswith("train step")
+    assert killed_in(run).endswith("train step_wait send_action")
     assert start("td3", flags(args), run).wait() == 0
     assert "resumed at step 292" in run.with_suffix(".log").read_text()
     assert differences(digests(tmp_path / "reference"), digests(run)) == []

@@ -1,0 +1,157 @@
+"""The processes of workers: started, asked, and ended; what is said of one that ends by itself."""
+
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from cleanrl_maxent.common.devices import OURS
+from cleanrl_maxent.common.env.worker import MESSAGE, STEPPED
+from cleanrl_maxent.common.errors import WorkerDied
+from cleanrl_maxent.common.signals import SIGNALS
+
+WORKER = Path(__file__).with_name("worker.py")
+NAMES = {-number: number.name for number in signal.Signals}  # by the exit status that a signal gives
+PATIENCE = 5.0  # seconds that workers have to close their environments
+# of a worker: one thread, and if an environment uses JAX, no share of the GPU
+VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NPROC": "1",
+    "JAX_PLATFORMS": "cpu",
+    **{name.upper(): str(value) for name, value in OURS.items()},
+}
+
+
+class Processes:
+    """Workers, each with a pipe; and a file without a name, in memory, that is shared with all of them.
+
+    A request is one byte, the number of a batch to step, or MESSAGE and what follows; an answer is STEPPED,
+    or MESSAGE and what follows.
+    """
+
+    def __init__(self, count: int, setup: tuple):
+        """Starts them; `setup`: what each is given first, followed by its number from 0."""
+        self.count, self.memory, self.size, self.batches = count, shared_file(), 0, 0
+        self.pipes: list[Connection] = []
+        self.polls: list[select.poll] = []  # which tell whether a pipe has something to be read
+        self.running: list[subprocess.Popen] = []
+        self.close = weakref.finalize(self, end, self.pipes, self.running, self.memory)
+        for index in range(count):
+            pipe, process = start_worker(self.memory)
+            self.pipes.append(pipe)
+            self.polls.append(select.poll())
+            self.polls[index].register(pipe, select.POLLIN)
+            self.running.append(process)
+            self.send(index, sys.path)
+            self.send(index, cloudpickle.dumps((*setup, index)))
+
+    def ask(self, requests: dict[int, tuple]) -> dict[int, tuple]:
+        """Sends workers a request each, `(method, *arguments)`; returns all answers, see `worker.serve`.
+
+        Raises WorkerDied.
+        """
+        for index, request in requests.items():
+            self.send(index, request)
+        return {index: self.receive(index) for index in requests}
+
+    def send(self, index: int, request: Any) -> None:
+        """Sends a request."""
+        try:
+            os.write(self.pipes[index].fileno(), MESSAGE)
+            self.pipes[index].send(request)
+        except OSError as problem:
+            raise self.died(index) from problem
+
+    def wake(self, index: int, number: int) -> None:
+        """Asks for a step of the batch of that number, below 255, in one byte."""
+        try:
+            os.write(self.pipes[index].fileno(), bytes([number]))
+        except OSError as problem:
+            raise self.died(index) from problem
+
+    def receive(self, index: int) -> Any:
+        """The next answer."""
+        try:
+            pipe = self.pipes[index]
+            # a process that an environment started may hold the pipe of a worker that is gone
+            while not self.polls[index].poll(1000):
+                if self.running[index].poll() is not None and not self.polls[index].poll(0):
+                    raise EOFError
+            return (True, None, None) if os.read(pipe.fileno(), 1) == STEPPED else pipe.recv()
+        except (EOFError, OSError) as problem:
+            raise self.died(index) from problem
+
+    def died(self, index: int) -> WorkerDied:
+        """What to say of a worker that is gone. Ends the others, whose answers nobody waits for."""
+        name, process = f"environment worker {index + 1} of {self.count}", self.running[index]
+        self.pipes[index].close()
+        try:
+            status = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            status = None
+        self.close()
+        if status in NAMES:
+            return WorkerDied(f"{name} was killed by {NAMES[status]}")
+        return WorkerDied(f"{name} ended" + (f" with status {status}" if status is not None else ""))
+
+    def allocate(self, size: int) -> int:
+        """Where `size` new bytes of the shared file begin."""
+        start = self.size
+        self.size += -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        os.ftruncate(self.memory, self.size)
+        return start
+
+
+def start_worker(memory: int) -> tuple[Connection, subprocess.Popen]:
+    """A worker, and the pipe to it. Its signals are blocked until it takes them."""
+    ours, theirs = Pipe()
+    warnings = [f"-W{option}" for option in sys.warnoptions]
+    command = [sys.executable, *warnings, "-P", str(WORKER)]
+    command += map(str, (theirs.fileno(), memory, os.getpid()))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **VARIABLES},
+            pass_fds=(theirs.fileno(), memory),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return ours, process
+
+
+def end(pipes: list[Connection], processes: list[subprocess.Popen], memory: int) -> None:
+    """Closes the pipes, at which workers end, and kills those that do not in time."""
+    for pipe in pipes:
+        pipe.close()
+    limit = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    os.close(memory)
+
+
+def shared_file() -> int:
+    """The descriptor of an empty file that has no name, so that nothing of it is left behind."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("environments")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,0 +1,24 @@
+"""What a run says when it ends before its last step: which step is saved, and how to go on."""
+
+from pathlib import Path
+
+from cleanrl_maxent.common.errors import WorkerDied
+from cleanrl_maxent.common.run.checkpoint import Checkpoints
+from cleanrl_maxent.common.signals import postponed
+
+
+def how_to_resume(folder: Path) -> str:
+    """The flag, or in Python the argument, that resumes the run in `folder`."""
+    return f"run_dir={str(folder)!r}" if postponed else f"--resume {folder}"
+
+
+def add_resume(problem: Exception, folder: Path, checkpoints: Checkpoints) -> None:
+    """Adds to what is said of a run that was stopped, and saved, where that was."""
+    problem.args = (f"{problem} at step {checkpoints.steps:,}; resume with {how_to_resume(folder)}",)
+
+
+def add_saved(problem: Exception, folder: Path, checkpoints: Checkpoints) -> None:
+    """Adds to what is said of a failure which step was saved before it."""
+    kept = f"saved is step {checkpoints.steps:,}, in {folder}" if checkpoints.last else "nothing is saved yet"
+    again = f"; resume with {how_to_resume(folder)}" if isinstance(problem, WorkerDied) else ""
+    problem.args = (f"{problem}; {kept}{again}",)
