@@ -11,7 +11,7 @@ environments, at the same parameters, averaged into one step. Deliberate deviati
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -45,6 +45,7 @@ class Args(RunArgs):
     ent_coef: Magnitude = 0.01  # β, entropy bonus, in advantage per nat
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 7e-4  # RMSProp, actor and critic
+    rmsprop: Literal["tensorflow", "pytorch"] = "tensorflow"  # whose; PyTorch's takes longer steps
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
     log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
@@ -185,8 +186,9 @@ def init(key, task, args):
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
     annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
     rate = annealed if args.anneal_lr else args.learning_rate
-    # as the paper and TensorFlow have it; PyTorch's, which starts at 0, takes far longer first steps
-    rmsprop = optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=1.0)
+    # the paper and TensorFlow: ε inside the root, a first mean square of 1; PyTorch: outside, and 0
+    inside = args.rmsprop == "tensorflow"
+    rmsprop = optax.rmsprop(rate, 0.99, eps=1e-5, initial_scale=float(inside), eps_in_sqrt=inside)
     rmsprop = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), rmsprop)
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=rmsprop),

@@ -44,8 +44,8 @@ class Args(RunArgs):
     buffer_size: Count = 100_000  # transitions kept per seed
     batch_size: Count = 128  # transitions per update
     gamma: Discount = 0.99  # discount per step
-    tau: Share = 1.0  # weight of new parameters in targets
-    q_lr: Rate = 3e-4  # Adam, critics
+    tau: Share = 0.005  # weight of new parameters in targets
+    q_lr: Rate = 1e-3  # Adam, critics
     alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
     uniform_prior: bool = False  # entropy minus log n, the uniform policy's
     n_critics: Count = 1  # critics; the minimum of their values is used
@@ -58,7 +58,7 @@ class Args(RunArgs):
     end_e: Decay = 0.0  # the same at the end
     exploration_fraction: Share = 0.5  # of total_timesteps, from start_e to end_e
     train_frequency: Count = 1  # environment steps per update
-    target_network_frequency: Count = 500  # critic updates per target update
+    target_network_frequency: Count = 1  # critic updates per target update
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
 
     def check(self):

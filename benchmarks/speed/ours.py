@@ -43,7 +43,7 @@ except ImportError:  # not on Windows
     resource = None
 
 
-DQN = {"alpha": 0.0, "start_e": 1.0, "end_e": 0.05}  # as the peers of sql_discrete are
+DQN = dict(alpha=0.0, start_e=1.0, end_e=0.05, tau=1.0, target_network_frequency=500)  # as its peers have it
 
 
 @dataclass

@@ -366,7 +366,9 @@ def test_limit_of_no_entropy():
 # ---- learning
 
 
-LEARNER = replace(ARGS, hidden_dims=(), n_critics=1, q_lr=3e-3, batch_size=128, target_network_frequency=100)
+LEARNER = replace(
+    ARGS, hidden_dims=(), n_critics=1, q_lr=3e-3, batch_size=128, tau=1.0, target_network_frequency=100
+)
 
 
 def learned(mdp_rows, alpha, gamma, steps, task, **given):
@@ -633,7 +635,9 @@ def test_actions_of_a_run_are_uniform_in_their_share(tmp_path, monkeypatch):
     """A policy of hard Q-learning that never learns; 3 in 10 actions are uniform, half of which differ."""
     monkeypatch.setattr(sql_discrete, "update", lambda state, *given: (state, {}))
     args = dict(alpha=0.0, start_e=0.3, end_e=0.3, total_timesteps=3000, learning_starts=20, batch_size=8)
-    shared = dict(hidden_dims=(8,), eval_episodes=0, checkpoint_frequency=0, target_network_frequency=1)
+    shared = dict(
+        hidden_dims=(8,), eval_episodes=0, checkpoint_frequency=0, tau=1.0, target_network_frequency=1
+    )
     taken, greedy = [], []
     step = sql_discrete.store
 

@@ -31,7 +31,7 @@ PAIRS = [
     Pair("sac", "sac_v1", 65, 80, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
     Pair("sac", "sac_discrete", 60, 82, new="gather reduce_critics"),
     Pair(
-        *("sql", "sql_discrete", 172, 163),
+        *("sql", "sql_discrete", 174, 165),
         "reward_scale Actor repeat sample_particles log_density lower_median stein_direction actor_loss",
         "Policy gather sample_action double_value bellman_target policy_entropy epsilon",
     ),
@@ -40,7 +40,7 @@ PAIRS = [
         "double_value policy_entropy move_targets epsilon",
         "warn_of_divergence",
     ),
-    Pair("reinforce", "a2c", 90, 45, "past_rewards step_mask fit_critic"),
+    Pair("reinforce", "a2c", 90, 46, "past_rewards step_mask fit_critic"),
     Pair("a2c", "a3c", 18, 60, new="Worker synchronize worker_state"),
     Pair(
         *("a2c", "trpo", 46, 130, "actor_loss"),
