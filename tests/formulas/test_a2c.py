@@ -102,7 +102,7 @@ def test_an_update_is_one_step_of_each_from_the_same_values():
 )
 @float64()
 def test_first_steps_of_rmsprop(kind, gradient, step):
-    """In learning rates: ε inside the root or outside, a first mean square of 1 or 0, which forgets with 0.99."""
+    """In learning rates: ε inside the root or outside, a first mean square of 1 or 0 with decay 0.99."""
     args = make_args(a2c, learning_rate=0.5, max_grad_norm=100.0, rmsprop=kind)
     state = double(make_state(a2c, args)).actor
     inside = kind == "tensorflow"

@@ -43,7 +43,7 @@ PAIRS = [
     Pair("reinforce", "a2c", 90, 46, "past_rewards step_mask fit_critic"),
     Pair("a2c", "a3c", 18, 60, new="Worker synchronize worker_state"),
     Pair(
-        *("a2c", "trpo", 46, 130, "actor_loss"),
+        *("a2c", "trpo", 49, 131, "actor_loss"),
         f"{NATURAL} fit_critic",
     ),
     Pair(
