@@ -338,14 +338,5 @@ def main(args: Args) -> int:
     return run_cells(cells, executor, args.retries)
 
 
-def join_sbatch(words: list[str]) -> list[str]:
-    """A command line in which `--sbatch VALUE` is one word, since a value may begin with dashes itself."""
-    if "--sbatch" not in words[:-1]:
-        return words
-    at = words.index("--sbatch")
-    return [*words[:at], f"--sbatch={words[at + 1]}", *words[at + 2 :]]
-
-
 if __name__ == "__main__":
-    sys.argv = join_sbatch(sys.argv)
     run_script(Args, main)

@@ -35,7 +35,7 @@ from cleanrl_maxent.common.ranges import (
     unmet_requirement,
 )
 from cleanrl_maxent.common.signals import listen
-from cleanrl_maxent.common.usage import help_text
+from cleanrl_maxent.common.usage import help_text, join_values
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 FOLDERS = ("run_dir", "resume", "init_from")  # arguments that name one
@@ -59,11 +59,11 @@ class RunArgs:
     checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: only the last
     # fresh: rebuilt for every episode; restart: a resumed run begins a new episode
     env_reset: Literal["reuse", "fresh", "restart"] = "reuse"
-    allow_version_change: bool = False  # resume inexactly on other versions or hardware
-    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where the networks live
-    deterministic: bool = False  # on a GPU, the same bits in every run; slower
-    env_workers: Natural | None = None  # processes of the environments; None: 0 on a CPU, else one per core
-    eval_frequency: Count | None = None  # environment steps between evaluations; None: 5,000 a seed
+    allow_version_change: bool = False  # resume although versions or hardware differ
+    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where networks live
+    deterministic: bool = False  # the same bits in every run on a GPU
+    env_workers: Natural | None = None  # processes that step environments; 0: this
+    eval_frequency: Count | None = None  # steps between them; None: 5,000 per seed
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
     capture_video: bool = False  # film evaluation episodes of the first seed, in videos/
     video_count: Count = 5  # films per run at most, the last one at its end
@@ -202,7 +202,7 @@ def parse(args_class: Any) -> Any:
     if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
         print(help_text(args_class, RunArgs, EXAMPLES))
         sys.exit(FINISHED)
-    return tyro.cli(args_class, registry=PATHS)
+    return tyro.cli(args_class, args=join_values(sys.argv[1:], args_class), registry=PATHS)
 
 
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:

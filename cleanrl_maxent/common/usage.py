@@ -64,3 +64,16 @@ def describe_flag(field: Field, kind: type, meaning: str, width: int) -> list[st
     if len(name) > MEANING - 3:
         names, lines = [f"  {name}", *[""] * len(lines)], ["", *lines]
     return [f"{name:<{MEANING}}{line}".rstrip() for name, line in zip(names, lines, strict=True)]
+
+
+def join_values(words: list[str], args_class: type) -> list[str]:
+    """A command line in which `--flag "--with --dashes"` is one word, if the class knows only the flag."""
+    flags = {f"--{name.replace('_', '-')}" for name in getattr(args_class, "__dataclass_fields__", ())}
+    joined: list[str] = []
+    for word in words:
+        is_value = word.startswith("--") and " " in word and word.partition("=")[0] not in flags
+        if is_value and joined and joined[-1] in flags:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined

@@ -11,6 +11,7 @@ import tyro
 from benchmarks import sweep
 from benchmarks.executors import slurm
 from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
+from cleanrl_maxent.common.usage import join_values
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.suites import make_cells, write_checkpoint, write_config, write_result
 
@@ -320,7 +321,7 @@ def test_bad_arguments(tmp_path, cluster, words, message):
     ],
 )
 def test_a_value_of_sbatch_may_begin_with_dashes(words):
-    args = tyro.cli(sweep.Args, args=sweep.join_sbatch(words))
+    args = tyro.cli(sweep.Args, args=join_values(words, sweep.Args))
     assert (args.sbatch, args.poll) == ("--partition=gpu --gres=gpu:1", 2)
 
 
