@@ -33,6 +33,7 @@ from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import per_seed, set_up_device
 from cleanrl_maxent.common.env.batch import EnvBatch
+from cleanrl_maxent.common.env.make import EnvChoice
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.run.machine import describe_machine
@@ -138,7 +139,8 @@ def parts(chosen: Parts) -> dict[str, float]:
 
 def make_envs(chosen: Parts) -> SeedEnvs:
     """The environments of as many seeds as were chosen."""
-    return SeedEnvs(chosen.env_id, list(range(chosen.num_seeds)))
+    choice = EnvChoice(chosen.env_id, algorithms()[chosen.algorithm].Args.action_spaces)
+    return SeedEnvs(choice, list(range(chosen.num_seeds)))
 
 
 def time_update(algorithm: ModuleType, chosen: Parts, envs: SeedEnvs) -> dict[str, float]:
@@ -221,10 +223,11 @@ def matmul_rate(size: int, products: int) -> float:
 
 def time_environments(envs: SeedEnvs, steps: int) -> float:
     """Steps per second of all environments together, stepped in turn with uniform actions."""
-    rng = np.random.default_rng(0)
+    rng, count, task = np.random.default_rng(0), len(envs.seeds), envs.task
     began = time.perf_counter()
     for _ in range(steps):
-        envs.step(rng.uniform(-1, 1, (len(envs.seeds), envs.task.action_dim)).astype(np.float32))
+        continuous = rng.uniform(-1, 1, (count, task.action_dim)).astype(np.float32)
+        envs.step(rng.integers(task.action_dim, size=count) if task.discrete else continuous)
     return len(envs.seeds) * steps / (time.perf_counter() - began)
 
 
