@@ -252,16 +252,21 @@ def draw(rows: list[dict[str, str]], out_dir: Path) -> str:
     return text
 
 
+def line_style(number: int) -> str:
+    """Dashes for the lines after the tenth, where matplotlib's colours begin again."""
+    return "-" if number < 10 else "--"
+
+
 def draw_curves(curves: list[Curve], path: Path) -> None:
     """Return against steps and against hours: mean, 95% interval of three seeds or more, published means."""
     figure, (by_step, by_time) = pyplot().subplots(1, 2, figsize=(12, 3.6), sharey=True, layout="constrained")
     for number, curve in enumerate(curves):
-        color, mean = f"C{number}", curve.returns.mean(axis=0)
+        mean, color, style = curve.returns.mean(axis=0), f"C{number}", line_style(number)
         half_width = 0.0  # the interval of two seeds is as wide as the figure
         if len(curve.seeds) >= 3:
             half_width = np.array([mean_interval(returns) for returns in curve.returns.T])
         label = f"{curve.exp_name}, {curve.protocol}, {plural(len(curve.seeds), 'seed')}"
-        by_step.plot(curve.steps, mean, color=color, label=label)
+        by_step.plot(curve.steps, mean, style, color=color, label=label)
         by_step.fill_between(curve.steps, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
         for row in published(curve) if curve.exp_name == curve.algorithm else []:
             # algorithms next to each other
@@ -269,7 +274,7 @@ def draw_curves(curves: list[Curve], path: Path) -> None:
             point = int(row["step"]) + beside, float(row["mean"]), float(row["spread"] or 0)
             by_step.errorbar(*point, fmt="o", color=color, mfc="none", lw=0.8)
         hours = curve.seconds.mean(axis=0) / 3600
-        by_time.plot(hours, mean, color=color)
+        by_time.plot(hours, mean, style, color=color)
         by_time.fill_between(hours, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
     by_step.set(xlabel="environment steps", ylabel="return", title=curves[0].env_id)
     title = "circles: published ± standard deviation"
@@ -304,8 +309,8 @@ def draw_profiles(curves: list[Curve], path: Path) -> None:
     for number, ((exp_name, steps), group) in enumerate(scored(curves).items()):
         profile = performance_profile([score(curve) for curve in group], thresholds)
         environments = ", ".join(curve.family for curve in group)
-        label, style = f"{exp_name}, {steps:,} steps, {environments}", "-" if number < 10 else "--"
-        axes.plot(thresholds, profile, style, label=label)
+        label = f"{exp_name}, {steps:,} steps, {environments}"
+        axes.plot(thresholds, profile, line_style(number), label=label)
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1M steps)", ylabel="share of runs with score > τ")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     axes.grid(alpha=0.3)

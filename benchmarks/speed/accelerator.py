@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.commands import ROOT, words
+from benchmarks.commands import words
 from benchmarks.figures import plural
+from benchmarks.speed.compare import environment, finish, ours
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import cpu_count
-from cleanrl_maxent.common.errors import require
+from cleanrl_maxent.common.errors import UsageError, require
 
-OURS = str(Path(__file__).with_name("ours.py"))
 MILLION = 1_000_000
 
 
@@ -63,13 +63,12 @@ def measurements(args: Args) -> dict[str, list[str]]:
 
 def measure(command: list[str], limit: float) -> dict[str, float] | None:
     """What a measurement of ours.py prints; None if it fails or takes longer than `limit` seconds."""
-    program = [sys.executable, OURS, *command]
     try:
-        done = subprocess.run(program, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=limit, check=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as problem:
+        printed = finish(ours(*command), env=environment(), timeout=limit)
+    except (subprocess.TimeoutExpired, UsageError) as problem:
         print(f"left out: {problem}", file=sys.stderr, flush=True)
         return None
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(printed.splitlines()[-1])
 
 
 def table(figures: dict[str, dict[str, float]], workers: int) -> str:

@@ -226,8 +226,10 @@ def time_environments(envs: SeedEnvs, steps: int) -> float:
     rng, count, task = np.random.default_rng(0), len(envs.seeds), envs.task
     began = time.perf_counter()
     for _ in range(steps):
-        continuous = rng.uniform(-1, 1, (count, task.action_dim)).astype(np.float32)
-        envs.step(rng.integers(task.action_dim, size=count) if task.discrete else continuous)
+        if task.discrete:
+            envs.step(rng.integers(task.action_dim, size=count))
+        else:
+            envs.step(rng.uniform(-1, 1, (count, task.action_dim)).astype(np.float32))
     return len(envs.seeds) * steps / (time.perf_counter() - began)
 
 

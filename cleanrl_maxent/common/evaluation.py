@@ -1,7 +1,7 @@
 """Evaluation: whole episodes on environments of their own, in one mode or both."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,9 +11,8 @@ import numpy as np
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.devices import recorded_settings
-from cleanrl_maxent.common.env.batch import Batch, RowFailed
+from cleanrl_maxent.common.env.batch import Batch, locating
 from cleanrl_maxent.common.env.checks import check_finite
-from cleanrl_maxent.common.env.door import locate
 from cleanrl_maxent.common.env.make import (
     EVALUATION,
     chosen_env,
@@ -22,7 +21,6 @@ from cleanrl_maxent.common.env.make import (
     scale_action,
 )
 from cleanrl_maxent.common.env.pool import Pool
-from cleanrl_maxent.common.errors import WorkerDied
 from cleanrl_maxent.common.signals import stop_if_asked
 
 EVERY = 5_000  # environment steps between the evaluations of one seed
@@ -169,7 +167,7 @@ class Evaluation:
         rows.running[:] = np.repeat([played(seed, mode) for seed in seeds for mode in self.modes], episodes)
         rows.seed[:], rows.obs[:] = resets, 0
         returns, lengths, neg_log_probs = (np.zeros(len(resets)) for _ in range(3))
-        with self.located(steps):
+        with self.locating(steps):
             self.batch.reset()
         while rows.running.any():
             stop_if_asked()
@@ -179,7 +177,7 @@ class Evaluation:
             action = action.reshape(len(resets), *action.shape[3:])
             check_finite(steps, seeds, evaluation_action=action)
             rows.action[:] = scale_action(action, self.batch.spaces.action)
-            with self.located(steps):
+            with self.locating(steps):
                 self.batch.step_async()
                 self.batch.step_wait()
             returns[running] += rows.reward[running]
@@ -188,17 +186,11 @@ class Evaluation:
         check_finite(steps, seeds, evaluation_return=returns)
         return Episodes(*(values.reshape(shape) for values in (returns, lengths, neg_log_probs)))
 
-    @contextmanager
-    def located(self, steps: int) -> Iterator[None]:
-        """Raises what an environment raises with its seed, and the end of a worker, with the step."""
+    def locating(self, steps: int) -> AbstractContextManager[None]:
+        """Adds step and seed to what is raised in an evaluation."""
+        episodes = len(self.modes) * self.args.eval_episodes
         where = f"evaluation at step {steps}"
-        try:
-            yield
-        except RowFailed as failed:
-            seed = self.args.seeds[failed.row // (len(self.modes) * self.args.eval_episodes)]
-            raise locate(failed.problem, self.args.env_id, f"{where}, seed {seed}") from failed.problem
-        except WorkerDied as problem:
-            raise locate(problem, self.args.env_id, where) from problem
+        return locating(self.args.env_id, where, lambda row: self.args.seeds[row // episodes])
 
     def metrics(self, returns: np.ndarray, lengths: np.ndarray, soft: np.ndarray) -> dict[str, float]:
         """Means and standard deviations over episodes; every array is `(mode, episode)`."""

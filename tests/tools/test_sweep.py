@@ -200,18 +200,25 @@ def test_another_run_in_the_folder_is_not_taken_for_the_cell(tmp_path, change):
     assert not cell.finished()
 
 
+def until_it_trains(process, tmp_path):
+    """Waits until the run of SAC on Pendulum that a sweep has started records its pace; its folder."""
+    run = tmp_path / "suite" / "Pendulum-v1__sac__1"
+    timing = run / "timing.jsonl"
+    while not (timing.exists() and timing.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    return run
+
+
 @pytest.mark.slow
 def test_a_signal_saves_every_run(tmp_path):
     flags = SMALL | dict(total_timesteps=30_000, checkpoint_frequency=0)
     process = run_sweep(write_suite(tmp_path / "suite.toml", GRID | dict(flags=flags)), tmp_path)
-    timing = tmp_path / "suite" / "Pendulum-v1__sac__1" / "timing.jsonl"
-    while not (timing.exists() and timing.read_text()):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.1)
+    run = until_it_trains(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     status, out, _ = finish(process)
     assert status == 75 and "the same command resumes them" in out
-    assert list((timing.parent / "checkpoint").glob("checkpoint-*.json"))
+    assert list((run / "checkpoint").glob("checkpoint-*.json"))
 
 
 def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
@@ -334,10 +341,7 @@ def test_a_signal_to_a_cell_reaches_its_run(tmp_path):
     flags = SMALL | dict(total_timesteps=30_000, checkpoint_frequency=0)
     suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=flags))
     process = run_sweep(suite, tmp_path, "--cell", "0")
-    timing = tmp_path / "suite" / "Pendulum-v1__sac__1" / "timing.jsonl"
-    while not (timing.exists() and timing.read_text()):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.1)
+    until_it_trains(process, tmp_path)
     process.send_signal(signal.SIGUSR1)
     status, out, _ = finish(process)
     assert status == 75 and "stopped by SIGUSR1 at step " in out

@@ -1,13 +1,15 @@
 """Environments stepped in turn, a row each: for training and evaluation, here and in workers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
 
+from cleanrl_maxent.common.env.door import locate
 from cleanrl_maxent.common.env.restore import RestorableEnv
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import UsageError, WorkerDied
 
 ALIGNMENT = 64  # bytes; where an array begins in a buffer
 
@@ -50,10 +52,14 @@ def layout(count: int, spaces: Spaces) -> list[tuple[tuple[int, ...], np.dtype]]
     return [(shapes[name], np.dtype(kinds.get(name, np.float64))) for name in Rows._fields]
 
 
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple of a number that holds `size`."""
+    return -(-size // multiple) * multiple
+
+
 def padded(shape: tuple[int, ...], dtype: np.dtype) -> int:
     """Bytes that an array takes in a buffer, up to where the next one begins."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return round_up(int(np.prod(shape)) * dtype.itemsize, ALIGNMENT)
 
 
 def bytes_of(count: int, spaces: Spaces) -> int:
@@ -76,6 +82,17 @@ class RowFailed(Exception):
     def __init__(self, row: int, problem: Exception):
         super().__init__(row, problem)
         self.row, self.problem = row, problem
+
+
+@contextmanager
+def locating(name: str, where: str, seed: Callable[[int], object]) -> Iterator[None]:
+    """Adds `where`, and the `seed` of a row, to what an environment or a worker that is gone raises."""
+    try:
+        yield
+    except RowFailed as failed:
+        raise locate(failed.problem, name, f"{where}, seed {seed(failed.row)}") from failed.problem
+    except WorkerDied as problem:
+        raise locate(problem, name, where) from problem
 
 
 class Batch(Protocol):

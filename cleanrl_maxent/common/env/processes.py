@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 
 from cleanrl_maxent.common.devices import OURS
+from cleanrl_maxent.common.env.batch import round_up
 from cleanrl_maxent.common.env.worker import MESSAGE, STEPPED
 from cleanrl_maxent.common.errors import WorkerDied
 from cleanrl_maxent.common.signals import SIGNALS
@@ -110,7 +111,7 @@ class Processes:
     def allocate(self, size: int) -> int:
         """Where `size` new bytes of the shared file begin."""
         start = self.size
-        self.size += -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        self.size += round_up(size, mmap.ALLOCATIONGRANULARITY)
         os.ftruncate(self.memory, self.size)
         return start
 

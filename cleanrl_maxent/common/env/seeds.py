@@ -1,7 +1,6 @@
 """The environments of every seed, stepped in this process or in workers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,14 +8,14 @@ import jax
 import numpy as np
 
 from cleanrl_maxent.common.data import Array, Transition
-from cleanrl_maxent.common.env.batch import RowFailed
+from cleanrl_maxent.common.env.batch import locating
 from cleanrl_maxent.common.env.checks import check_finite
-from cleanrl_maxent.common.env.door import LIMIT_IT, LONGEST_EPISODE, locate
+from cleanrl_maxent.common.env.door import LIMIT_IT, LONGEST_EPISODE
 from cleanrl_maxent.common.env.make import TRAINING, EnvChoice, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.pool import Pool
 from cleanrl_maxent.common.env.restore import check_restorable
 from cleanrl_maxent.common.env.task import describe_task
-from cleanrl_maxent.common.errors import UsageError, WorkerDied
+from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import subtree
 from cleanrl_maxent.common.output import warn
 
@@ -159,17 +158,10 @@ class SeedEnvs:
         """Closes every environment."""
         self.pool.close()
 
-    @contextmanager
-    def locating(self) -> Iterator[None]:
-        """Adds step and seed to what an environment, or a worker that is gone, raises."""
-        try:
-            yield
-        except RowFailed as failed:
-            seed = self.seeds[failed.row // self.copies]
-            where = f"training, step {self.steps}, seed {seed}"
-            raise locate(failed.problem, self.env_id, where) from failed.problem
-        except WorkerDied as problem:
-            raise locate(problem, self.env_id, f"training, step {self.steps}") from problem
+    def locating(self) -> AbstractContextManager[None]:
+        """Adds step and seed to what is raised in training."""
+        where = f"training, step {self.steps}"
+        return locating(self.env_id, where, lambda row: self.seeds[row // self.copies])
 
     def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
         """Where every environment is: what JSON can hold, and arrays."""
@@ -199,11 +191,8 @@ class SeedEnvs:
             return
         names = self.names()
         actions = [arrays[f"actions/{name}"] for name in names]
-        try:
+        with locating(self.env_id, f"restoring step {steps}", names.__getitem__):
             same = self.batch.restore(list(zip(snapshots, actions, strict=True)))
-        except RowFailed as failed:
-            where = f"restoring step {steps}, seed {names[failed.row]}"
-            raise locate(failed.problem, self.env_id, where) from failed.problem
         for row, (name, taken) in enumerate(zip(names, actions, strict=True)):
             if not same[row] or not np.array_equal(self.batch.rows.obs[row], self.obs[row]):
                 raise UsageError(
