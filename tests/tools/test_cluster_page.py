@@ -1,9 +1,12 @@
 """docs/guide/cluster.md: what it gives other engines is well formed, and says what the programs do."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -79,8 +82,10 @@ def test_gnu_parallel(tmp_path):
         .replace("benchmarks/sweep.py", str(ROOT / "benchmarks" / "sweep.py"))
         .replace(" cpu ", f" {suite} ")
     )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is this one
+    shell = dict(cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
     for jobs in (2, 0):
-        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(["sh", "-c", line], **shell)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("done: ") == jobs
     assert len(finished_records(tmp_path / "runs")) == 2
