@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX.summary import scalar
 
 from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs
@@ -16,7 +15,7 @@ from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode
 from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.run.capture import Filming, image_summary
-from cleanrl_maxent.common.run.record import Record
+from cleanrl_maxent.common.run.record import Record, scalars
 from cleanrl_maxent.common.run.terminal import Terminal
 from cleanrl_maxent.common.run.timing import Timing
 from cleanrl_maxent.common.run.tracker import Tracker
@@ -113,9 +112,10 @@ class Journal:
 
     def show_speed(self, row: Mapping[str, float]) -> None:
         """Shows a row of `timing.jsonl` in TensorBoard and on the terminal."""
+        speed = row["charts/SPS"]
         for record in self.records:
-            record.tensorboard.add(int(row["global_step"]), scalar("charts/SPS", row["charts/SPS"]))
-        self.terminal.show_speed(row["charts/SPS"])
+            record.tensorboard.add(int(row["global_step"]), scalars({"charts/SPS": speed}))
+        self.terminal.show_speed(speed)
 
     def show_film(self, steps: int, film: Path) -> None:
         """Shows a film of the first seed in TensorBoard."""

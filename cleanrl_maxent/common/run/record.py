@@ -11,7 +11,8 @@ from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar, text
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import text
 
 from cleanrl_maxent.common.files import flushing_if_possible
 from cleanrl_maxent.common.output import warn
@@ -87,9 +88,7 @@ class Record:
 
     def show(self, row: Mapping[str, float]) -> None:
         """Sends a row to TensorBoard."""
-        for name, value in row.items():
-            if name != "global_step":
-                self.tensorboard.add(int(row["global_step"]), scalar(name, value))
+        self.tensorboard.add(int(row["global_step"]), scalars(row))
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
@@ -100,6 +99,12 @@ class Record:
     def close(self) -> None:
         self.tensorboard.close()
         self.file.close()
+
+
+def scalars(row: Mapping[str, float]) -> Summary:
+    """The metrics of a row for TensorBoard, all in one event."""
+    metrics = [(name, value) for name, value in row.items() if name != "global_step"]
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics])
 
 
 def read_start(path: Path, length: int) -> bytes:
