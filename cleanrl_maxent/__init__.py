@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from cleanrl_maxent import environments as environments
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from cleanrl_maxent.common.policy import LoadedPolicy
 
@@ -43,10 +45,11 @@ def load_policy(
     is not of this package. Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them.
     Raises UsageError, in one line, if they are missing, damaged or foreign, or were written by newer code.
     """
-    from cleanrl_maxent.common import cli, policy  # these import JAX, which a list of names does not need
+    from cleanrl_maxent.common import config, policy  # these import JAX, which a list of names does not need
 
     folder = Path(os.path.expanduser(run_dir))
-    return policy.load_policy(algorithm or recorded_algorithm(folder, cli.read_config(folder)), folder, seed)
+    algorithm = algorithm or recorded_algorithm(folder, config.read_config(folder))
+    return policy.load_policy(algorithm, folder, seed)
 
 
 def recorded_algorithm(folder: Path, config: dict) -> ModuleType:

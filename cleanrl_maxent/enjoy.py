@@ -23,7 +23,8 @@ from scipy.stats import sem, t
 
 import cleanrl_maxent
 from cleanrl_maxent.common.activity import doing
-from cleanrl_maxent.common.cli import RunArgs, check_ranges, read_config, run_script
+from cleanrl_maxent.common.cli import RunArgs, check_ranges, run_script
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
 from cleanrl_maxent.common.env.make import chosen_env
 from cleanrl_maxent.common.errors import require

@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from tyro.conf import Positional
 
-from cleanrl_maxent.common.cli import RunArgs, read_config, run_script
+from cleanrl_maxent.common.cli import RunArgs, run_script
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.run.locking import acquire
 from cleanrl_maxent.common.run.mirror import Mirror, in_a_line

@@ -8,6 +8,7 @@ Rooms, each of which imports only from those before it:
     signals     signals that ask a program to stop
     activity    what a program is doing, such as compiling
     usage       what --help prints of an algorithm
+    config      config.json of a run, which says what it is
     cli         the arguments that every run has; one epilogue for every script
     files       arrays under names; files written whole or not at all
     container   the memory and the cores that a container leaves

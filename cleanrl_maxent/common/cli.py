@@ -1,6 +1,5 @@
 """The arguments that every run has, their checks, and the command line."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 import tyro
 
 from cleanrl_maxent.common.activity import listeners, seconds_since_start
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import (
     BAD_INPUT,
     FINISHED,
@@ -219,20 +219,6 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
         train(args)
 
     run_script(args_class, start_or_resume)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a run's `config.json`; raises UsageError if there is none."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        if isinstance(config["algorithm"], str) and isinstance(config["args"], dict):
-            return config
-    except FileNotFoundError as problem:
-        raise UsageError(f"{folder} is not a run: there is no {path}") from problem
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
-    raise UsageError(f"{path} is not a run's")
 
 
 def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, GetAttrKey
 
-from cleanrl_maxent.common.cli import RunArgs, read_config, recorded_args, validate
+from cleanrl_maxent.common.cli import RunArgs, recorded_args, validate
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.env.make import scale_action
 from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError

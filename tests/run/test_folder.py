@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from cleanrl_maxent import sac
+from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.errors import UsageError
 from tests.support.runs import SMALL, flags
 
@@ -39,7 +40,7 @@ def test_folder(run):
 
 def test_config(run):
     config = json.loads((run[0] / "config.json").read_text())
-    assert config["algorithm"] == "sac" and config["args"]["gamma"] == 0.99
+    assert config["format"] == FORMAT and config["algorithm"] == "sac" and config["args"]["gamma"] == 0.99
     assert config["args"]["hidden_dims"] == [8, 8] and config["device"]["platform"] == "cpu"
     assert all(
         config["versions"][name] for name in ("python", "jax", "gymnasium", "mujoco", "cleanrl_maxent")

@@ -13,6 +13,7 @@ import pytest
 from jax.tree_util import Partial
 
 from cleanrl_maxent import load_policy
+from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.env.task import Task, describe_task, parse_task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import pack, unpack
@@ -99,6 +100,8 @@ def change_config(folder, **changes):
         (dict(args={"hidden_dims": "os.system"}), "config.json is damaged: hidden_dims must be a tuple"),
         (dict(args={"horizon": 5}), "was written by newer code: sac has no horizon"),
         (dict(args=[]), "is not a run's"),
+        (dict(format=FORMAT + 1), f"was written by newer code: format {FORMAT + 1}, and this version reads"),
+        (dict(format="newest"), "cannot read"),
         (dict(task={"obs_dim": 3}), "config.json is damaged"),
         (dict(task={"obs_dim": -3, "action_dim": 1}), "config.json is damaged: a task of -3 observations"),
         (dict(task={"obs_dim": 3, "action_dim": 1, "low": [-1], "high": ["1e999"]}), "bounds of actions"),

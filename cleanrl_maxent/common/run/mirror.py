@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cleanrl_maxent.common.cli import read_config
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import one_line
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cleanrl_maxent.common.cli import RunArgs, read_config
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require

@@ -106,6 +106,13 @@ def test_newer_format(stopped, monkeypatch):
         train(SMALL, stopped)
 
 
+def test_newer_format_of_the_folder(stopped):
+    path = stopped / "config.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UsageError, match="was written by newer code: format 2"):
+        train(SMALL, stopped)
+
+
 def test_other_network_in_the_code(stopped, monkeypatch):
     init = sac.init
 
