@@ -15,12 +15,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
         is_a_runs = isinstance(config["algorithm"], str) and isinstance(config["args"], dict)
-        written = int(config.get("format", 0))  # the first runs have no number
     except FileNotFoundError as problem:
         raise UsageError(f"{folder} is not a run: there is no {path}") from problem
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
         raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
     require(is_a_runs, f"{path} is not a run's")
+    check_format(folder, config)
+    return config
+
+
+def check_format(folder: Path, config: dict[str, Any]) -> None:
+    """Raises UsageError if newer code wrote the run in `folder`, whose `config.json` is given."""
+    written = config.get("format", 0)  # the first runs have no number
+    require(type(written) is int, f"{folder}/config.json is damaged: format must be an integer")
     newer = f"{folder} was written by newer code: format {written}, and this version reads up to {FORMAT}"
     require(written <= FORMAT, newer)
-    return config

@@ -101,7 +101,7 @@ def change_config(folder, **changes):
         (dict(args={"horizon": 5}), "was written by newer code: sac has no horizon"),
         (dict(args=[]), "is not a run's"),
         (dict(format=FORMAT + 1), f"was written by newer code: format {FORMAT + 1}, and this version reads"),
-        (dict(format="newest"), "cannot read"),
+        (dict(format="newest"), "format must be an integer"),
         (dict(task={"obs_dim": 3}), "config.json is damaged"),
         (dict(task={"obs_dim": -3, "action_dim": 1}), "config.json is damaged: a task of -3 observations"),
         (dict(task={"obs_dim": 3, "action_dim": 1, "low": [-1], "high": ["1e999"]}), "bounds of actions"),
