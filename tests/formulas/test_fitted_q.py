@@ -19,7 +19,7 @@ from cleanrl_maxent.environments.finite import random_mdp
 from tests.support.contract import CASES
 from tests.support.pytrees import changed, distance
 from tests.support.references import finite_difference, make_batch, mlp
-from tests.support.runs import differences, digests, killed_in, start, train_until_stopped
+from tests.support.runs import differences, digests, killed_in, rows, start, train_until_stopped
 from tests.support.tables import (
     as_table,
     delayed_rows,
@@ -408,6 +408,14 @@ def test_iterations_by_default(tmp_path, monkeypatch, given, count):
     given = given | SHARED | dict(iterations=None, updates_per_iteration=1, batch_size=4)
     args = CASE.args(**given, run_dir=str(tmp_path / "run"))
     assert len(fits_of(monkeypatch, args)) == count
+
+
+def test_a_single_fit_is_recorded_however_many_data_it_has(tmp_path):
+    """Rows of losses come at multiples of 100 steps, and at the end of a run that cannot be extended."""
+    few = dict(total_timesteps=130, collect_steps=130, iterations=1, updates_per_iteration=2, batch_size=4)
+    fitted_q.train(CASE.args(**few, **SHARED, run_dir=str(tmp_path)))
+    (path,) = tmp_path.glob("seed-*/metrics.jsonl")
+    assert [row["global_step"] for row in rows(path) if "losses/qf1_loss" in row] == [130]
 
 
 @pytest.mark.slow

@@ -60,14 +60,15 @@ class Journal:
 
     def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
         """Every LOSSES_EVERY steps, a row for each seed with the last known value of each loss; every tenth
-        time the speed too.
+        time the speed too. The last step has a row as well, if no extended run would go past it.
 
         `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
         last value. One that is not finite raises NonFiniteError; another metric, such as a ratio that
         overflows while training is sound, is left out of the row.
         """
         self.losses |= losses
-        if not self.args.crosses_multiple_of(LOSSES_EVERY, steps):
+        ends = self.args.length_is_fixed and steps == self.args.last_step
+        if not (ends or self.args.crosses_multiple_of(LOSSES_EVERY, steps)):
             return
         self.terminal.steps = steps
         values = jax.device_get(self.losses)
