@@ -77,8 +77,9 @@ class CheckedEnv(gym.Wrapper):
         """An observation as float32, which the environment cannot overwrite; raises UsageError."""
         if type(obs) is not np.ndarray or obs.dtype is not self.dtype:
             self.check_numbers(obs)
-        if np.shape(obs) != self.shape:
-            self.refuse(f"an observation of shape {np.shape(obs)}", f"its space says {self.shape}")
+            obs = np.asarray(obs)
+        if obs.shape != self.shape:
+            self.refuse(f"an observation of shape {obs.shape}", f"its space says {self.shape}")
         if self.dtype == np.float32:
             return np.array(obs, dtype=np.float32)
         with np.errstate(over="ignore"):  # what exceeds float32 is infinite, and said so later

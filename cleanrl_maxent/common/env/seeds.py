@@ -130,13 +130,14 @@ class SeedEnvs:
         with self.locating():
             self.batch.step_wait()
         obs, reward, ended = rows.obs.copy(), rows.reward, rows.terminated | rows.truncated
-        next_obs, episodes = obs, []
-        if ended.any():
-            next_obs = rows.next_obs.copy()
-            for row in map(int, np.flatnonzero(ended)):
-                of_episode = float(rows.episode_return[row]), int(rows.episode_length[row])
-                episodes.append(Episode(row // self.copies, *of_episode))
-        check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs, obs=obs)
+        next_obs = rows.next_obs.copy() if ended.any() else obs
+        check_finite(self.steps, self.seeds, reward=reward, next_obs=next_obs)
+        episodes = []
+        for row in map(int, np.flatnonzero(ended)):
+            of_episode = float(rows.episode_return[row]), int(rows.episode_length[row])
+            episodes.append(Episode(row // self.copies, *of_episode))
+        if episodes:
+            check_finite(self.steps, self.seeds, obs=obs)
         self.transition = Transition(
             obs=self.obs,
             action=self.action,
