@@ -1,10 +1,29 @@
-"""What figures and tables have in common: matplotlib without a screen, files, plurals."""
+"""What figures and tables have in common: matplotlib without a screen, colours, files, plurals."""
 
 import importlib
 from pathlib import Path
 from typing import Any
 
 from cleanrl_maxent.common.errors import UsageError
+
+COLORS = {  # of an algorithm, in every figure
+    "ddpg": "#8c564b",
+    "td3": "#ff7f0e",
+    "sac": "#1f77b4",
+    "sac_v1": "#17becf",
+    "crossq": "#e377c2",
+    "sql": "#2ca02c",
+    "sac_discrete": "#1b4f9c",
+    "sql_discrete": "#2e8b57",
+    "fitted_q": "#c49c00",
+    "reinforce": "#7f7f7f",
+    "a2c": "#bcbd22",
+    "a3c": "#00798c",
+    "trpo": "#9467bd",
+    "ppo": "#d62728",
+    "maxent_pg": "#111111",
+}
+OTHER_COLOR = "#4c72b0"  # of an algorithm that is not among them
 
 
 def pyplot() -> Any:
@@ -17,10 +36,13 @@ def pyplot() -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
-def save_figure(figure: Any, path: Path, dpi: int = 120) -> Path:
-    """Writes a figure, in a folder that is made if need be, and closes it; returns its path."""
+def save_figure(figure: Any, path: Path, dpi: int = 120, description: str | None = None) -> Path:
+    """Writes a figure, in a folder that is made if need be, and closes it; returns its path.
+
+    A PNG keeps the `description`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(path, dpi=dpi, metadata={"Description": description} if description else None)
     pyplot().close(figure)
     return path
 

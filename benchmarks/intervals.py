@@ -66,3 +66,40 @@ def prediction_interval(
         freedom = (within + between) ** 2 / (within**2 / freedom + between**2 / (programs - 1))
     half_width = student.ppf(0.975, freedom) * np.sqrt(within + between)
     return float(means.mean() - half_width), float(means.mean() + half_width)
+
+
+def difference_interval(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """Welch's 95% interval of the mean of `b` minus the mean of `a`, two scores or more each."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    errors = np.array([sem(a) ** 2, sem(b) ** 2])
+    difference, half_width = b.mean() - a.mean(), 0.0
+    if errors.any():
+        freedom = errors.sum() ** 2 / np.sum(errors**2 / [len(a) - 1, len(b) - 1])
+        half_width = student.ppf(0.975, freedom) * np.sqrt(errors.sum())
+    return float(difference - half_width), float(difference + half_width)
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
+    """Probability that a score of `b` exceeds one of `a`, ties as a half."""
+    difference = np.subtract.outer(np.asarray(b, float), np.asarray(a, float))
+    return float(np.mean((difference > 0) + (difference == 0) / 2))
+
+
+def improvement_interval(
+    tasks: Sequence[tuple[ArrayLike, ArrayLike]], repetitions: int = 2_000
+) -> tuple[float, float]:
+    """95% percentile interval of the probability of improvement, averaged over tasks `(a, b)`.
+
+    Seeds are drawn again within each task and each side.
+    """
+    rng = np.random.default_rng(0)
+
+    def drawn(scores: ArrayLike) -> np.ndarray:
+        return rng.choice(np.asarray(scores, float), np.size(scores))
+
+    found = [
+        np.mean([probability_of_improvement(drawn(a), drawn(b)) for a, b in tasks])
+        for _ in range(repetitions)
+    ]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)

@@ -13,6 +13,13 @@ ROOT = Path(__file__).parent.parent
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/**/*.md")
 LINK = re.compile(r'(\]\(|src=")([^)#"\s:]+)')  # a relative path, up to its anchor
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+NAMED = r"\\(?:exp|ln|log|max|min|sinh|tanh)(?:[_^]\w)?"
+LATEX = (  # what TeX does and latex2mathml does not: braces, and spaces around named functions and tags
+    (r"\\mathbb (\w)", r"\\mathbb{\1}"),
+    (rf"({NAMED}) ", r"\1\\,"),
+    (rf"(?<=[\w)\]]) (?={NAMED})", r"\\,"),
+    (r"\\tag", r"\\qquad\\tag"),
+)
 
 
 def address(path: Path) -> str:
@@ -25,6 +32,17 @@ def add(files, path: Path, config) -> None:
     """Adds a file of the repository to the site, once."""
     if files.get_file_from_path(address(path)) is None:
         files.append(File.generated(config, address(path), abs_src_path=str(path)))
+
+
+def on_config(config):
+    """Lists the algorithms under their titles, after the page on all of them."""
+    paths = sorted(
+        (ROOT / "docs" / "algorithms").glob("*.md"), key=lambda path: (path.stem != "family", path.stem)
+    )
+    titles = [path.read_text().splitlines()[0].removeprefix("# ").partition(" (`")[0] for path in paths]
+    pages = [{title: address(path)} for title, path in zip(titles, paths, strict=True)]
+    next(entry for entry in config.nav if "Algorithms" in entry)["Algorithms"] = pages
+    return config
 
 
 def on_files(files, *, config):
@@ -55,6 +73,9 @@ def on_page_content(content, **_):
     """Formulas, which arithmatex leaves as LaTeX, as MathML."""
 
     def formula(match: re.Match) -> str:
-        return convert(html.unescape(match[2]), display="inline" if match[1] == "span" else "block")
+        latex = html.unescape(match[2])
+        for pattern, replacement in LATEX:
+            latex = re.sub(pattern, replacement, latex)
+        return convert(latex, display="inline" if match[1] == "span" else "block")
 
     return FORMULA.sub(formula, content)

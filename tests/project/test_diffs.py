@@ -29,6 +29,11 @@ PAIRS = [
         "reward_scale repeat soft_value sample_particles log_density lower_median stein_direction",
     ),
     Pair("sac", "sac_v1", 65, 80, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
+    Pair(
+        *("sac", "crossq", 65, 152),
+        "linear move_targets",
+        "BatchRenorm NormalizedLinear sample_squashed Network",
+    ),
     Pair("sac", "sac_discrete", 60, 82, new="gather reduce_critics"),
     Pair(
         *("sql", "sql_discrete", 174, 165),

@@ -223,8 +223,8 @@ def test_what_would_fail_is_said_before_training(offline, monkeypatch):
     hub.check_hub(SHARED)
     for args, words in (
         (replace(SHARED, hf_entity=None), "needs --hf-entity"),
-        (replace(SHARED, hf_entity="me/you"), "would not take this name"),
-        (replace(SHARED, exp_name="x" * 90), "would not take this name"),
+        (replace(SHARED, hf_entity="me/you"), "does not accept this name"),
+        (replace(SHARED, exp_name="x" * 90), "does not accept this name"),
     ):
         with pytest.raises(UsageError, match=words):
             hub.check_hub(args)

@@ -88,6 +88,6 @@ sac.train(sac.Args(**{args!r}))
 """
     clean = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
     done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True)
-    assert "JAX has computed before; this run cannot be resumed to the bit" in done.stderr
+    assert "JAX has already computed in this process; this run cannot be resumed bit for bit" in done.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["cpu_threads"] is None and config["xla_flags"] is None

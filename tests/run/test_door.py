@@ -264,7 +264,7 @@ def test_another_random_generator_cannot_be_restored(env_reset):
 def test_what_survives_a_reset_and_shows_late_is_noticed():
     said = message(UsageError, SeedEnvs, "Leftover-v0", [1])
     assert said == (
-        "Leftover-v0 cannot be restored exactly: the same actions from its last reset lead elsewhere; "
+        "Leftover-v0 cannot be restored exactly: the actions since its last reset lead to another state; "
         "add --env-reset fresh, or --env-reset restart (a resumed run then begins a new episode)"
     )
     SeedEnvs("Leftover-v0", [1], "fresh")

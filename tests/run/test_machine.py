@@ -352,7 +352,7 @@ def test_tensorboard_and_the_wall_clock_are_no_condition(tmp_path, monkeypatch, 
     assert finishes(FEW, tmp_path / "run")
     err = capsys.readouterr().err
     assert "warning: seed-1 is not shown in TensorBoard: [Errno 13] Permission denied" in err
-    assert err.count("warning: the run goes on without timing.jsonl: [Errno 21] Is a directory") == 1
+    assert err.count("warning: the run continues without timing.jsonl: [Errno 21] Is a directory") == 1
 
 
 def test_the_wall_clock_on_a_full_disk(tmp_path, capsys):
@@ -365,7 +365,7 @@ def test_the_wall_clock_on_a_full_disk(tmp_path, capsys):
     clock.file = open("/dev/full", "w")
     clock.measure(20)
     clock.measure(30)
-    said = "warning: the run goes on without timing.jsonl: [Errno 28] No space left on device\n"
+    said = "warning: the run continues without timing.jsonl: [Errno 28] No space left on device\n"
     assert capsys.readouterr().err == said
 
 
@@ -391,11 +391,11 @@ def test_no_cache_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     assert devices.make_cache_folder() is None
-    assert "warning: compiled programs are not kept: [Errno 20]" in capsys.readouterr().err
+    assert "warning: compiled programs are not cached: [Errno 20]" in capsys.readouterr().err
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda *given: False)
     assert devices.make_cache_folder() is None
-    assert f"not kept: cannot write to {tmp_path}/cleanrl_maxent" in capsys.readouterr().err
+    assert f"not cached: cannot write to {tmp_path}/cleanrl_maxent" in capsys.readouterr().err
 
     def homeless():
         raise RuntimeError("Could not determine home directory.")
@@ -403,7 +403,7 @@ def test_no_cache_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setattr(Path, "home", homeless)
     assert devices.make_cache_folder() is None
-    assert capsys.readouterr().err.endswith("not kept: Could not determine home directory.\n")
+    assert capsys.readouterr().err.endswith("not cached: Could not determine home directory.\n")
     cache = jax.config.jax_compilation_cache_dir
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     devices.set_up_device("auto")

@@ -167,7 +167,7 @@ def test_a_metric_that_overflows_is_left_out_and_a_loss_stops_the_run(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("frequency", "kept"), [(0, "nothing is saved yet"), (300, "saved is step 600, in ")], ids=["none", "one"]
+    ("frequency", "kept"), [(0, "nothing is saved yet"), (300, "step 600 is saved in ")], ids=["none", "one"]
 )
 def test_an_environment_that_fails_says_where_and_what_is_saved(frequency, kept, tmp_path):
     args = dict(env_id="FailsLate-v0", total_timesteps=900, checkpoint_frequency=frequency, eval_episodes=0)

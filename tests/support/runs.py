@@ -41,6 +41,7 @@ SMALLEST = SMALL | dict(
     num_steps=30,
     num_minibatches=4,
     update_epochs=2,
+    critic_hidden_dims=(8, 8),
     n_critics=2,
     value_particles=3,
     svgd_particles=4,

@@ -424,7 +424,7 @@ def test_unknown_suite(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(sweep.Args, sweep.main)
     assert stop.value.code == 2
-    assert "suites: cpu, discrete, lunar-lander, mujoco-1m, multigoal" in capsys.readouterr().err
+    assert "suites: cpu, discrete, evidence, lunar-lander, mujoco-1m, multigoal" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))

@@ -1,0 +1,119 @@
+"""Where runs lie beside published means; and which of two sets of runs is better, task by task."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.figures import plural
+from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
+from benchmarks.records import Curve, main_curves
+from benchmarks.tables import mean_with_interval, number, points_with_bands, published_band, verdict
+from cleanrl_maxent.common.errors import UsageError
+
+
+def compare_with_published(curves: list[Curve]) -> bool:
+    """Prints a verdict at each published step; True if none lies outside."""
+    inside, main = True, set(main_curves(curves))
+    for curve in curves:
+        points = points_with_bands(curve)
+        if points or curve in main:
+            how = "returns in training" if curve.protocol == "training" else f"{curve.protocol} evaluation"
+            print(f"{whole_name(curve)} on {curve.env_id}, seeds {' '.join(curve.seeds)}, {how}")
+        if not points and curve in main:
+            print("  nothing published to compare with at these steps")
+        for step, returns, rows in points:
+            inside &= compare_at(step, returns, rows)
+    return inside
+
+
+def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bool:
+    """Prints where the mean of our seeds lies at a step, and against what; False if it is outside."""
+    mean, band = float(returns.mean()), published_band(rows, len(returns))
+    words = (
+        "training windows differ" if rows[0]["protocol"].startswith("training") else "no spread was published"
+    )
+    if band:
+        words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
+        if len(rows) == 1:
+            words += ", of a single program: how much programs differ is not in it"
+    judged = verdict(mean, band)
+    print(f"  {step:,} steps: {number(mean)}  {judged}  ({words})")
+    for row in rows:
+        theirs = float(row["mean"])
+        deviation = f" ± {number(float(row['spread']), theirs)}" if row["spread"] else ""
+        print(f"      {number(theirs)}{deviation}  {row['env_id']}, {row['protocol']}: {row['source']}")
+    return judged != "outside"
+
+
+def compare_sets(a: list[Curve], b: list[Curve]) -> None:
+    """Prints for each task, number of steps and protocol of two sets of runs which of them returns more.
+
+    Raises UsageError if they have none in common.
+    """
+    found = list(pairs(a, b))
+    for of_a, of_b in found:
+        print(f"{of_a.env_id}, {of_a.budget:,} steps, {of_a.protocol}")
+        for letter, curve in (("A", of_a), ("B", of_b)):
+            seeds = plural(len(curve.seeds), "seed")
+            print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final())}")
+        for line in conclusion(of_a.final(), of_b.final()):
+            print(f"  {line}")
+    if not found:
+        ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
+        raise UsageError(f"nothing to compare: A has {ours}; B has {theirs}")
+    several = [pair for pair in found if min(len(curve.seeds) for curve in pair) > 1]
+    if len({(curve.env_id, curve.budget) for curve, _ in several}) > 1:
+        tasks = [(of_a.final(), of_b.final()) for of_a, of_b in several]
+        chance = np.mean([probability_of_improvement(*task) for task in tasks])
+        low, high = improvement_interval(tasks)
+        words = f"with probability {chance:.2f} ({low:.2f} to {high:.2f})"
+        print(f"on average over these tasks: a seed of B beats one of A {words}")
+
+
+def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
+    """Curves of the two sets on one task, with one number of steps and the main protocol that both have.
+
+    If each set has one algorithm or variant there, they are a pair; else those of the same name and flags.
+    """
+    for task in dict.fromkeys((curve.env_id, curve.budget) for curve in a):
+        sides = [[curve for curve in side if (curve.env_id, curve.budget) == task] for side in (a, b)]
+        alone = all(len({whole_name(curve) for curve in side}) == 1 for side in sides)
+        taken = set()
+        for of_a in sides[0]:
+            for of_b in sides[1]:
+                alike = alone or whole_name(of_a) == whole_name(of_b)
+                if alike and of_a.protocol == of_b.protocol and whole_name(of_a) not in taken:
+                    taken.add(whole_name(of_a))
+                    yield of_a, of_b
+
+
+def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
+    """What the final returns of the seeds of A and B say of the difference, in two sentences."""
+    mean = float(b.mean() - a.mean())
+    if min(len(a), len(b)) < 2:
+        return [f"B − A: {number(mean)}; one seed does not say how much seeds differ"]
+    low, high = difference_interval(a, b)
+    chance, (worst, best) = probability_of_improvement(a, b), improvement_interval([(a, b)])
+    beats = f"a seed of B beats one of A with probability {chance:.2f} ({worst:.2f} to {best:.2f})"
+    interval = f"{number(low, mean)} to {number(high, mean)}"
+    if low > 0 or high < 0:
+        better = f"{'B' if low > 0 else 'A'} returns more: the difference exceeds the spread of seeds."
+    else:
+        better = "These seeds do not say which of them returns more."
+    return [f"B − A: {number(mean)} (95%: {interval}); {beats}", better]
+
+
+def whole_name(curve: Curve) -> str:
+    """Name and changed flags."""
+    return f"{curve.name} {curve.flags}".strip()
+
+
+def some_of(names: set[str]) -> str:
+    """Names, three at most, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + more
+
+
+def place(curve: Curve) -> str:
+    """`sac on Hopper-v4 for 100,000 steps`."""
+    return f"{whole_name(curve)} on {curve.env_id} for {curve.budget:,} steps"

@@ -1,0 +1,144 @@
+"""Figures: learning curves of one task and number of steps, any recorded metric, performance profiles.
+
+Seeds are thin lines, their mean is a thick one. An algorithm has one colour everywhere; its variants have the
+same with other dashes.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import COLORS, OTHER_COLOR, plural, pyplot, save_figure
+from benchmarks.intervals import performance_profile
+from benchmarks.records import Curve, published_at_end
+from benchmarks.tables import score
+
+DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
+MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
+WORDS = {
+    "deterministic": "return, deterministic policy",
+    "sampled": "return, sampled actions",
+    "training": "return in training",
+}
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Several seeds of one kind in a figure."""
+
+    algorithm: str
+    label: str
+    is_variant: bool
+    steps: np.ndarray  # (points,)
+    values: np.ndarray  # (seeds, points)
+    marks: tuple[float, ...] = ()  # at the end, beside the curves
+
+
+def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
+    """What a figure shows of a curve `beside` others; published means stand by algorithms, not by variants.
+
+    The legend has the changed flags if another curve has this name, and the protocol if they differ in it.
+    """
+    label = curve.name
+    if sum(other.name == curve.name for other in beside) > 1:
+        label += f" {curve.flags}"
+    if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
+        label += f" ({curve.protocol})"
+    marks = [] if curve.is_variant else [float(row["mean"]) for row in published_at_end(curve)]
+    label += f", {plural(len(curve.seeds), 'seed')}"
+    return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks))
+
+
+def draw_curves(curves: list[Curve], path: Path) -> Path:
+    """Returns of curves of one task and number of steps, published means at the right edge.
+
+    Raises UsageError without matplotlib.
+    """
+    curves = sorted(curves, key=lambda curve: (curve.algorithm, curve.is_variant, curve.name, curve.flags))
+    protocols = {curve.protocol for curve in curves}
+    ylabel = WORDS[protocols.pop()] if len(protocols) == 1 else "return"
+    title = f"{curves[0].env_id}, {curves[0].budget:,} steps"
+    lines = [lines_of(curve, curves) for curve in curves]
+    return draw_lines(lines, curves[0].budget, title, ylabel, path)
+
+
+def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
+    """Thin seeds and a thick mean for each of `lines`; the legend has their order at the end, from above.
+
+    The file's description is the `digest` of what it shows.
+    """
+    figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
+    marked = [entry.algorithm for entry in lines if entry.marks]
+    handles = {}
+    for entry, style in zip(lines, line_styles(lines), strict=True):
+        color, mean = COLORS.get(entry.algorithm, OTHER_COLOR), np.nanmean(entry.values, axis=0)
+        if len(entry.values) > 1:
+            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35)
+        few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
+        label = "\n".join(wrap(entry.label, 30, break_on_hyphens=False))
+        (line,) = axes.plot(entry.steps, mean, ls=style, color=color, lw=2.2, label=label, **few)
+        handles[line] = mean[np.isfinite(mean)][-1]
+        if entry.marks:
+            lane = 1.025 + 0.022 * marked.index(entry.algorithm)
+            axes.plot([lane * budget] * len(entry.marks), entry.marks, **MARK, color=color)
+    legend = sorted(handles, key=lambda line: -handles[line])
+    if marked:
+        legend += axes.plot([], [], **MARK, color="0.4", label="published means")
+    axes.legend(handles=legend, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
+    axes.set_xlim(0, budget * (1.03 + 0.022 * len(marked)))
+    name_whole_ticks(axes)
+    return save_figure(figure, path, dpi=200, description=digest(title, ylabel, *lines))
+
+
+def line_styles(lines: Iterable[Lines]) -> list[Any]:
+    """Dashes for each of `lines`: an algorithm's own are continuous, those of its variants differ."""
+    styles, taken = [], defaultdict(int)
+    for entry in lines:
+        number = max(taken[entry.algorithm], int(entry.is_variant))
+        styles.append(DASHES[number % len(DASHES)])
+        taken[entry.algorithm] = number + 1
+    return styles
+
+
+def digest(*shown: Any) -> str:
+    """A short name of what a figure shows, which changes with it."""
+
+    def plain(value: Any) -> Any:
+        return np.round(value, 4).tolist() if isinstance(value, np.ndarray) else asdict(value)
+
+    return hashlib.sha256(json.dumps(shown, default=plain).encode()).hexdigest()[:16]
+
+
+def name_whole_ticks(axes: Any) -> None:
+    """Whole steps with commas on the x axis, commas on the y axis, a faint grid."""
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    low, high = axes.get_ylim()
+    if high - low >= 20:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_profiles(algorithms: dict[str, list[Curve]], path: Path) -> Path:
+    """Share of runs above each score, for algorithms with the same tasks and number of steps."""
+    figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
+    thresholds = np.linspace(0, 1.2, 200)
+    for name, group in algorithms.items():
+        profile = performance_profile([score(curve) for curve in group], thresholds)
+        axes.plot(thresholds, profile, lw=2.2, color=COLORS.get(name, OTHER_COLOR), label=name)
+    tasks, budget = next((group, group[0].budget) for group in algorithms.values())
+    axes.set(title=f"{plural(len(tasks), 'task')}, {budget:,} steps", ylim=(0, 1.02))
+    axes.set(xlabel="score τ (0: random, 1: TD3 after 1,000,000 steps)", ylabel="share of runs above τ")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path, dpi=200, description=digest(*algorithms.values()))

@@ -1,0 +1,195 @@
+"""The parts of the documents that `report.py draw` writes from the results, and their figures.
+
+A page states where: lines between `<!-- results of sac, written by benchmarks/report.py draw -->` and
+`<!-- end of results of sac -->`. In `README.md` they are the last three cells of each algorithm's row.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.commands import ROOT
+from benchmarks.curves import draw_curves, draw_profiles
+from benchmarks.records import RESULTS, Curve, main_curves, published_at_end
+from benchmarks.tables import (
+    aggregate_table,
+    algorithm_table,
+    number,
+    published_band,
+    published_table,
+    shared_tasks,
+    task_table,
+    variant_table,
+    verdict,
+    verdicts,
+    worth_a_row,
+)
+from cleanrl_maxent import algorithms
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.folder import file_name
+
+PAGE = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
+SHOWN_FIRST = ("HalfCheetah-v4", "Hopper-v4", "CartPole-v1")  # tasks of the README's table, if there are runs
+
+
+def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
+    """Draws a figure for each task and number of steps, one of each algorithm's variants there, and profiles.
+
+    Returns the figures' paths. Raises UsageError without matplotlib.
+    """
+    defaults, variants = split(main_curves(curves))
+    drawn = [draw_curves(group, figure_of(group, out_dir)) for group in by_task_and_budget(defaults)]
+    for algorithm in sorted({curve.algorithm for curve in variants}):
+        for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
+            task = group[0].env_id, group[0].budget
+            beside = [curve for curve in defaults if (curve.env_id, curve.budget) == task]
+            group = [curve for curve in beside if curve.algorithm == algorithm] + group
+            drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm)))
+    for budget, group in shared_tasks(curves).items():
+        drawn.append(draw_profiles(group, out_dir / f"profiles-{budget}.png"))
+    return drawn
+
+
+def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:
+    """The algorithms' own curves, and those of variants."""
+    curves = list(curves)
+    return [curve for curve in curves if not curve.is_variant], [
+        curve for curve in curves if curve.is_variant
+    ]
+
+
+def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
+    """Curves that may share an axis: of one task and one number of steps."""
+    groups = defaultdict(list)
+    for curve in curves:
+        groups[curve.env_id, curve.budget].append(curve)
+    return [groups[key] for key in sorted(groups)]
+
+
+def figure_of(group: list[Curve], folder: Path, algorithm: str = "") -> Path:
+    """The file of a figure: `Hopper-v4-100000.png`, of variants `sql-Hopper-v4-100000.png`."""
+    name = f"{file_name(group[0].env_id)}-{group[0].budget}.png"
+    return folder / (f"{algorithm}-{name}" if algorithm else name)
+
+
+def report(curves: list[Curve]) -> str:
+    """The text of report.md: every table, with the sources of published means."""
+    tables = [task_section(group, "") for group in by_task(curves)]
+    others = aggregate_table(curves), published_table(worth_a_row(curves))
+    tables += [table for table in others if table[2:]]
+    return "\n\n".join("\n".join(table) for table in tables) + "\n"
+
+
+def by_task(curves: Iterable[Curve]) -> list[list[Curve]]:
+    """Curves of one task each."""
+    groups = defaultdict(list)
+    for curve in curves:
+        groups[curve.env_id].append(curve)
+    return [groups[task] for task in sorted(groups)]
+
+
+def task_section(curves: list[Curve], figures: str) -> list[str]:
+    """Heading, table and figures of a task; `figures` is the way to their folder, "" for none."""
+    lines = [f"### {curves[0].env_id}", "", *task_table(curves)]
+    return [*lines, "", *images(by_task_and_budget(curves), figures)] if figures else lines
+
+
+def images(groups: list[list[Curve]], folder: str, algorithm: str = "") -> list[str]:
+    """The figures of some groups of curves, each half as wide as a page."""
+    tags = []
+    for group in groups:
+        source = f"{folder}/{figure_of(group, Path(), algorithm)}"
+        alt = f"Returns on {group[0].env_id}, {group[0].budget:,} steps"
+        tags.append(f'<img src="{source}" width="49%" alt="{alt}">')
+    return tags
+
+
+def results_block(curves: list[Curve]) -> list[str]:
+    """What docs/results.md has between its marks: every task, and scores over tasks."""
+    defaults, _ = split(curves)
+    lines = [verdicts(defaults)]
+    for group in by_task(defaults):
+        lines += ["", *task_section(group, "../benchmarks/results")]
+    for budget in shared_tasks(curves):
+        source = f"../benchmarks/results/profiles-{budget}.png"
+        lines += ["", f'<img src="{source}" width="60%" alt="Performance profiles, {budget:,} steps">']
+    table = aggregate_table(curves)
+    return [*lines, "", "### Scores over tasks", "", *table] if table else lines
+
+
+def algorithm_block(curves: list[Curve], algorithm: str) -> list[str]:
+    """What an algorithm's page has between its marks: its rows, its variants', and their figures."""
+    defaults, variants = split(curve for curve in curves if curve.algorithm == algorithm)
+    lines = algorithm_table(defaults) if defaults else ["No run is committed yet."]
+    if variants:
+        figures = images(by_task_and_budget(variants), "../../benchmarks/results", algorithm)
+        lines = [*lines, "", "With other settings:", "", *variant_table(variants), "", *figures]
+    return lines
+
+
+def write_block(text: str, name: str, lines: list[str]) -> str:
+    """`text` with new lines between the marks of `name`; raises UsageError unless it has them once."""
+    start, end = f"<!-- {name}, written by benchmarks/report.py draw -->", f"<!-- end of {name} -->"
+    block = "\n".join([start, "", *lines, "", end])
+    text, count = re.subn(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: block, text, flags=re.DOTALL)
+    if count != 1:
+        raise UsageError(f"a page has not one block from {start} to {end}")
+    return text
+
+
+def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
+    """Task and steps, our mean, and the published means, of the task that the README shows of an algorithm.
+
+    That is the first of `SHOWN_FIRST` that it has runs on, or any, with the most steps; the protocol is one
+    with a band, or at least published means, if there is one.
+    """
+    own = [curve for curve in worth_a_row(curves) if curve.name == curve.algorithm == algorithm]
+    if not own:
+        return ["", "", ""]
+    order = {task: place for place, task in enumerate(SHOWN_FIRST)}
+    curve = min(
+        own,
+        key=lambda curve: (
+            order.get(curve.env_id, len(order)),
+            curve.env_id,
+            -curve.budget,
+            published_band(published_at_end(curve), len(curve.seeds)) is None,
+            not published_at_end(curve),
+        ),
+    )
+    returns, rows = curve.final(), published_at_end(curve)
+    mean = float(returns.mean())
+    evaluation = "" if curve.protocol == "deterministic" else f", {curve.protocol}"
+    published = ""
+    if rows:
+        low, high = (number(limit(float(row["mean"]) for row in rows)) for limit in (min, max))
+        judged = verdict(mean, published_band(rows, len(returns)))
+        published = (low if low == high else f"{low} to {high}") + f" ({judged})"
+    return [f"{curve.env_id}, {curve.budget:,}{evaluation}", number(mean), published]
+
+
+def refresh_readme(text: str, curves: list[Curve]) -> str:
+    """README.md with the last three cells of each algorithm's row as the results give them."""
+    lines = text.splitlines()
+    for algorithm in algorithms():
+        for place, line in enumerate(lines):
+            if line.startswith("|") and f"(cleanrl_maxent/{algorithm}.py)" in line:
+                cells = line.split("|")[1:5]
+                lines[place] = f"|{'|'.join(cells)}| {' | '.join(readme_cells(curves, algorithm))} |"
+    return "\n".join(lines) + "\n"
+
+
+def refreshed_pages(curves: list[Curve]) -> dict[Path, str]:
+    """The text of every page that shows results, by its path. Raises UsageError if marks are missing."""
+    pages = {
+        PAGE: write_block(PAGE.read_text(), "results", results_block(curves)),
+        README: refresh_readme(README.read_text(), curves),
+        RESULTS / "report.md": report(curves),
+    }
+    for algorithm in algorithms():
+        path = ROOT / "docs" / "algorithms" / f"{algorithm}.md"
+        if path.exists() and f"<!-- results of {algorithm}," in (text := path.read_text()):
+            pages[path] = write_block(text, f"results of {algorithm}", algorithm_block(curves, algorithm))
+    return pages

@@ -1,0 +1,291 @@
+"""Evaluations of finished runs as rows, the curves of their seeds, and published means to set beside them.
+
+A run belongs to its algorithm, with a number of steps, unless it has a name of its own and flags that change
+what is learned: then it is a variant.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.commands import words
+from cleanrl_maxent import algorithms
+from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.folder import MAY_DIFFER
+
+RESULTS = Path(__file__).parent / "results"
+PUBLISHED = Path(__file__).parent / "published.csv"
+METRICS = {  # columns of evaluations.csv
+    "return_deterministic": "eval/return_mean",
+    "return_stochastic": "eval_stochastic/return_mean",
+}
+COLUMN_OF = {  # protocol of a curve: its column; the first that a run has is its main one
+    "deterministic": "return_deterministic",
+    "sampled": "return_stochastic",
+    "training": "return_training",
+}
+POSITION = ("algorithm", "exp_name", "env_id", "total_timesteps", "seed", "step", "seconds")
+COLUMNS = (*POSITION, *COLUMN_OF.values())
+# arguments, beside those that may differ on resume, with which an algorithm remains the same
+NOT_LEARNED = MAY_DIFFER | {"env_id", "seed", "num_seeds", "exp_name", "eval_frequency", "eval_episodes"}
+COMPARABLE = {  # how protocols of published.csv begin, by protocol of a curve
+    "deterministic": ("deterministic evaluation", "evaluation, determinism not stated"),
+    "sampled": ("sampled evaluation",),
+    "training": ("training returns",),
+}
+
+
+def finished_runs(paths: Iterable[Path]) -> list[Path]:
+    """The finished runs among `paths` and one level below; raises UsageError if a path holds none."""
+    return run_folders(paths, "result.json", "finished run")
+
+
+def run_folders(paths: Iterable[Path], file: str, noun: str) -> list[Path]:
+    """The folders with a `file` among `paths` and one level below; raises UsageError if a path holds none."""
+    found = []
+    for path in (path for path in paths if not path.is_file()):
+        below = sorted(entry.parent for entry in (*path.glob(file), *path.glob(f"*/{file}")))
+        if not below:
+            raise UsageError(f"{path} holds no {noun}: no {file} in it or one level below")
+        found += below
+    if not found:
+        raise UsageError("name a run, or a folder of runs")
+    return found
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, every value a string; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; a last line that is still being written is left out."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def changed_flags(config: dict[str, Any]) -> str:
+    """The flags that change what a run learns from the algorithm's defaults, as on a command line.
+
+    Flags that today's version does not have are left out.
+    """
+    algorithm = algorithms().get(known_algorithm(config["algorithm"]))
+    defaults = json.loads(json.dumps(asdict(algorithm.Args()))) if algorithm else {}
+    return " ".join(
+        words(
+            {
+                name: value
+                for name, value in config["args"].items()
+                if name in defaults and name not in NOT_LEARNED and value != defaults[name]
+            }
+        )
+    )
+
+
+def known_algorithm(name: str) -> str:
+    """The algorithm that a run's belongs to: itself, or the longest of ours that its name begins with.
+
+    So the trial of a file that is not kept, such as `sac_glorot.py`, is a variant of SAC.
+    """
+    beginnings = [
+        known for known in algorithms() if name == known or name.startswith((f"{known}_", f"{known}-"))
+    ]
+    return max(beginnings, key=len, default=name)
+
+
+def group_of(config: dict[str, Any]) -> dict[str, str]:
+    """What the seeds of a curve share: algorithm, name, environment, number of steps, and changed flags.
+
+    The name is the algorithm's unless the run has another one and changed flags.
+    """
+    args, flags = config["args"], changed_flags(config)
+    name = args["exp_name"] if flags else config["algorithm"]
+    return {
+        "algorithm": known_algorithm(config["algorithm"]),
+        "exp_name": name,
+        "env_id": args["env_id"],
+        "total_timesteps": str(args["total_timesteps"]),
+        "flags": flags,
+    }
+
+
+def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Rows of a finished run, and its entry in the manifest."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["args"]["run_dir"]  # a path of this machine
+    result = json.loads((folder / "result.json").read_text())
+    timing = read_lines(folder / "timing.jsonl")
+    steps, seconds = ([0, *(row[name] for row in timing)] for name in ("global_step", "seconds"))
+    group, rows = group_of(config), []
+    for seed in result["evaluations"]:
+        record = read_lines(folder / f"seed-{seed}" / "metrics.jsonl")
+        evaluations: dict[int, dict[str, str]] = defaultdict(dict)
+        for metrics in record:
+            for column, name in METRICS.items():
+                if name in metrics:
+                    evaluations[metrics["global_step"]][column] = rounded(metrics[name])
+        if (training := training_return(record)) is not None:
+            evaluations[record[-1]["global_step"]]["return_training"] = rounded(training)
+        for step, returns in evaluations.items():
+            taken = f"{np.interp(step, steps, seconds):.0f}"
+            rows.append(group | {"seed": seed, "step": str(step), "seconds": taken} | returns)
+    return rows, config | {"seconds": result["seconds"]}
+
+
+def rounded(value: float) -> str:
+    """A return as evaluations.csv has it."""
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def training_return(record: list[dict[str, Any]]) -> float | None:
+    """Mean return of the training episodes that ended in the last 5% of the steps; None if none did."""
+    name, start = "charts/episodic_return", 0.95 * record[-1]["global_step"]
+    returns = [metrics[name] for metrics in record if name in metrics and metrics["global_step"] > start]
+    return float(np.mean(returns)) if returns else None
+
+
+def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Rows of the finished runs among `paths` and one level below. Raises UsageError."""
+    return [row for folder in finished_runs(paths) for row in read_run(folder)[0]]
+
+
+def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Rows of evaluations.csv, each with its run's changed flags, and manifest.json.
+
+    Raises UsageError if the rows are of an earlier version, which did not state the number of steps.
+    """
+    rows, path = read_csv(results / "evaluations.csv"), results / "manifest.json"
+    if rows and "total_timesteps" not in rows[0]:
+        raise UsageError(f"{results} is of an earlier version: collect its runs into a new folder")
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    flags = {name: changed_flags(entry) for name, entry in manifest.items()}
+    return [row | {"flags": flags[identity(row)]} for row in rows], manifest
+
+
+def identity(row: dict[str, str]) -> str:
+    """Which training run a row is an evaluation of: its key in the manifest."""
+    return " ".join(row[name] for name in ("exp_name", "env_id", "total_timesteps", "seed"))
+
+
+def collect(run_dirs: Iterable[Path], results: Path) -> None:
+    """Reads every run into evaluations.csv and manifest.json. Raises UsageError."""
+    rows, manifest = read_results(results)
+    for folder in run_dirs:
+        added, entry = read_run(folder)
+        identities = {identity(row) for row in added}
+        rows = [row for row in rows if identity(row) not in identities] + added
+        manifest |= dict.fromkeys(identities, entry)
+    numbers = ("total_timesteps", "seed", "step")
+    rows.sort(key=lambda row: (row["exp_name"], row["env_id"], *(int(row[name]) for name in numbers)))
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / "evaluations.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (results / "manifest.json").write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The seeds of one algorithm or variant on one environment, evaluated at the same steps."""
+
+    algorithm: str
+    name: str  # the algorithm's, or a variant's
+    flags: str  # that change what is learned from the defaults
+    env_id: str
+    budget: int  # steps that the runs were given; those of whole rollouts may end a little earlier
+    protocol: str  # deterministic or sampled evaluation, or training
+    seeds: list[str]
+    steps: np.ndarray  # (evaluations,)
+    returns: np.ndarray  # (seeds, evaluations), in reward units
+
+    @property
+    def is_variant(self) -> bool:
+        """True if it has a name of its own."""
+        return self.name != self.algorithm
+
+    @property
+    def family(self) -> str:
+        """The environment whatever its version."""
+        return self.env_id.rpartition("-v")[0]
+
+    def final(self) -> np.ndarray:
+        """Mean of each seed's evaluations in the last 5% of its steps, `(seeds,)`."""
+        return self.near(int(self.steps[-1]))
+
+    def near(self, step: int) -> np.ndarray:
+        """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty if there are none."""
+        chosen = np.abs(self.steps - step) <= 0.05 * step
+        return self.returns[:, chosen].mean(axis=1) if chosen.any() else np.array([])
+
+
+def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
+    """For each group of seeds a curve of each protocol that all of them have, the main one first.
+
+    Steps that not all of the seeds have are left out. Raises UsageError if none is left.
+    """
+    groups: dict[tuple[str, ...], dict] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        key = tuple(row[name] for name in ("algorithm", "exp_name", "flags", "env_id", "total_timesteps"))
+        groups[key][row["seed"]][int(row["step"])] = row
+    curves = []
+    for (algorithm, name, flags, env_id, budget), seeds in groups.items():
+        found = 0
+        for protocol, column in COLUMN_OF.items():
+            table = [
+                {step: float(row[column]) for step, row in evaluations.items() if row.get(column)}
+                for evaluations in seeds.values()
+            ]
+            if steps := sorted(set.intersection(*map(set, table))):
+                returns = np.array([[evaluations[step] for step in steps] for evaluations in table])
+                kind = algorithm, name, flags, env_id, int(budget), protocol
+                curves.append(Curve(*kind, list(seeds), np.array(steps), returns))
+                found += 1
+        if not found:
+            raise UsageError(f"the seeds of {name} on {env_id} have no evaluation step in common")
+    return curves
+
+
+def main_curves(curves: Iterable[Curve]) -> list[Curve]:
+    """Those of the main protocol: deterministic evaluation, else sampled, else training."""
+    chosen = {}
+    for curve in curves:
+        chosen.setdefault((curve.algorithm, curve.name, curve.flags, curve.env_id, curve.budget), curve)
+    return list(chosen.values())
+
+
+@cache
+def published_rows() -> list[dict[str, str]]:
+    """Every row of published.csv."""
+    return read_csv(PUBLISHED)
+
+
+def published(curve: Curve) -> list[dict[str, str]]:
+    """Published rows of the same algorithm, environment family and protocol, up to the last step, whatever
+    the version of the environment. Rows that bear a variant's name are the variant's.
+
+    Deterministic evaluations are never set against training episodes or exploration.
+    """
+    names = {row["algorithm"] for row in published_rows()}
+    name = curve.name if curve.name in names else curve.algorithm
+    return [
+        row
+        for row in published_rows()
+        if row["algorithm"] == name and row["env_id"].rpartition("-v")[0] == curve.family
+        if row["protocol"].startswith(COMPARABLE[curve.protocol])
+        if 0.95 * int(row["step"]) <= curve.steps[-1]
+    ]
+
+
+def published_at_end(curve: Curve) -> list[dict[str, str]]:
+    """The published rows at the curve's number of steps."""
+    return [row for row in published(curve) if int(row["step"]) == curve.budget]

@@ -1,0 +1,141 @@
+"""Searches an algorithm's hyperparameters with Optuna; after a kill the same command resumes.
+
+    pip install optuna
+    python benchmarks/search.py --env-id Hopper-v4 --total-timesteps 100000 --trials 20
+
+An example to copy: `space` has the flags that are searched, `value` what is maximised. A trial is a run, in
+`trial-0`, `trial-1`, … of the folder; `study.db` there is the study. A trial that was killed has
+its parameters in the study and its steps in its folder, so it is resumed first, to the same bits.
+
+Exit status 2 for bad input, 75 if a trial was stopped.
+"""
+
+import importlib
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import Cell, check
+from benchmarks.commands import applicable_flags, check_algorithms, words
+from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError, require
+from cleanrl_maxent.common.run.folder import read_json
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is searched, and for how long."""
+
+    algorithm: str = "sac"
+    env_id: str = "Pendulum-v1"
+    total_timesteps: int = 10_000  # steps of each seed of a trial
+    num_seeds: int = 2  # seeds of a trial, side by side
+    flags: str = ""  # further flags of every trial: --flags="--learning-starts 1000"
+    device: str = "auto"
+    trials: int = 20  # trials of the study, those of earlier commands included
+    folder: Path = Path("runs/search")  # of the study and its runs
+
+
+def space(optuna: Any) -> dict[str, Any]:
+    """The flags that are searched and their ranges; those that an algorithm lacks are left out."""
+    number = optuna.distributions.FloatDistribution
+    rate = number(1e-4, 3e-3, log=True)
+    return {
+        "policy_lr": rate,
+        "q_lr": rate,
+        "learning_rate": rate,
+        "tau": number(1e-3, 5e-2, log=True),
+        "gae_lambda": number(0.8, 1.0),
+    }
+
+
+def value(folder: Path) -> float:
+    """What is maximised: the last evaluation of a finished run, averaged over its seeds."""
+    evaluations = read_json(folder / "result.json")["evaluations"].values()
+    names = ("eval/return_mean", "eval_stochastic/return_mean")  # the first that the algorithm has
+    return float(np.mean([next(last[name] for name in names if name in last) for last in evaluations]))
+
+
+def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
+    """The run of a trial."""
+    shared = {name: asdict(args)[name] for name in ("env_id", "total_timesteps", "num_seeds")}
+    flags = *words(shared | parameters), *shlex.split(args.flags)
+    return Cell(args.algorithm, flags, args.folder / f"trial-{number}", args.device)
+
+
+def train(cell: Cell) -> float | None:
+    """Runs or resumes a trial; its value, None if it failed. Raises Stopped if it was stopped or killed."""
+    while cell.in_use():  # by the process of a search that was killed alone
+        time.sleep(1)
+    with subprocess.Popen(cell.command()) as process:
+        status = process.wait()
+    if status == STOPPED or status < 0:
+        raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
+    return value(cell.folder) if status == 0 else None
+
+
+def search(
+    study: Any, distributions: dict[str, Any], trials: int, run: Callable[[int, dict[str, Any]], float | None]
+) -> None:
+    """Asks the study for trials until it has had so many, first those that a kill left unfinished."""
+    while True:
+        unfinished = [trial for trial in study.trials if not trial.state.is_finished()]
+        if not unfinished and len(study.trials) >= trials:
+            return
+        trial = unfinished[0] if unfinished else study.ask(distributions)
+        found = None
+        if trial.params.keys() == distributions.keys():  # else it was killed while they were drawn
+            found = run(trial.number, trial.params)
+        if found is None:
+            study.tell(trial.number, state=type(study.trials[trial.number].state).FAIL)
+        else:
+            study.tell(trial.number, found)
+
+
+def open_study(optuna: Any, args: Args) -> Any:
+    """The study in the search's folder; raises UsageError if it searched something else."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    storage = f"sqlite:///{args.folder / 'study.db'}"
+    study = optuna.create_study(
+        storage=storage, study_name="search", direction="maximize", load_if_exists=True
+    )
+    fixed = {name: str(given) for name, given in asdict(args).items() if name not in ("trials", "device")}
+    before = study.user_attrs.get("search", fixed)
+    if before != fixed:
+        different = ", ".join(f"{name}={before[name]}" for name in fixed if before[name] != fixed[name])
+        raise UsageError(f"{args.folder} holds a search with {different}; name another --folder")
+    study.set_user_attr("search", fixed)
+    return study
+
+
+def main(args: Args) -> None:
+    """Searches, and prints the best trial's flags. Raises UsageError and Stopped."""
+    try:
+        optuna = importlib.import_module("optuna")
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"{missing}; pip install optuna") from missing
+    require(args.trials > 0, f"trials must be > 0; got {args.trials}")
+    check_algorithms([args.algorithm])
+    check([cell_of(0, {}, args)])
+    distributions = applicable_flags(args.algorithm, space(optuna))
+    require(bool(distributions), f"{args.algorithm} has none of the flags of `space`")
+    study = open_study(optuna, args)
+
+    def run(number: int, parameters: dict[str, Any]) -> float | None:
+        return train(cell_of(number, parameters, args))
+
+    search(study, distributions, args.trials, run)
+    finished = [trial for trial in study.trials if trial.value is not None]
+    require(bool(finished), f"every trial failed; see the messages above, and {args.folder}")
+    best = max(finished, key=lambda trial: trial.value)
+    print(f"best of {len(finished)}: trial-{best.number}, {best.value:.1f}: {' '.join(words(best.params))}")
+
+
+if __name__ == "__main__":
+    run_script(Args, main)

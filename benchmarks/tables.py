@@ -1,0 +1,213 @@
+"""Tables in Markdown of curves beside published means, and the verdict on each."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from benchmarks.intervals import (
+    interquartile_mean,
+    mean_interval,
+    prediction_interval,
+    stratified_bootstrap,
+)
+from benchmarks.records import COMPARABLE, Curve, main_curves, published, published_at_end
+
+# returns of a random policy and of TD3 after a million steps: the constants of
+# https://github.com/DAVIAN-Robotics/SimbaV2 scale_rl/envs/mujoco.py; of the last three tasks 100 episodes of
+# uniform actions, and the mean of TD3's rows in published.csv
+REFERENCE_RETURNS = {
+    "HalfCheetah": (-289.415, 10_574),
+    "Hopper": (18.791, 3_226),
+    "Walker2d": (2.791, 3_946),
+    "Ant": (-70.288, 3_942),
+    "Humanoid": (120.423, 5_165),
+    "Swimmer": (0.8, 74.2),
+    "Reacher": (-43.4, -3.9),
+    "InvertedDoublePendulum": (59.1, 9_079),
+}
+FEWEST_TASKS = 5  # for scores over several tasks
+
+
+def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table."""
+    return [f"| {' | '.join(cells)} |" for cells in [titles, ["---"] * len(titles), *rows]]
+
+
+def number(value: float, like: float | None = None) -> str:
+    """A return: `5,152`, `−4.3`; with as many digits as `like` would have."""
+    digits = 0 if abs(value if like is None else like) >= 100 else 1
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def named(curve: Curve) -> str:
+    """The name of a curve; an algorithm with changed flags has them beside it."""
+    return f"{curve.name} `{curve.flags}`" if curve.flags and not curve.is_variant else curve.name
+
+
+def code(words: str) -> str:
+    """Words as code, if there are any: a variant from a file of its own has no changed flags."""
+    return f"`{words}`" if words else ""
+
+
+def mean_with_interval(returns: np.ndarray) -> str:
+    """`5,152 ± 1,607`; without an interval if there is one seed."""
+    mean = float(returns.mean())
+    return number(mean) + (f" ± {number(mean_interval(returns), mean)}" if len(returns) > 1 else "")
+
+
+def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float] | None:
+    """Where the mean of `seeds` seeds should lie by published rows of one step; None without a spread.
+
+    Returns in training have no band: programs average them over different windows, which lag behind.
+    """
+    with_spread = [
+        row
+        for row in rows
+        if float(row["spread"] or 0) > 0 and int(row["seeds"] or 0) > 1
+        if not row["protocol"].startswith(COMPARABLE["training"])
+    ]
+    if not with_spread:
+        return None
+    means, spreads, counts = (
+        [float(row[name]) for row in with_spread] for name in ("mean", "spread", "seeds")
+    )
+    return prediction_interval(means, spreads, counts, seeds)
+
+
+def verdict(mean: float, band: tuple[float, float] | None) -> str:
+    """`inside`, `outside` or `no band`."""
+    if band is None:
+        return "no band"
+    return "inside" if band[0] <= mean <= band[1] else "outside"
+
+
+def worth_a_row(curves: Iterable[Curve]) -> list[Curve]:
+    """The main protocol of each group of seeds, and every other that something published compares with."""
+    curves = list(curves)
+    main = set(main_curves(curves))
+    return [curve for curve in curves if curve in main or published_at_end(curve)]
+
+
+def result_cells(curve: Curve) -> list[str]:
+    """Seeds, evaluation, mean, IQM, published means and the verdict on them."""
+    returns, rows = curve.final(), published_at_end(curve)
+    mean, band = float(returns.mean()), published_band(rows, len(returns))
+    means = ", ".join(number(value, mean) for value in sorted(float(row["mean"]) for row in rows))
+    cells = [str(len(returns)), curve.protocol, mean_with_interval(returns)]
+    cells += [number(float(interquartile_mean(returns)), mean), means]
+    if band is None:
+        return [*cells, ""]
+    low, high = (number(value, mean) for value in band)
+    inside = verdict(mean, band)
+    single = " (of one program)" if len(rows) == 1 else ""
+    return [*cells, f"{inside if inside == 'inside' else '**outside**'} {low} to {high}{single}"]
+
+
+RESULT_TITLES = ["seeds", "evaluation", "mean ± 95%", "IQM", "published", "their band"]
+
+
+def task_table(curves: list[Curve]) -> list[str]:
+    """Results on one task, whose name is above the table: a row for each number of steps and algorithm."""
+    chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.budget, curve.name))
+    rows = [[f"{curve.budget:,}", named(curve), *result_cells(curve)] for curve in chosen]
+    return markdown_table(["steps", "algorithm", *RESULT_TITLES], rows)
+
+
+def algorithm_table(curves: list[Curve]) -> list[str]:
+    """Results of one algorithm: a row for each task, beside which changed flags are, and number of steps."""
+    chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.env_id, curve.budget, curve.flags))
+    rows = [
+        [
+            f"{curve.env_id} `{curve.flags}`" if curve.flags else curve.env_id,
+            f"{curve.budget:,}",
+            *result_cells(curve),
+        ]
+        for curve in chosen
+    ]
+    return markdown_table(["task", "steps", *RESULT_TITLES], rows)
+
+
+def variant_table(curves: list[Curve]) -> list[str]:
+    """Results of the variants of one algorithm, named, with their flags."""
+    chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.env_id, curve.budget, curve.name))
+    rows = [
+        [curve.env_id, f"{curve.budget:,}", curve.name, code(curve.flags), *result_cells(curve)]
+        for curve in chosen
+    ]
+    return markdown_table(["task", "steps", "name", "changed flags", *RESULT_TITLES], rows)
+
+
+def published_table(curves: list[Curve]) -> list[str]:
+    """The published rows at the curves' numbers of steps, with source and protocol."""
+    rows = {}
+    for curve in curves:
+        for row in published_at_end(curve):
+            mean = float(row["mean"])
+            deviation = f" ± {number(float(row['spread']), mean)}" if row["spread"] else ""
+            cells = [row["algorithm"], row["env_id"], f"{int(row['step']):,}", number(mean) + deviation]
+            rows[*cells, row["seeds"], row["protocol"], row["source"]] = None  # once, for all variants
+    titles = ["algorithm", "task", "steps", "published mean ± std", "seeds", "protocol", "source"]
+    return markdown_table(titles, [list(cells) for cells in rows])
+
+
+def verdicts(curves: Iterable[Curve]) -> str:
+    """How many means lie inside their band, and which do not, in a sentence."""
+    inside, outside = 0, []
+    for curve in worth_a_row(curves):
+        mean = float(curve.final().mean())
+        if band := published_band(published_at_end(curve), len(curve.seeds)):
+            if verdict(mean, band) == "inside":
+                inside += 1
+            else:
+                side = "above" if mean > band[1] else "below"
+                place = f"{named(curve)} on {curve.env_id} after {curve.budget:,} steps"
+                outside.append(f"{place} ({curve.protocol}, {side})")
+    count = inside + len(outside)
+    others = f"; outside: {', '.join(outside)}" if outside else ""
+    return f"Of {count} means that have a band, {inside} lie inside{others}." if count else ""
+
+
+def score(curve: Curve) -> np.ndarray:
+    """Final returns of the seeds on a scale from 0, a random policy, to 1, TD3 after a million steps."""
+    low, high = REFERENCE_RETURNS[curve.family]
+    return (curve.final() - low) / (high - low)
+
+
+def shared_tasks(curves: Iterable[Curve]) -> dict[int, dict[str, list[Curve]]]:
+    """By number of steps, the algorithms that share five tasks with a scale or more, and their curves there.
+
+    Variants are left out. An algorithm with fewer tasks is left out; tasks that others lack are too.
+    """
+    groups: dict[int, dict[str, dict[str, Curve]]] = defaultdict(lambda: defaultdict(dict))
+    for curve in main_curves(curves):
+        if curve.family in REFERENCE_RETURNS and not curve.is_variant:
+            groups[curve.budget][curve.name][curve.env_id] = curve
+    found = {}
+    for budget, algorithms in sorted(groups.items()):
+        broad = {name: tasks for name, tasks in algorithms.items() if len(tasks) >= FEWEST_TASKS}
+        shared = sorted(set.intersection(*map(set, broad.values()))) if broad else []
+        if len(shared) >= FEWEST_TASKS:
+            found[budget] = {name: [tasks[task] for task in shared] for name, tasks in broad.items()}
+    return found
+
+
+def aggregate_table(curves: Iterable[Curve]) -> list[str]:
+    """IQM of the scores over tasks and seeds, with its bootstrap interval; [] for fewer than five tasks."""
+    rows = []
+    for budget, algorithms in shared_tasks(curves).items():
+        for name, group in algorithms.items():
+            tasks = [score(curve) for curve in group]
+            iqm = f"{interquartile_mean(np.concatenate(tasks)):.2f}"
+            several = min(map(len, tasks)) > 1
+            interval = "{:.2f} to {:.2f}".format(*stratified_bootstrap(tasks)) if several else "one seed"
+            rows.append([f"{budget:,}", name, ", ".join(curve.env_id for curve in group), iqm, interval])
+    return markdown_table(["steps", "algorithm", "tasks", "IQM of scores", "95%"], rows) if rows else []
+
+
+def points_with_bands(curve: Curve) -> list[tuple[int, np.ndarray, list[dict[str, str]]]]:
+    """Each published step that the curve has evaluations near: step, returns of the seeds, published rows."""
+    by_step = defaultdict(list)
+    for row in published(curve):
+        by_step[int(row["step"])].append(row)
+    return [(step, curve.near(step), by_step[step]) for step in sorted(by_step) if len(curve.near(step))]

@@ -1,0 +1,78 @@
+"""Statistics of few seeds, against closed forms, SciPy and simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_ind
+
+from benchmarks import intervals
+
+
+def test_interquartile_mean():
+    assert intervals.interquartile_mean([100, 3, 4, 5, 6, -100, 2, 7]) == pytest.approx(4.5)
+    assert intervals.interquartile_mean([1, 2, 6]) == 3
+
+
+def test_bootstrap_keeps_to_the_tasks():
+    """Tasks without spread have an interval without width, however far apart they are; for others it is
+    that of seeds drawn again by hand."""
+    assert intervals.stratified_bootstrap([np.zeros(4), np.full(4, 100.0)]) == (50, 50)
+    rng = np.random.default_rng(1)
+    tasks = [rng.normal(size=10), rng.normal(3, size=6)]
+    drawn = []
+    for _ in range(20_000):
+        scores = np.sort(np.concatenate([rng.choice(task, len(task)) for task in tasks]))
+        drawn.append(scores[4:12].mean())
+    found = intervals.stratified_bootstrap(tasks, repetitions=20_000)
+    np.testing.assert_allclose(found, np.percentile(drawn, [2.5, 97.5]), rtol=0, atol=0.03)
+
+
+def test_profile_weighs_tasks_alike():
+    profile = intervals.performance_profile([[0.5] * 10, [1.5]], [0, 0.5, 1, 2])
+    np.testing.assert_array_equal(profile, [1, 0.5, 0.5, 0])
+
+
+def test_mean_interval_of_two_scores():
+    """t of one degree of freedom is 12.706, the standard error of 0 and 2 is 1."""
+    assert intervals.mean_interval([0, 2]) == pytest.approx(12.706, abs=1e-3)
+    assert np.isnan(intervals.mean_interval([1]))
+
+
+def test_prediction_interval_of_one_program():
+    """t of 9 degrees of freedom is 2.262; the deviation of ten seeds, 3, divides by ten."""
+    low, high = intervals.prediction_interval([100], [3], [10], 5)
+    half_width = 2.262 * 3 * np.sqrt(10 / 9) * np.sqrt(1 / 5 + 1 / 10)
+    assert (low, high) == pytest.approx((100 - half_width, 100 + half_width), abs=1e-2)
+
+
+@pytest.mark.parametrize("between, seeds", [(0, [10] * 4), (0, [10, 3]), (3, [10] * 4), (3, [10, 10, 3])])
+def test_prediction_interval_covers(between, seeds):
+    """1,500 times some programs are published, and one more is run with three seeds: 19 in 20 within."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(1_500):
+        programs = [rng.normal(rng.normal(0, between), 2, n) for n in seeds]
+        means, deviations = zip(*((returns.mean(), returns.std()) for returns in programs), strict=True)
+        new = rng.normal(rng.normal(0, between), 2, 3).mean()
+        low, high = intervals.prediction_interval(means, deviations, seeds, 3)
+        inside += low <= new <= high
+    assert 0.88 < inside / 1_500 < 0.98
+
+
+def test_difference_of_means_is_welchs():
+    a, b = [1.0, 4.0, 2.0], [9.0, 3.0, 5.0, 8.0]
+    expected = ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    assert intervals.difference_interval(a, b) == pytest.approx((expected.low, expected.high))
+    assert intervals.difference_interval([500, 500], [400, 400]) == (-100, -100)
+
+
+def test_probability_of_improvement():
+    """Of six pairs 5 > 1, 5 > 3, 3 > 1, 3 = 3, 1 = 1, 1 < 3."""
+    assert intervals.probability_of_improvement([1, 3], [5, 3, 1]) == pytest.approx((3 + 2 / 2) / 6)
+
+
+def test_improvement_is_averaged_over_tasks():
+    """Whoever is drawn, B wins the first task and loses the second; alone, the first is certain."""
+    won, lost = ([1, 2, 3], [4, 5, 6]), ([4, 5, 6], [1, 2, 3])
+    assert intervals.improvement_interval([won]) == (1, 1)
+    assert intervals.improvement_interval([won, lost]) == (0.5, 0.5)
+    low, high = intervals.improvement_interval([([0, 2], [1, 3])])
+    assert (low, high) == (0, 1)

@@ -1,0 +1,142 @@
+"""The results that documents show, and their figures, are those that are committed."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import curves, pages, records, tables
+from cleanrl_maxent.common.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return records.group_curves(records.read_results(records.RESULTS)[0])
+
+
+def made_up(
+    env_id="HalfCheetah-v4", budget=100_000, name="sac", algorithm="sac", protocol="deterministic", **changed
+):
+    given = dict(
+        flags="", seeds=["1", "2"], steps=np.array([budget]), returns=np.array([[5_000.0], [6_000.0]])
+    )
+    return records.Curve(algorithm, name, env_id=env_id, budget=budget, protocol=protocol, **given | changed)
+
+
+def size_and_description(path):
+    with Image.open(path) as image:
+        return image.size, image.text["Description"]
+
+
+def test_committed_pages_are_what_the_rows_give(committed):
+    """docs/results.md, README.md, report.md, every page of an algorithm with marks; else `report.py draw`."""
+    fresh = pages.refreshed_pages(committed)
+    assert len(fresh) >= 16
+    assert [path.name for path, text in fresh.items() if path.read_text() != text] == []
+
+
+def test_every_row_is_on_a_page(committed):
+    """An algorithm's on docs/results.md too, a variant's on its algorithm's page alone."""
+    fresh = pages.refreshed_pages(committed)
+    for curve in committed:
+        page = fresh[pages.ROOT / "docs" / "algorithms" / f"{curve.algorithm}.md"]
+        row = " | ".join(tables.result_cells(curve))
+        if curve in tables.worth_a_row(committed):
+            assert row in page and (row in fresh[pages.PAGE]) >= (not curve.is_variant)
+        if curve.is_variant:
+            assert f"| {curve.name} |" in page and f"| {curve.name} |" not in fresh[pages.PAGE]
+
+
+def test_committed_figures_show_the_rows(committed, monkeypatch):
+    """A PNG keeps a digest of what it shows: `report.py draw`."""
+    shown = {}
+
+    def keep(figure, path, dpi, description):
+        curves.pyplot().close(figure)
+        shown[path.name] = description
+        return path
+
+    monkeypatch.setattr(curves, "save_figure", keep)
+    pages.draw_results(committed, records.RESULTS)
+    found = {path.name: size_and_description(path)[1] for path in records.RESULTS.glob("*.png")}
+    assert len(shown) >= 20 and shown == found
+
+
+def test_blocks_are_renewed_and_nothing_else(committed):
+    text = pages.PAGE.read_text()
+    stale = text.replace("| ddpg |", "| changed |")
+    assert stale != text
+    assert pages.write_block(stale, "results", pages.results_block(committed)) == text
+    for wrong in ("no marks", text + text):
+        with pytest.raises(UsageError, match="one block"):
+            pages.write_block(wrong, "results", [])
+
+
+def test_readme_is_renewed(committed):
+    text = pages.README.read_text()
+    stale = re.sub(r"(?m)^(\|.*\(cleanrl_maxent/sac\.py\).*?\|.*?\|.*?\|).*$", r"\1 old | old |", text)
+    assert stale != text and pages.refresh_readme(stale, committed) == text
+
+
+def test_what_the_readme_shows_of_an_algorithm():
+    """HalfCheetah before others, the longest runs there, never a variant; sampled where that has a band."""
+    others = [made_up("Hopper-v4"), made_up("Ant-v4"), made_up(budget=50_000), made_up(name="sac-x")]
+    cells = pages.readme_cells([*others, made_up()], "sac")
+    assert cells == ["HalfCheetah-v4, 100,000", "5,500", "5,233 to 6,156 (inside)"]
+    ppo = [made_up("Hopper-v4", 10**6, "ppo", "ppo", how) for how in ("deterministic", "sampled", "training")]
+    assert pages.readme_cells(ppo, "ppo")[0] == "Hopper-v4, 1,000,000, sampled"
+    assert pages.readme_cells(others, "td3") == ["", "", ""]
+
+
+def test_a_row_says_whether_the_mean_is_inside():
+    """Flags that differ are beside the name; a protocol has a row if something published compares with it."""
+    inside, outside = made_up(), made_up(returns=np.array([[900.0], [1_000.0]]), flags="--tau 0.1")
+    sampled = made_up(protocol="sampled")
+    table = tables.task_table([inside, sampled, outside])
+    assert len(table) == 4 and "| inside " in table[2] and "5,233, 5,759, 6,156" in table[2]
+    assert "| **outside** " in table[3] and "| sac `--tau 0.1` |" in table[3]
+    assert tables.verdicts([inside, outside]) == (
+        "Of 2 means that have a band, 1 lie inside; outside: "
+        "sac `--tau 0.1` on HalfCheetah-v4 after 100,000 steps (deterministic, below)."
+    )
+
+
+def test_scores_need_five_tasks_of_one_length():
+    tasks = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Swimmer-v4"]
+    five = [made_up(task) for task in tasks]
+    others = [made_up("Reacher-v4", 10**6), made_up("Reacher-v4", name="sac-x"), made_up("Pendulum-v1")]
+    td3 = [made_up(task, name="td3", algorithm="td3") for task in [*tasks, "Reacher-v4"]]
+    ddpg = [made_up(task, name="ddpg", algorithm="ddpg") for task in tasks[:4]]
+    assert tables.aggregate_table(five[:4] + others) == []
+    shared = tables.shared_tasks([*five, *td3, *ddpg, *others])
+    assert set(shared) == {100_000} and set(shared[100_000]) == {"sac", "td3"}
+    assert all([curve.env_id for curve in group] == sorted(tasks) for group in shared[100_000].values())
+    assert len(tables.aggregate_table([*five, *td3])) == 4
+
+
+def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
+    """Variants have their algorithm's colour; seeds are thin; published means stand beyond the last step."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    curves.draw_curves([made_up(name="sac-x"), made_up(), made_up(name="td3", algorithm="td3")], tmp_path)
+    axes = drawn[0].axes[0]
+    thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 2}
+    sac, variant, td3 = (thick[f"{name}, 2 seeds"] for name in ("sac", "sac-x", "td3"))
+    assert sac.get_color() == variant.get_color() == curves.COLORS["sac"] != td3.get_color()
+    assert sac.get_linestyle() == td3.get_linestyle() == "-" != variant.get_linestyle()
+    alone = curves.lines_of(made_up(name="sac-x"), [])
+    assert curves.line_styles([alone]) != ["-"]
+    assert sum(line.get_linewidth() < 1 and line.get_marker() == "None" for line in axes.lines) == 6
+    marks = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
+    assert [len(line.get_ydata()) for line in marks] == [3, 4] and all(
+        min(m.get_xdata()) > 100_000 for m in marks
+    )
+    assert axes.get_title() == "HalfCheetah-v4, 100,000 steps" and axes.get_xlabel() == "environment steps"
+    curves.pyplot().close(drawn[0])
+
+
+def test_profiles_are_drawn(tmp_path):
+    group = [made_up(task) for task in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Swimmer-v4")]
+    path = curves.draw_profiles({"sac": group}, tmp_path / "profiles.png")
+    assert size_and_description(path)[0] == (1440, 680)

@@ -1,0 +1,121 @@
+"""The search of hyperparameters survives kills: with a study made up, and with Optuna if it is installed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from enum import Enum
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import search
+from benchmarks.commands import words
+from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
+from tests.support.results import write_run
+
+RANGES = {"tau": "any"}
+SMALL = "--learning-starts 100 --batch-size 16 --buffer-size 500 --hidden-dims 8 8 --eval-episodes 1"
+
+
+class State(Enum):
+    RUNNING, COMPLETE, FAIL = range(3)
+
+    def is_finished(self):
+        return self is not State.RUNNING
+
+
+class Study:
+    """As much of Optuna's study as the search needs."""
+
+    def __init__(self):
+        self.trials = []
+
+    def ask(self, ranges):
+        number = len(self.trials)
+        parameters = {name: float(number) for name in ranges}
+        self.trials.append(SimpleNamespace(number=number, params=parameters, state=State.RUNNING, value=None))
+        return self.trials[-1]
+
+    def tell(self, number, value=None, state=State.COMPLETE):
+        self.trials[number].value, self.trials[number].state = value, state
+
+
+def test_a_killed_trial_is_resumed_first():
+    """With its own number, hence folder, and its own parameters; then as many as asked for in all."""
+    study, trained = Study(), []
+
+    def run(number, parameters):
+        trained.append((number, parameters["tau"]))
+        if trained == [(0, 0.0), (1, 1.0)]:
+            raise Stopped
+        return 10.0 + number
+
+    with pytest.raises(Stopped):
+        search.search(study, RANGES, 3, run)
+    search.search(study, RANGES, 3, run)
+    assert trained == [(0, 0.0), (1, 1.0), (1, 1.0), (2, 2.0)]
+    assert [trial.value for trial in study.trials] == [10, 11, 12]
+    search.search(study, RANGES, 3, run)
+    assert len(trained) == 4
+
+
+def test_a_trial_that_fails_or_has_no_parameters_does_not_count():
+    """A kill may fall between the beginning of a trial and its parameters."""
+    study = Study()
+    study.ask({})
+    search.search(study, RANGES, 3, lambda number, _: None if number == 1 else 5.0)
+    assert [trial.state for trial in study.trials] == [State.FAIL, State.FAIL, State.COMPLETE]
+
+
+def test_the_value_is_the_last_evaluation_of_all_seeds(tmp_path):
+    assert search.value(write_run(tmp_path / "sac", {"1": [9, 2], "2": [9, 4]})) == 3
+    sampled = write_run(tmp_path / "sql", {"1": [9, 7]}, "sql", metric="eval_stochastic/return_mean")
+    assert search.value(sampled) == 7
+
+
+def test_a_trial_is_a_command_in_its_own_folder(tmp_path):
+    args = search.Args(algorithm="td3", flags="--learning-starts 10", folder=tmp_path, device="cpu")
+    cell = search.cell_of(4, {"learning_rate": 0.001}, args)
+    assert cell.folder == tmp_path / "trial-4" and cell.args.learning_rate == 0.001
+    assert (cell.args.learning_starts, cell.args.num_seeds, cell.args.run_dir) == (10, 2, str(cell.folder))
+
+
+@pytest.mark.parametrize("status", [STOPPED, -signal.SIGKILL])
+def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
+    program = f"import os, sys; os.kill(os.getpid(), 9) if {status} < 0 else sys.exit({status})"
+    monkeypatch.setattr(search.Cell, "command", lambda cell: [sys.executable, "-c", program])
+    with pytest.raises(Stopped, match="trial-0 is unfinished; the same command resumes it"):
+        search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
+
+
+def test_without_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UsageError, match="optuna.*; pip install optuna"):
+        search.main(search.Args())
+
+
+@pytest.mark.slow
+def test_a_killed_search_ends_as_if_undisturbed(tmp_path):
+    """Trial and search get SIGKILL in the second trial: it ends with the bits of an undisturbed run."""
+    optuna = pytest.importorskip("optuna")
+    folder = tmp_path / "search"
+    given = {"total_timesteps": 600, "num_seeds": 1, "trials": 2, "folder": folder, "device": "cpu"}
+    flags = ["--flags", f"{SMALL} --checkpoint-frequency 50"]
+    command = [sys.executable, search.__file__, *words(given), *flags]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while not list(folder.glob("trial-1/checkpoint/checkpoint-*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (folder / "trial-1" / "result.json").exists()
+    subprocess.run(command, check=True)
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/study.db")
+    assert [trial.value for trial in study.trials] == [search.value(folder / f"trial-{n}") for n in (0, 1)]
+    args = search.Args(**given | {"folder": tmp_path}, flags=SMALL)
+    subprocess.run(search.cell_of(1, study.trials[1].params, args).command(), check=True)
+    record = "trial-1/seed-1/metrics.jsonl"
+    assert (folder / record).read_bytes() == (tmp_path / record).read_bytes()
+    other = subprocess.run([*command, "--num-seeds", "2"], capture_output=True, text=True)
+    assert other.returncode == 2 and "holds a search with num_seeds=1; name another --folder" in other.stderr
