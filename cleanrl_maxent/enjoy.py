@@ -50,16 +50,15 @@ class Args:
     run_dir: tyro.conf.Positional[str | None] = None  # a finished run, or one seed of it; None: the newest
     seed: Natural | None = None  # seed to play; None: all, or the first one with --window or --video
     episodes: Count | None = None  # per seed; None: as the run's evaluations, or 1 with --window or --video
-    stochastic: bool = False  # sample actions, instead of the policy's mode
+    stochastic: bool = False  # sample actions instead of taking the policy's mode
     window: bool = False  # show episodes in a window; needs a display
     video: str | None = None  # film episodes: FILE.mp4 or FILE.gif
-    video_seconds: Magnitude = 10.0  # seconds of the film at most; 0: everything
+    video_seconds: Magnitude = 10.0  # longest film, in seconds; 0: everything
     video_size: Count = 320  # width and height of the film, pixels
     max_episode_steps: Count | None = None  # time limit of an episode; None: that of the run
     algorithm: str | None = None  # file of the algorithm, if it is not of this package
-    device: Literal["auto", "cpu", "cuda", "tpu"] | None = (
-        None  # where the networks live; None: as in the run
-    )
+    # where the networks live; None: as in the run
+    device: Literal["auto", "cpu", "cuda", "tpu"] | None = None
 
 
 def find_run(args: Args) -> tuple[Path, int | None]:

@@ -40,16 +40,16 @@ class Args(RunArgs):
 
     env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
     total_timesteps: Count = 20_000  # environment steps of each seed
-    dataset: str | None = None  # run whose transitions are all the data; None: play
-    collect_steps: Count = 2_000  # environment steps between fits, the first of them uniform
-    iterations: Count | None = None  # of Q per fit; None: 20, or 200 if there is one fit alone
+    dataset: str | None = None  # run whose transitions are the only data; None: play
+    collect_steps: Count = 2_000  # environment steps between fits, uniform before the first
+    iterations: Count | None = None  # iterations per fit; None: 20, or 200 if there is only one fit
     updates_per_iteration: Count = 200  # gradient steps of an iteration
     batch_size: Count = 256  # transitions per gradient step
     gamma: Discount = 0.99  # discount per step
     q_lr: Rate = 1e-3  # Adam, critics
     reinitialize: bool = False  # start every iteration from the initial critics
     alpha: Magnitude = 0.0  # temperature, in reward per nat; 0: hard Q-iteration
-    uniform_prior: bool = False  # entropy minus log n, the uniform policy's
+    uniform_prior: bool = False  # subtract log n, the uniform policy's entropy
     n_critics: Count = 2  # critics; the minimum of their values is used
     epsilon: Decay | None = None  # share of uniform actions; None: 0.1 if alpha is 0, else 0
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers

@@ -50,7 +50,7 @@ class Args(RunArgs):
     gamma_power: bool = False  # weight step t by γ^t
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
-    clip_coef: Magnitude = 0.2  # of probability ratios; 0: no clip
+    clip_coef: Magnitude = 0.2  # clip of probability ratios; 0: none
     norm_adv: bool = True  # scale advantages and α alike
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps

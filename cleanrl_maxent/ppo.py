@@ -45,7 +45,7 @@ class Args(RunArgs):
     gae_lambda: Decay = 0.95  # λ of generalised advantage estimation
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
-    clip_coef: Magnitude = 0.2  # ε, of probability ratios; 0: no clip
+    clip_coef: Magnitude = 0.2  # ε, clip of probability ratios; 0: none
     kl_coef: Magnitude = 0.0  # β, penalty on the divergence from the rollout's policy, per nat
     kl_target: Magnitude = 0.0  # adapt β to this divergence, in nats; 0: β is fixed
     ent_coef: Magnitude = 0.0  # c₂, entropy bonus, in advantage per nat

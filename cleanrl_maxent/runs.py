@@ -33,7 +33,7 @@ LOST = (
 class Args:
     """Lists the runs below a folder: what they are, where they stand, how well they do, and their size."""
 
-    folder: Positional[Path] = Path("runs")  # searched for runs, with its subfolders
+    folder: Positional[Path] = Path("runs")  # folder to search, with its subfolders
     prune: FlagCreatePairsOff[bool] = False  # remove the checkpoints of finished runs, after asking
     yes: FlagCreatePairsOff[bool] = False  # prune without asking
 

@@ -51,7 +51,7 @@ class Args(RunArgs):
     alpha_max: Rate = 10.0  # largest temperature that is learned, in reward per nat
     target_entropy_scale: Discount = 0.5  # κ: target is κ log n nats, for n actions
     backup_entropy: bool = True  # count the entropy of later states
-    critic_reduce: Literal["min", "mean"] = "min"  # how both critics are combined
+    critic_reduce: Literal["min", "mean"] = "min"  # how the two critics are combined
     train_frequency: Count = 1  # environment steps per update
     policy_frequency: Count = 1  # critic updates per actor update
     target_network_frequency: Count = 1  # critic updates per target update

@@ -36,7 +36,7 @@ Figure = Literal["all", "none", "corridor", "rates", "temperature", "robust-rewa
 class Args:
     """Prints what the lectures claim beside what is computed here, and draws the figures."""
 
-    figure: Figure = "all"  # one by itself; none: only the claims
+    figure: Figure = "all"  # a single figure; none: only the claims
     out_dir: Path = Path("figures")  # folder that the figures are written to
 
 

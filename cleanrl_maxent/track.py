@@ -219,7 +219,7 @@ def send(args: Args, say: Say) -> None:
     except Exception as problem:
         traceback.print_exc()
         raise UsageError(f"W&B: {why(problem)}; nothing was lost, try again later") from problem
-    require(complete, f"W&B did not take all; {args.run_dir / LOG} says why; the same command sends the rest")
+    require(complete, f"W&B did not take all; see {args.run_dir / LOG}; the same command sends the rest")
     say(f"sent to {address(mirrors)}")
 
 

@@ -43,12 +43,14 @@ RIVALS = {  # a peer's algorithm, and the peers that have it
     "ddpg": ("DDPG", BOTH),
     "td3": ("TD3", BOTH),
     "sac": ("SAC", BOTH),
+    "crossq": ("CrossQ", ("SBX", "SB3-contrib")),
     "a2c": ("A2C", ("SB3",)),
     "trpo": ("TRPO", ("SB3-contrib",)),
     "ppo": ("PPO", BOTH),
     "maxent_pg": ("PPO", BOTH),
     "sql_discrete": ("DQN", BOTH),  # with alpha 0
 }
+BESIDE_SAC = ("crossq",)  # timed beside our SAC although peers have it
 
 
 @dataclass
@@ -143,10 +145,10 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
         add(plural(k, "seed"), run(k, 1000, args.warm, "--num-seeds", k))
 
     add_run(args.num_seeds[0])
-    if algorithm not in RIVALS:
+    if algorithm not in RIVALS or algorithm in BESIDE_SAC:
         sizes = ["--env-id", args.env_id, "--warm", args.warm, "--steps", args.steps]
         add("our SAC, 1 seed", ours("run", "--algorithm", "sac", *sizes))
-    elif python := args.peer_python:
+    if algorithm in RIVALS and (python := args.peer_python):
         rival, peers = RIVALS[algorithm]
         for name in peers:
             sizes = [rival, args.env_id, str(args.warm), str(args.steps)]

@@ -61,7 +61,7 @@ def make_model(package: str, algorithm: str, env_id: str) -> Any:
     if algorithm == "DQN":
         return make("MlpPolicy", env, seed=1, **DQN)
     zeros = np.zeros(env.action_space.shape or ())
-    action_noise = None if algorithm == "SAC" else noise.NormalActionNoise(zeros, zeros + 0.1)
+    action_noise = None if algorithm in ("SAC", "CrossQ") else noise.NormalActionNoise(zeros, zeros + 0.1)
     return make("MlpPolicy", env, action_noise=action_noise, seed=1, **OFF_POLICY)
 
 

@@ -36,7 +36,7 @@ def describe_activity() -> str:
 
 
 def seconds_since_start() -> float:
-    """Seconds since this process started; its CPU time if the system does not tell (only Linux does)."""
+    """Seconds since this process started (on Linux), else its CPU time."""
     try:
         ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")

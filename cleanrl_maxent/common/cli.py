@@ -44,29 +44,29 @@ EXAMPLES = ("--env-id Hopper-v4 --seed 2", "--resume runs/mine")  # at the end o
 
 @dataclass(frozen=True)
 class RunArgs:
-    """What to run, where, and what to keep of it; an algorithm's `Args` adds its hyperparameters."""
+    """What to run, where, and what to record; an algorithm's `Args` adds its hyperparameters."""
 
     env_id: str = "Hopper-v4"  # Gymnasium id, or my_module:Id-v0
-    env_kwargs: JsonObject = "{}"  # arguments of the environment, JSON
-    max_episode_steps: Count | None = None  # steps of an episode at most; None: as registered
-    total_timesteps: Count = 1_000_000  # environment steps of each seed
+    env_kwargs: JsonObject = "{}"  # arguments of the environment, as JSON
+    max_episode_steps: Count | None = None  # longest episode, in steps; None: as registered
+    total_timesteps: Count = 1_000_000  # environment steps per seed
     seed: Natural = 1  # first seed
     num_seeds: Count = 1  # seeds trained side by side: seed, seed + 1, …
     exp_name: str = ""  # part of the run folder's name; by default the algorithm's
     run_dir: str | None = None  # run folder; None: a new one in runs/
     resume: str | None = None  # run folder to resume
-    init_from: str | None = None  # run folder whose networks a new run begins with
+    init_from: str | None = None  # run folder whose networks a new run starts from
     checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: only the last
     # fresh: rebuilt for every episode; restart: a resumed run begins a new episode
     env_reset: Literal["reuse", "fresh", "restart"] = "reuse"
-    allow_version_change: bool = False  # resume although versions or hardware differ
+    allow_version_change: bool = False  # resume even if versions or hardware differ
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where networks live
-    deterministic: bool = False  # the same bits in every run on a GPU
-    env_workers: Natural | None = None  # processes that step environments; 0: this
-    eval_frequency: Count | None = None  # steps between them; None: 5,000 per seed
+    deterministic: bool = False  # bit-identical runs on a GPU
+    env_workers: Natural | None = None  # processes that step environments; 0: none
+    eval_frequency: Count | None = None  # steps between evaluations; None: 5,000 per seed
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
     capture_video: bool = False  # film evaluation episodes of the first seed, in videos/
-    video_count: Count = 5  # films per run at most, the last one at its end
+    video_count: Count = 5  # films per run at most, the last at its end
     video_frames: Count = 250  # frames per film at most
     track: bool = False  # log to Weights & Biases
     wandb_project_name: str = "cleanrl_maxent"  # W&B project
@@ -78,13 +78,13 @@ class RunArgs:
     action_spaces: ClassVar[tuple[str, ...]] = ("Box",)  # kinds that the algorithm takes: Box, Discrete
 
     def __init_subclass__(cls) -> None:
-        """Gives `exp_name` its default, as if the algorithm's file stated it, unless it does."""
+        """Gives `exp_name` its default, as if the algorithm's file stated it, unless the file does."""
         if "exp_name" not in cls.__dict__:
             cls.__annotations__["exp_name"] = str
             cls.exp_name = cls.algorithm()
 
     def __post_init__(self) -> None:
-        """Takes what Python's users have in hand, NumPy's numbers and paths, as Python's own types."""
+        """Converts what Python users may pass, NumPy numbers and paths, to Python's own types."""
         for name in (field.name for field in fields(self)):
             value = plain(getattr(self, name))
             if name in FOLDERS and isinstance(value, str):
@@ -92,7 +92,7 @@ class RunArgs:
             object.__setattr__(self, name, json_text(value) if name == "env_kwargs" else value)
 
     def check(self) -> None:
-        """Raises UsageError unless the arguments go together. An algorithm adds its own rules."""
+        """Raises UsageError unless the arguments are consistent. An algorithm adds its own rules."""
         seeds = f"{self.seed} + {self.num_seeds}"
         fits = self.seed + self.num_seeds <= LARGEST + 1
         require(fits, f"seed + num_seeds goes beyond {LARGEST}: {seeds}")
@@ -108,7 +108,7 @@ class RunArgs:
 
     @classmethod
     def algorithm(cls) -> str:
-        """The algorithm's name: that of the file which defines these arguments.
+        """The algorithm's name: that of the file that defines these arguments.
 
         A class from an interactive session belongs to the algorithm that it extends.
         """
@@ -132,7 +132,7 @@ class RunArgs:
 
     @property
     def steps_per_update(self) -> int:
-        """Environment steps of a seed between two moments at which a run can stop: one, or a rollout."""
+        """Environment steps per seed between two points at which a run can stop: one, or a rollout."""
         return 1
 
     @property
@@ -156,7 +156,7 @@ def check_ranges(args: Any) -> None:
 
 
 def validate(args: RunArgs) -> None:
-    """Checks every argument that can be judged without an environment or a device.
+    """Checks everything about the arguments that needs no environment and no device.
 
     Raises UsageError, naming the value and what to do.
     """
@@ -168,8 +168,8 @@ def validate(args: RunArgs) -> None:
 def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     """Parses the command line into `args_class`, calls `function` with it, and exits.
 
-    The exit status is the function's result if that is an integer, else 0. What `errors` states a status for,
-    OSError and Ctrl-C are printed as one line and give that status.
+    The exit status is the function's result if that is an integer, else 0. Exceptions for which `errors`
+    states a status, OSError and Ctrl-C are printed as one line and give that status.
     """
     make_output_lossy()
     put_current_folder_first()
@@ -188,7 +188,7 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
 
 
 def put_current_folder_first() -> None:
-    """Lets Python find the modules of the user's folder first, for `--env-id my_module:MyEnv-v0`.
+    """Lets Python search the current folder for modules first, for `--env-id my_module:MyEnv-v0`.
 
     By default, it would find the modules beside an algorithm's file before them.
     """

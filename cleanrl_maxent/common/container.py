@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def container_folders(controller: str) -> list[Path]:
-    """The folders of this process's control group and of all those around it, whose limits hold too."""
+    """The folders of this process's control group and of all its parents, whose limits apply too."""
     top = Path("/sys/fs/cgroup")
     folders = [top]
     with suppress(OSError, ValueError):
@@ -21,7 +21,7 @@ def container_folders(controller: str) -> list[Path]:
 
 
 def read_numbers(path: Path) -> dict[str, float]:
-    """The lines of a file of the system, a name and a number each; a number alone has the name ""."""
+    """The lines of a system file, each a name and a number; a number alone gets the name ""."""
     numbers = {}
     with suppress(OSError, ValueError):
         for line in path.read_text().splitlines():
@@ -32,9 +32,9 @@ def read_numbers(path: Path) -> dict[str, float]:
 
 
 def container_memory() -> float:
-    """Bytes left under the limits of this container; infinite if there are none.
+    """Bytes left under the limits of this container; infinite without limits.
 
-    Files that the system keeps in memory count as left: it gives that memory back.
+    Memory of the file cache counts as left, because the system can reclaim it.
     """
     left = [math.inf]
     for folder in container_folders("memory"):
@@ -50,7 +50,7 @@ def container_memory() -> float:
 
 
 def container_cores() -> float:
-    """The share of the cores that this container has, 1.5 perhaps; infinite if it is not limited."""
+    """The number of cores that this container may use, such as 1.5; infinite without a limit."""
     cores = [math.inf]
     for folder in container_folders("cpu"):
         limits = read_numbers(folder / "cpu.max")  # version 2, one line: a quota, or "max", and a period

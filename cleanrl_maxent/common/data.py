@@ -31,10 +31,10 @@ class Transition:
 
 @struct.dataclass
 class Replay:
-    """Ring of transitions of one seed: `rows` has leading axis `(slot,)`.
+    """Ring buffer of one seed's transitions: `rows` has leading axis `(slot,)`.
 
-    Transition `i` of a run lies in slot `i % capacity`, so the count of transitions, which all seeds
-    share, is all there is to know about it.
+    Transition `i` of a run is in slot `i % capacity`, so the only other state is the number of transitions,
+    which all seeds share.
     """
 
     rows: Transition
@@ -62,10 +62,10 @@ class Replay:
         return jax.tree.map(lambda row: row[rows], self.rows)
 
     def sample_sequences(self, key: jax.Array, size: int, count: int | jax.Array, length: int) -> Transition:
-        """`size` runs of `length` transitions in the order in which they were stored, `(size, length, ...)`.
+        """`size` sequences of `length` transitions in the order of storing, `(size, length, ...)`.
 
-        The first of each is uniform, with replacement, over those that leave room for the rest; an episode
-        may end within. `count`: transitions stored so far, >= `length`. The key is consumed.
+        Each starts uniformly, with replacement, where `length` transitions are left; an episode may end
+        within it. `count`: transitions stored so far, >= `length`. The key is consumed.
         """
         stored = jnp.minimum(count, self.capacity)
         first = count - stored + jax.random.randint(key, (size,), 0, stored - length + 1)
@@ -79,9 +79,9 @@ def transition_bytes(example: Transition) -> int:
 
 
 def create_replays(num_seeds: int, capacity: int, example: Transition, flags: str) -> Replay:
-    """An empty ring for each seed, leading axis `(seed,)`, split over the devices as the seeds are.
+    """An empty ring for each seed, leading axis `(seed,)`, sharded over the devices like the seeds.
 
-    Raises UsageError, with the advice to lower `flags`, if the memory does not hold them.
+    Raises UsageError, with the advice to lower `flags`, if they do not fit into memory.
     """
     needed = num_seeds * capacity * transition_bytes(example)
     check_memory(needed, f"replay of {num_seeds} x {capacity} transitions", flags, num_seeds)

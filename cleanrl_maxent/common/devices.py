@@ -24,7 +24,7 @@ EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eig
 # no sums in the order of arrival, and no choice between programs by the clock
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
-TOO_LATE = "deterministic comes too late: JAX has computed before; start a new process"
+TOO_LATE = "deterministic comes too late: JAX has already computed in this process; start a new one"
 
 # JAX's options that are ours, whatever its environment variables say: types, precision, random numbers
 OURS = {
@@ -53,14 +53,14 @@ def recorded_settings(run_dir: str | None) -> dict:
 
 
 def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
-    """XLA's threads on a CPU, `NPROC`, and its `XLA_FLAGS`: those given, or of the run in `run_dir`.
+    """Sets XLA's threads on a CPU, `NPROC`, and `XLA_FLAGS`: those given, or those of the run in `run_dir`.
 
-    A process that has computed before has its own already, unknown here, and gets a line of warning; raises
-    UsageError if the run is to be `deterministic`.
+    If JAX has already computed in this process, they are fixed and unknown, and a warning says so; raises
+    UsageError if the run should be `deterministic`.
     """
     if "NPROC" not in os.environ and backends_are_initialized():
         require(not deterministic, TOO_LATE)
-        warn("JAX has computed before; this run cannot be resumed to the bit")
+        warn("JAX has already computed in this process; this run cannot be resumed bit for bit")
         return
     recorded, flags = recorded_settings(run_dir), os.environ.get("XLA_FLAGS")
     threads = os.environ.setdefault("NPROC", str(recorded.get("cpu_threads") or cpu_count()))
@@ -79,10 +79,10 @@ def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
 
 
 def set_up_device(device: str, run_dir: str | None = None, deterministic: bool = False) -> None:
-    """Chooses the platform and sets JAX up for this process; to be called before the first computation.
+    """Chooses the platform and sets JAX up for this process; call it before the first computation.
 
-    XLA's threads and flags are those of the run to be resumed in `run_dir`, if there is one, JAX's options
-    are `OURS`, compiled programs are kept in the user's cache folder. `deterministic`: the flag, for a GPU.
+    XLA's threads and flags are those of the run to resume in `run_dir`, if there is one. JAX's options
+    are `OURS`. Compiled programs are cached in the user's cache folder. `deterministic`: the flag, for a GPU.
     Raises UsageError if `device` does not exist, NPROC is not a number, or a context around the call holds
     one of JAX's options.
     """
@@ -127,22 +127,22 @@ def check_platforms() -> None:
 
 
 def make_cache_folder() -> Path | None:
-    """The user's folder of compiled programs; None, with a warning, if there can be none."""
+    """The user's folder of compiled programs; None, with a warning, if it cannot be made."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (home if home.is_absolute() else Path.home() / ".cache") / "cleanrl_maxent"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
-        warn(f"compiled programs are not kept: {problem}")
+        warn(f"compiled programs are not cached: {problem}")
         return None
     if os.access(folder, os.W_OK):
         return folder
-    warn(f"compiled programs are not kept: cannot write to {folder}")
+    warn(f"compiled programs are not cached: cannot write to {folder}")
     return None
 
 
 def chosen_device() -> Any:
-    """Where arrays are made: the device that `set_up_device` chose, or JAX's first."""
+    """The device of new arrays: the one that `set_up_device` chose, or JAX's first."""
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     return chosen or jax.devices()[0]
 
@@ -183,7 +183,7 @@ def say_compiling(compiled: Callable, name: str) -> Callable:
 
 
 def available_memory() -> float | None:
-    """Bytes free for arrays on the device, or None if it cannot be told."""
+    """Bytes free for arrays on the device; None if unknown."""
     device = chosen_device()
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
@@ -194,7 +194,7 @@ def available_memory() -> float | None:
 
 
 def check_memory(needed: int, what: str, flags: str = "--num-seeds", num_seeds: int = 1) -> None:
-    """Raises UsageError, with the advice to lower `flags`, unless `what` has the `needed` bytes.
+    """Raises UsageError, with the advice to lower `flags`, unless the `needed` bytes of `what` are available.
 
     They are those of `num_seeds` seeds, which GPUs and TPUs divide between them.
     """

@@ -39,8 +39,8 @@ class Episodes(NamedTuple):
 def default_frequency(args: RunArgs) -> int:
     """Environment steps between evaluations: a function of the arguments alone, never of the clock.
 
-    EVERY times the number of seeds: together they train in little more time than one, but an evaluation takes
-    as many times as long. No more than ten times the steps of the longest evaluation: then evaluations take
+    EVERY times the number of seeds: they train together in little more time than one, but an evaluation takes
+    that many times as long. At most ten times the steps of the longest evaluation, so that evaluations take
     less than a tenth of the time even if updates were free.
     """
     frequency, longest = EVERY * args.num_seeds, longest_episode(chosen_env(args))
@@ -64,7 +64,7 @@ def episode_seed(seed: int, steps: int, mode: str, episode: int) -> int:
 
 
 def policy_modes(act: Callable, policy: Any, obs_dim: int) -> tuple[str, ...]:
-    """The MODES that a policy of one seed has.
+    """The MODES of one seed's policy.
 
     It has "eval" if its deterministic action does not depend on the key, and "eval_stochastic" if its sampled
     action does.
@@ -83,7 +83,7 @@ def policy_modes(act: Callable, policy: Any, obs_dim: int) -> tuple[str, ...]:
 class Evaluation:
     """Plays `--eval-episodes` episodes per seed and mode, all at the same time.
 
-    What an evaluation does depends on the parameters, the seed and the step alone, never on an
+    An evaluation depends only on the parameters, the seed and the step, never on an
     earlier evaluation. Every episode is played to its end and counts once.
     """
 
@@ -124,7 +124,7 @@ class Evaluation:
         return jnp.stack(actions), jnp.stack(log_probs)
 
     def due(self, steps: int) -> bool:
-        """True at multiples of `--eval-frequency`, or at the first update after one, and at the last step."""
+        """True at the first update at or after a multiple of `--eval-frequency`, and at the last step."""
         frequency, last = self.args.eval_frequency, self.args.last_step
         at = self.args.crosses_multiple_of(frequency or last, steps) or steps == last
         return bool(at and steps and self.args.eval_episodes)
@@ -148,8 +148,8 @@ class Evaluation:
     ) -> Episodes:
         """The episodes of the evaluation after `steps` environment steps.
 
-        `policy`, `keys`: leading axis `(seed,)`, every seed even if `played(seed, mode)` leaves some out, so
-        that the others do the same to the bit. Where nothing is played the results are zeros.
+        `policy`, `keys`: leading axis `(seed,)`, with every seed even if `played(seed, mode)` leaves some
+        out, so that the others stay bit-identical. Results of episodes that are not played are zeros.
         Raises Stopped, NonFiniteError, EnvironmentFailed, and UsageError for an episode that seems endless.
         """
         if not self.modes:
@@ -187,7 +187,7 @@ class Evaluation:
         return Episodes(*(values.reshape(shape) for values in (returns, lengths, neg_log_probs)))
 
     def locating(self, steps: int) -> AbstractContextManager[None]:
-        """Adds step and seed to what is raised in an evaluation."""
+        """Adds step and seed to the exceptions of an evaluation."""
         episodes = len(self.modes) * self.args.eval_episodes
         where = f"evaluation at step {steps}"
         return locating(self.args.env_id, where, lambda row: self.args.seeds[row // episodes])

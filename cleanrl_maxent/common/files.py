@@ -79,7 +79,7 @@ def digest(content: bytes) -> str:
 
 @contextmanager
 def flushing_if_possible() -> Iterator[None]:
-    """For fsync: where it does not exist, a warning, once; a disk that fails or is full raises OSError."""
+    """For fsync: warns once where it is not supported; a disk that fails or is full raises OSError."""
     try:
         yield
     except OSError as problem:
@@ -94,9 +94,9 @@ def warn_once(text: str) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Puts a file in place as a whole: temporary name, fsync, rename, fsync of the folder.
+    """Writes a file whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
-    Raises OSError, leaving what was there.
+    Raises OSError, and leaves what was there.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

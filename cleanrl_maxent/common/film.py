@@ -42,7 +42,7 @@ class Player:
         self.fps = float(self.env.metadata.get("render_fps") or MAX_FPS)  # steps per second in real time
 
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
-        """Plays an episode from a reset with `seed`; its undiscounted return and length in steps.
+        """Plays an episode from a reset with `seed`; returns its undiscounted return and its length in steps.
 
         Raises UsageError if a library is missing, rendering fails, or the episode seems endless, and Stopped.
         """
@@ -87,7 +87,7 @@ class Window(Player):
 class Film(Player):
     """Plays episodes, and keeps the frames that show them, one after another, in real time.
 
-    It keeps every `every`-th step: at most MAX_FPS frames per second, and `max_frames` in all.
+    It keeps every `every`-th step: at most MAX_FPS frames per second, and at most `max_frames` in all.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Film(Player):
         seconds: float | None = None,
         size: int = 320,
     ):
-        """`seconds`: of the environment's time, shown at most; episodes are played to their ends in any case.
-        `size`: pixels of the longer side: exact for MuJoCo; other frames are divided by the smallest integer
+        """`seconds`: longest film, in the environment's time; episodes are always played to the end.
+        `size`: pixels of the longer side, exact for MuJoCo; other frames are divided by the smallest integer
         that makes them fit. Raises UsageError as `make_env`.
         """
         super().__init__(choice, "rgb_array")
@@ -156,7 +156,7 @@ class Film(Player):
         return array
 
     def write(self, path: Path) -> None:
-        """Writes `*.gif` or `*.mp4`, whole or not at all; raises as `check_video_path`, and OSError."""
+        """Writes `*.gif` or `*.mp4`, whole or not at all; raises like `check_video_path`, and OSError."""
         check_video_path(path)
         pause = round(END_PAUSE * self.frames_per_second)
         frames = []

@@ -1,4 +1,4 @@
-"""What is printed: a screen, a pipe or a log that fails never stops the program that prints."""
+"""Printing: a screen, pipe or log that fails never stops the program."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Lossy(io.FileIO):
-    """A file for output; what it does not take, because a reader is gone or a disk is full, is lost."""
+    """An output file; what cannot be written, because the reader is gone or the disk is full, is dropped."""
 
     def write(self, content) -> int:
         with suppress(OSError):
@@ -19,9 +19,9 @@ class Lossy(io.FileIO):
 
 
 def make_output_lossy() -> None:
-    """Lets standard output and error fail in silence; to be called first by a program.
+    """Lets standard output and error fail silently; call it first in a program.
 
-    Characters that they cannot encode become `?`. Streams that a test or a notebook has put there stay.
+    Characters that cannot be encoded become `?`. Streams that a test or a notebook has replaced stay.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -46,7 +46,7 @@ def make_output_lossy() -> None:
 
 
 class Screen:
-    """Standard output or error, whichever stream Python has there at the moment; raises nothing."""
+    """Standard output or error, whatever stream Python has there at the moment; never raises."""
 
     def __init__(self, name: str):
         self.name = name

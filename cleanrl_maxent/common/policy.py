@@ -24,7 +24,7 @@ EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the 
 
 
 def policy_arrays(policy: Any) -> dict[str, Any]:
-    """The leaves of a policy under their names in dictionaries and dataclasses, `params/Dense_0/kernel`.
+    """The leaves of a policy, named by their keys in dictionaries and dataclasses: `params/Dense_0/kernel`.
 
     Positions, such as those of the arguments of a `Partial`, are left out unless leaves would share a name.
     """
@@ -70,10 +70,10 @@ class LoadedPolicy:
         """The action at `obs`, `(obs_dim,)`, or the actions at a batch, `(..., obs_dim)`.
 
         Returns `(action_dim,)` or `(..., action_dim)` within the environment's bounds and of its dtype;
-        discrete actions as integers, `()` or `(...)`. With `deterministic` it is the policy's mode, if it has
-        one, else a sample: drawn with `key` if given, else with a key from the seed and the number of earlier
-        calls. Observations are passed as the environment returns them. The first call with a new shape of
-        `obs` compiles. Raises UsageError for a shape that does not fit.
+        discrete actions are integers, `()` or `(...)`. With `deterministic` it is the policy's mode, if there
+        is one, else a sample, drawn with `key` if given, else with a key from the seed and the number of
+        earlier calls. Pass observations as the environment returns them. The first call with a new shape
+        of `obs` compiles. Raises UsageError for a shape that does not fit.
         """
         obs = np.asarray(obs, np.float32)
         if not obs.ndim or obs.shape[-1] != self.task.obs_dim:
@@ -100,8 +100,8 @@ def recorded_task(folder: Path) -> Task:
 def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) -> LoadedPolicy:
     """The policy of a seed, by default the first, of the finished run in `folder`.
 
-    Reads `config.json` and `policy-{seed}.npz` and runs no code of theirs. Raises UsageError, in one line, if
-    they are missing, damaged or foreign, or were written by newer code.
+    Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Raises UsageError, in one line,
+    if they are missing, damaged or foreign, or were written by newer code.
     """
     args = recorded_args(algorithm.Args, str(folder))
     try:
@@ -142,7 +142,7 @@ def read_parameters(path: Path, expected: Any) -> Any:
 def read_arrays(content: bytes, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """The arrays of an npz file; raises ValueError unless they are those of `shapes`, and finite.
 
-    An array's header is compared before its data is read, so that no file can make this allocate more.
+    An array's header is checked before its data is read, so that no file can make this allocate more.
     """
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as file:

@@ -3,7 +3,7 @@
     decay: Discount = 0.99
     scale: Rate | None = None
 
-A number without a range is a mistake of the program, which `unmet_requirement` reports as TypeError.
+A number without a range is a programming error, which `unmet_requirement` reports as TypeError.
 """
 
 import json
@@ -21,7 +21,7 @@ MAX = sys.float_info.max  # exceeded by infinity and by integers that no float h
 
 
 def plain(value: Any) -> Any:
-    """Arrays and scalars of NumPy and JAX as Python's numbers, paths as text, lists as tuples."""
+    """Converts arrays and scalars of NumPy and JAX to Python's numbers, paths to text, lists to tuples."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
@@ -61,7 +61,7 @@ PATHS = tyro.constructors.ConstructorRegistry()
 
 @PATHS.primitive_rule
 def expanded_path(kind: Any) -> Any:
-    """How a path on the command line is read: `~` is the user's home."""
+    """Reads a path on the command line: `~` is the user's home."""
     if kind.type is not Path:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -98,7 +98,7 @@ Widths = tuple[Count, ...]  # of the hidden layers, one at least
 
 
 def json_text(value: Any) -> Any:
-    """A dictionary as JSON, the same text for the same content however it is written; others unchanged."""
+    """A dictionary, or JSON, as canonical JSON text; other values unchanged."""
     try:
         content = value if isinstance(value, dict) else json.loads(value)
         return json.dumps(content, sort_keys=True, default=plain)

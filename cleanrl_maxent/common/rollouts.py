@@ -10,7 +10,7 @@ from cleanrl_maxent.common.devices import check_memory
 
 
 def check_rollouts(num_seeds: int, steps: int, example: Transition, flags: str) -> None:
-    """Raises UsageError, advising to lower `flags`, unless memory holds a rollout of every seed.
+    """Raises UsageError, with the advice to lower `flags`, unless memory holds a rollout of every seed.
 
     It has `steps` steps, on host and device.
     """

@@ -12,7 +12,7 @@ def every(frequency: int, index: int | jax.Array, change: Callable, state: Any, 
     """Applies `change(state, *inputs)` in every `frequency`-th update; returns a state and metrics.
 
     `index`: the update's number, from 0. If `frequency` does not divide it, `state` comes back unchanged,
-    without metrics. A Python integer is tested when the program is compiled. A traced `index` is tested on
+    without metrics. A Python integer is tested at compile time. A traced `index` is tested on
     the device, where both branches must return the same pytree, so metrics are dropped then, unless
     `frequency` is 1.
     """

@@ -21,9 +21,9 @@ due: list[int] = []  # of these signals, those that came
 
 
 def listen() -> None:
-    """From now on the signals in SIGNALS are noted; a second SIGINT ends the process.
+    """From now on, the signals in SIGNALS are noted; a second SIGINT ends the process.
 
-    SIGHUP stays ignored if it is: `nohup` asks for that.
+    If SIGHUP is ignored, as under `nohup`, it stays ignored.
     """
     for number in SIGNALS:
         if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
@@ -49,7 +49,7 @@ def stop_if_asked() -> None:
 def postpone() -> None:
     """From now on, signals that would end a Python program or a notebook's cell are noted, until `deliver`.
 
-    Not in a thread, which gets none, nor where the program has handlers of its own, as after `listen`.
+    This leaves out threads, which get no signals, and signals with handlers of their own, as after `listen`.
     """
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -60,7 +60,7 @@ def postpone() -> None:
 
 
 def deliver(problem: BaseException | None) -> None:
-    """Gives the signals their handlers back; the first that came does what it would have done.
+    """Gives the signals their handlers back; the first that came then takes its usual effect.
 
     `problem`: what ended the run, if it did not end by itself. After SIGINT, KeyboardInterrupt is raised with
     its message, unless it is an error.

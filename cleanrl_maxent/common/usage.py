@@ -18,7 +18,7 @@ GROUPS = {
 
 
 def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = ()) -> str:
-    """The text, as wide as the terminal. The meaning of a flag is the comment on its field.
+    """The help text, as wide as the terminal. The meaning of a flag is the comment on its field.
 
     `of_every_run`: the class of the arguments that all algorithms have. `examples`: flags, one command each.
     """

@@ -1,4 +1,4 @@
-"""Environments stepped in turn, a row each: for training and evaluation, here and in workers."""
+"""Environments stepped in turn, one per row: for training and evaluation, in this process or in workers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class Spaces(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What environments are given and return; each array leads with `(row,)`."""
+    """What environments receive and return; each array leads with `(row,)`."""
 
     running: np.ndarray  # bool: the rows that are reset and stepped
     seed: np.ndarray  # int64: of the next reset
@@ -53,12 +53,12 @@ def layout(count: int, spaces: Spaces) -> list[tuple[tuple[int, ...], np.dtype]]
 
 
 def round_up(size: int, multiple: int) -> int:
-    """The smallest multiple of a number that holds `size`."""
+    """The smallest multiple of `multiple` that is at least `size`."""
     return -(-size // multiple) * multiple
 
 
 def padded(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes that an array takes in a buffer, up to where the next one begins."""
+    """Bytes that an array takes in a buffer, with the padding before the next one."""
     return round_up(int(np.prod(shape)) * dtype.itemsize, ALIGNMENT)
 
 
@@ -68,7 +68,7 @@ def bytes_of(count: int, spaces: Spaces) -> int:
 
 
 def rows_in(buffer, count: int, spaces: Spaces) -> Rows:
-    """`count` rows whose arrays lie in `buffer`, which is of `bytes_of` bytes at least."""
+    """`count` rows whose arrays lie in `buffer`, which has at least `bytes_of` bytes."""
     arrays, start = [], 0
     for shape, dtype in layout(count, spaces):
         arrays.append(np.ndarray(shape, dtype, buffer, start))
@@ -86,7 +86,7 @@ class RowFailed(Exception):
 
 @contextmanager
 def locating(name: str, where: str, seed: Callable[[int], object]) -> Iterator[None]:
-    """Adds `where`, and the `seed` of a row, to what an environment or a worker that is gone raises."""
+    """Adds `where`, and the `seed` of a row, to an environment's exception or to WorkerDied."""
     try:
         yield
     except RowFailed as failed:
@@ -96,7 +96,7 @@ def locating(name: str, where: str, seed: Callable[[int], object]) -> Iterator[N
 
 
 class Batch(Protocol):
-    """Environments, a row each, wherever they live; see `EnvBatch`."""
+    """Environments, one per row, wherever they live; see `EnvBatch`."""
 
     spaces: Spaces
     rows: Rows
@@ -112,21 +112,21 @@ class Batch(Protocol):
 class EnvBatch:
     """Environments that are stepped in turn. Each is made when it is first needed.
 
-    With `autoreset`, an episode that ends is followed by the next one within the same step; without, its row
-    stops running, and an episode that seems endless is refused. `spaces`, `rows`: set by the first `make`.
-    What an environment raises in an episode, and what it must not return, is raised as RowFailed.
+    With `autoreset`, the next episode begins within the step that ends one; without, the row
+    stops running, and an episode that seems endless is refused. `make` sets `spaces` and `rows`.
+    An exception in an episode, or a return value that is not allowed, is raised as RowFailed.
     """
 
     spaces: Spaces
     rows: Rows
 
     def __init__(self, build: Callable[[], RestorableEnv], count: int, autoreset: bool):
-        """`build` makes an environment; there will be `count` of them at most."""
+        """`build` makes an environment; there will be at most `count` of them."""
         self.build, self.count, self.autoreset = build, count, autoreset
         self.envs: dict[int, RestorableEnv] = {}  # those made so far, by row
 
     def make(self, which: Iterable[int]) -> None:
-        """Makes the environments of some rows. Raises UsageError as `env`, and closes those made then."""
+        """Makes the environments of some rows. Raises UsageError like `env`, after closing those made."""
         try:
             for row in which:
                 self.env(row)
@@ -135,7 +135,7 @@ class EnvBatch:
             raise
 
     def env(self, row: int) -> RestorableEnv:
-        """The environment of a row. Raises UsageError as `make_env`, or if its spaces are not the others'."""
+        """The environment of a row. Raises UsageError like `make_env`, or if its spaces differ."""
         if row not in self.envs:
             env = self.envs[row] = self.build()
             spaces = Spaces(env.observation_space, env.action_space)
@@ -186,11 +186,11 @@ class EnvBatch:
         rows.obs[row], rows.elapsed[row] = obs, env.checked.length
 
     def snapshot(self) -> list[tuple[dict, np.ndarray]]:
-        """Where every environment is: see `RestorableEnv.snapshot`."""
+        """The state of every environment: see `RestorableEnv.snapshot`."""
         return [self.envs[row].snapshot() for row in range(self.count)]
 
     def restore(self, states: list[tuple[dict, np.ndarray]]) -> list[bool]:
-        """Restores every environment to its snapshot; False for one whose random state differs there."""
+        """Restores every environment to its snapshot; False for one whose random state then differs."""
         same = []
         for row, state in enumerate(states):
             try:
@@ -211,7 +211,7 @@ class EnvBatch:
 
 
 def check_same_spaces(name: str, spaces: Spaces, others: Spaces) -> None:
-    """Raises UsageError unless an environment's spaces are those of another of its kind."""
+    """Raises UsageError unless an environment has the same spaces as the others."""
     if spaces != others:
         differ = f"{others} and {spaces}"
         raise UsageError(f"all environments of a run must have the same spaces; {name} has {differ}")

@@ -13,13 +13,13 @@ from gymnasium.envs.registration import load_env_creator
 from cleanrl_maxent.common.env.door import describe_exception
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
-UNBOUNDED = 1e30  # bounds beyond stand for none
+UNBOUNDED = 1e30  # bounds beyond this mean no bounds
 FLATTEN = "entry_point=lambda **kwargs: FlattenObservation(MyEnv(**kwargs))"
 BOUND = "entry_point=lambda **kwargs: TransformAction(MyEnv(**kwargs), lambda action: action, Box(low, high))"
 
 
 def check_name(env_id: str) -> None:
-    """Raises UsageError for an id that Gymnasium does not know, or that it would guess a version for."""
+    """Raises UsageError for an id that Gymnasium does not know, or whose version it would guess."""
     module, _, name = env_id.rpartition(":")
     if module or name in gym.registry:
         return
@@ -37,7 +37,7 @@ def check_name(env_id: str) -> None:
 
 
 def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
-    """One line of what to do about an environment that cannot be made from these arguments."""
+    """One line that says what to do about an environment that cannot be made from these arguments."""
     name, _, version = env_id.rpartition("-v")
     if version in ("2", "3") and f"{name}-v4" in gym.registry:
         return f"v{version} needs the old mujoco-py; use {name}-v4 or {name}-v5"
@@ -50,7 +50,7 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
 
 
 def describe_signature(env_id: str, kwargs: dict[str, Any]) -> str:
-    """What arguments an environment takes, if these do not fit or any are given; else empty."""
+    """The arguments that an environment takes, if these do not fit or any are given; else empty."""
     spec = gym.registry.get(env_id.rpartition(":")[2])
     if spec is None or spec.entry_point is None:
         return ""
@@ -76,7 +76,7 @@ def check_kwargs(kwargs: dict[str, Any]) -> None:
     if "max_episode_steps" in kwargs:
         raise UsageError("env_kwargs must not have max_episode_steps: that is a flag, --max-episode-steps")
     if reserved := {"id", "render_mode", "disable_env_checker"} & kwargs.keys():
-        raise UsageError(f"env_kwargs must not have {min(reserved)}: this program gives it")
+        raise UsageError(f"env_kwargs must not have {min(reserved)}: this program sets it")
 
 
 def alternatives(kind: str, algorithm: Path) -> str:

@@ -1,4 +1,4 @@
-"""The door between an environment and the program: what `reset` and `step` return is checked and copied."""
+"""The door between an environment and the program: checks and copies what `reset` and `step` return."""
 
 import math
 import traceback
@@ -17,11 +17,11 @@ STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
 
 
 class CheckedEnv(gym.Wrapper):
-    """An environment whose `reset` and `step` return what Gymnasium's interface says, or raise UsageError.
+    """An environment whose `reset` and `step` return what Gymnasium's interface states, or raise UsageError.
 
     Observations are float32, of the space's shape, and copies, which the environment cannot overwrite later;
     the reward is a float, `terminated` and `truncated` are bools. Other types that mean the same, such as
-    lists, integers and arrays of one element, are converted. The environment's `info` is dropped: nobody
+    lists, integers and arrays of one element, are converted. The environment's `info` is dropped: nothing
     needs it, and some cannot be batched. In its place is, at the end of an episode,
     `{"episode": {"return": …, "length": …}}`.
 
@@ -82,24 +82,24 @@ class CheckedEnv(gym.Wrapper):
             self.refuse(f"an observation of shape {obs.shape}", f"its space says {self.shape}")
         if self.dtype == np.float32:
             return np.array(obs, dtype=np.float32)
-        with np.errstate(over="ignore"):  # what exceeds float32 is infinite, and said so later
+        with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, which is reported later
             return np.array(obs, dtype=np.float32)
 
     def check_numbers(self, obs: Any) -> None:
-        """Raises UsageError unless an observation consists of numbers; remembers the dtype of an array."""
+        """Raises UsageError unless an observation consists of numbers; remembers an array's dtype."""
         if not has_numbers(obs):
             self.refuse(f"the observation {shorten(obs)}", "an array of numbers is needed")
         if type(obs) is np.ndarray:
             self.dtype = obs.dtype
 
     def convert_reward(self, reward: Any) -> Any:
-        """A reward that is a number, or an array of one, as a scalar; raises UsageError."""
+        """A number, or an array of one number, as a scalar; raises UsageError for other rewards."""
         if not has_numbers(reward) or np.size(reward) != 1:
             self.refuse(f"the reward {shorten(reward)}", "a number is needed")
         return reward if np.ndim(reward) == 0 else np.asarray(reward).item()
 
     def convert_flag(self, name: str, value: Any) -> bool:
-        """True or False for what means it: numbers, arrays of one element, None; raises UsageError."""
+        """A number, an array of one element or None as a bool; raises UsageError for other values."""
         if value is None or type(value) is np.bool_:
             return bool(value)
         if not has_numbers(value) or np.size(value) != 1 or math.isnan(np.asarray(value).item()):
@@ -110,11 +110,11 @@ class CheckedEnv(gym.Wrapper):
         raise UsageError(f"{self.name} returned {returned} {self.describe_step()}; {needed}")
 
     def describe_step(self) -> str:
-        """Where in an episode the environment is."""
+        """The step of the episode, in words."""
         return f"at step {self.length} of an episode" if self.length else "from reset"
 
     def check_length(self) -> None:
-        """Raises UsageError, with the ways out, if the episode, which is played to its end, seems endless."""
+        """Raises UsageError, with what to do, if an episode that is played to its end seems endless."""
         if self.length >= max(LONGEST_EPISODE, self.time_limit or 0):
             raise UsageError(
                 f"an episode of {self.name} has not ended after {self.length:,} steps; {LIMIT_IT}"
@@ -138,13 +138,13 @@ def count_values(returned: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value in one line, as much of it as fits."""
+    """A value in one line, shortened to 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 class RemoteError(Exception):
-    """What an environment raised in another process: as `describe_exception` says it, and its traceback."""
+    """An environment's exception in another process: its description, and its traceback."""
 
     def __init__(self, description: str, traceback: str):
         super().__init__(description, traceback)
@@ -166,9 +166,9 @@ def describe_exception(problem: BaseException) -> str:
 
 
 def locate(problem: Exception, name: str, where: str) -> Exception:
-    """What to raise from `problem`, an exception of the environment `name`: the same, with where it happened.
+    """The exception to raise from `problem`, of the environment `name`, with where it happened.
 
-    What the door refused, and the end of a worker, remains one line. What the environment raised is the cause
+    Errors of the door and the end of a worker remain one line. An environment's own exception is the cause
     of EnvironmentFailed, so that its own traceback is printed.
     """
     if isinstance(problem, UsageError | NonFiniteError | WorkerDied):

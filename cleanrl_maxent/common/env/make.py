@@ -1,4 +1,4 @@
-"""Makes an environment and checks it; actions are scaled here and nowhere else."""
+"""Makes and checks environments; actions are scaled here and nowhere else."""
 
 import importlib
 import json
@@ -31,9 +31,9 @@ def environment_seed(seed: int, stream: int, *indices: int) -> int:
 
 @dataclass(frozen=True)
 class EnvChoice:
-    """Which environment, and how it is made; `chosen_env` gives that of a run's arguments.
+    """Which environment to make, and how; `chosen_env` gets it from a run's arguments.
 
-    `action_spaces`: the kinds that are taken, Box, Discrete or both. `env_kwargs`: arguments of its
+    `action_spaces`: the kinds that are allowed, Box, Discrete or both. `env_kwargs`: arguments of its
     constructor, a JSON object. `max_episode_steps`: its time limit; None: that of its registration.
     `algorithm`: the file of the algorithm that asks for it.
     """
@@ -61,10 +61,10 @@ def longest_episode(choice: EnvChoice) -> int | None:
 
 
 def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> CheckedEnv:
-    """The environment behind its door; an id alone stands for one with continuous actions.
+    """The checked environment; an id alone stands for one with continuous actions.
 
-    `render_mode`: "rgb_array" for frames, "human" for a window. Raises UsageError if the id is unknown,
-    unversioned or not installable, arguments or a space do not fit, or the environment does not have the
+    `render_mode`: "rgb_array" for frames, "human" for a window. Raises UsageError if the id is unknown or
+    unversioned, the environment cannot be made, arguments or spaces do not fit, or it lacks the
     render mode.
     """
     choice = EnvChoice(choice) if isinstance(choice, str) else choice
@@ -92,11 +92,11 @@ def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> Checked
 
 
 def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[gym.Env, int | None, bool]:
-    """What Gymnasium makes, its time limit, and False if that is in it.
+    """Gymnasium's environment, its time limit, and False if the environment itself enforces it.
 
-    The door is next to the environment, so that it sees what `step` returns before Gymnasium's own wrappers,
-    which take it apart: it does what TimeLimit and the passive checker would do. Only where the registration
-    has wrappers, some of which may look for a time limit, is TimeLimit left between them.
+    The door is next to the environment, so that it sees what `step` returns before Gymnasium's own wrappers
+    take it apart; it does what TimeLimit and the passive checker would do. Only if the registration
+    has wrappers, which may look for a time limit, TimeLimit stays between them.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -114,8 +114,8 @@ def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[
 
 @contextmanager
 def no_deprecations() -> Iterator[None]:
-    """Keeps Gymnasium and MuJoCo from saying, once for each environment, that v4 is old, which is what the
-    published curves were measured on, and that a wrapper opens the window."""
+    """Keeps Gymnasium and MuJoCo from warning, once per environment, that v4 is old (the published curves
+    were measured on it) and that a wrapper opens the window."""
     import mujoco  # here, so that its OpenGL backend can be chosen before
 
     mujoco_handler = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]

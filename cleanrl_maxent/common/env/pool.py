@@ -28,14 +28,14 @@ from cleanrl_maxent.common.errors import UsageError, one_line, require
 
 
 class Pool:
-    """Makes batches of environments, in this process or, with `workers`, divided among that many others.
+    """Makes batches of environments, in this process or divided among `workers` other processes.
 
-    They start with the first batch, and end when the pool is closed or freed, and when this process ends,
-    however it does.
+    Workers start with the first batch, and end when the pool is closed or freed, or when this process ends,
+    however it ends.
     """
 
     def __init__(self, choice: EnvChoice | str, env_reset: str, workers: int = 0):
-        """`choice`: see `make_env`; `env_reset` is the flag. Raises UsageError where no workers can be."""
+        """`choice`: see `make_env`; `env_reset` is the flag. Raises UsageError if there can be no workers."""
         self.choice = EnvChoice(choice) if isinstance(choice, str) else choice
         self.env_reset, self.workers = env_reset, workers
         self.processes: Processes | None = None
@@ -43,7 +43,7 @@ class Pool:
         require(not workers or hasattr(signal, "pthread_sigmask"), "env_workers needs Linux or macOS; give 0")
 
     def batch(self, count: int, autoreset: bool) -> Batch:
-        """`count` environments at most; see `EnvBatch`.
+        """At most `count` environments; see `EnvBatch`.
 
         Raises UsageError if the environment cannot be sent to a worker.
         """
@@ -69,9 +69,9 @@ class Pool:
 
 
 def pickled_specs(env_id: str) -> dict[str, bytes]:
-    """What is registered with Gymnasium, by name, pickled; classes and functions of a script go with it.
+    """Gymnasium's registry, by name, pickled, including classes and functions of a script.
 
-    What cannot be pickled is left out, unless it is the environment asked for: UsageError.
+    What cannot be pickled is left out. Raises UsageError if that is the environment asked for.
     """
     module, _, chosen = env_id.rpartition(":")
     if module and chosen not in gym.registry:
@@ -93,8 +93,8 @@ def pickled_specs(env_id: str) -> dict[str, bytes]:
 class SharedBatch:
     """Environments of all workers as one batch; see `EnvBatch`.
 
-    Row i is a row of worker i modulo the number of workers, so that the long and the short episodes of one
-    seed's evaluation are divided, too. `rows` is shared memory.
+    Row i belongs to worker i modulo the number of workers, which spreads the long and short episodes of one
+    seed's evaluation. `rows` is shared memory.
     """
 
     spaces: Spaces
@@ -112,12 +112,12 @@ class SharedBatch:
         return slice(worker, None, len(self.workers))
 
     def ask(self, method: str, arguments: dict[int, tuple]) -> dict[int, Any]:
-        """Answers of workers to a request about this batch; raises RowFailed, for the first row that did."""
+        """Workers' answers to a request about this batch; raises RowFailed for the first row that failed."""
         requests = {worker: (method, self.number, *given) for worker, given in arguments.items()}
         return self.values(self.processes.ask(requests))
 
     def values(self, answers: dict[int, tuple]) -> dict[int, Any]:
-        """What workers returned; raises RowFailed, for the first row that did."""
+        """What workers returned; raises RowFailed for the first row that failed."""
         problems = {
             row * len(self.workers) + worker: problem
             for worker, (done, row, problem) in answers.items()
@@ -154,13 +154,13 @@ class SharedBatch:
         self.ask("reset", self.busy())
 
     def step_async(self) -> None:
-        """Wakes each worker once, to take its running rows' actions."""
+        """Wakes each worker that has running rows, to take their actions."""
         self.stepping = list(self.busy())
         for worker in self.stepping:
             self.processes.wake(worker, self.number)
 
     def step_wait(self) -> None:
-        """Returns when all workers have. Raises RowFailed as `EnvBatch.step_wait`."""
+        """Returns when all workers have stepped. Raises RowFailed like `EnvBatch.step_wait`."""
         self.values({worker: self.processes.receive(worker) for worker in self.stepping})
 
     def busy(self) -> dict[int, tuple]:
@@ -177,7 +177,7 @@ class SharedBatch:
         return self.in_order(self.ask("restore", {w: (states[self.part(w)],) for w in self.workers}))
 
     def in_order(self, answers: dict[int, list]) -> list:
-        """What workers answered for each of their rows, by row of the batch."""
+        """The workers' answers, in the order of the batch's rows."""
         together: list[Any] = [None] * self.count
         for worker, answer in answers.items():
             together[self.part(worker)] = answer

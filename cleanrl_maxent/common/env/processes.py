@@ -1,4 +1,4 @@
-"""The processes of workers: started, asked, and ended; what is said of one that ends by itself."""
+"""Worker processes: started, asked, and ended; what to report about one that ends by itself."""
 
 import mmap
 import os
@@ -37,14 +37,14 @@ VARIABLES = {
 
 
 class Processes:
-    """Workers, each with a pipe; and a file without a name, in memory, that is shared with all of them.
+    """Workers, each with a pipe, and an unnamed file in memory that all of them share.
 
     A request is one byte, the number of a batch to step, or MESSAGE and what follows; an answer is STEPPED,
     or MESSAGE and what follows.
     """
 
     def __init__(self, count: int, setup: tuple):
-        """Starts them; `setup`: what each is given first, followed by its number from 0."""
+        """Starts the workers; `setup`: what each receives first, followed by its number from 0."""
         self.count, self.memory, self.size, self.batches = count, shared_file(), 0, 0
         self.pipes: list[Connection] = []
         self.polls: list[select.poll] = []  # which tell whether a pipe has something to be read
@@ -60,7 +60,7 @@ class Processes:
             self.send(index, cloudpickle.dumps((*setup, index)))
 
     def ask(self, requests: dict[int, tuple]) -> dict[int, tuple]:
-        """Sends workers a request each, `(method, *arguments)`; returns all answers, see `worker.serve`.
+        """Sends each worker its request, `(method, *arguments)`; returns all answers, see `worker.serve`.
 
         Raises WorkerDied.
         """
@@ -96,7 +96,7 @@ class Processes:
             raise self.died(index) from problem
 
     def died(self, index: int) -> WorkerDied:
-        """What to say of a worker that is gone. Ends the others, whose answers nobody waits for."""
+        """The exception for a worker that is gone. Ends the others, since nobody waits for their answers."""
         name, process = f"environment worker {index + 1} of {self.count}", self.running[index]
         self.pipes[index].close()
         try:
@@ -109,7 +109,7 @@ class Processes:
         return WorkerDied(f"{name} ended" + (f" with status {status}" if status is not None else ""))
 
     def allocate(self, size: int) -> int:
-        """Where `size` new bytes of the shared file begin."""
+        """Adds `size` bytes to the shared file; returns where they begin."""
         start = self.size
         self.size += round_up(size, mmap.ALLOCATIONGRANULARITY)
         os.ftruncate(self.memory, self.size)
@@ -117,7 +117,7 @@ class Processes:
 
 
 def start_worker(memory: int) -> tuple[Connection, subprocess.Popen]:
-    """A worker, and the pipe to it. Its signals are blocked until it takes them."""
+    """A worker, and the pipe to it. Its signals are blocked until it handles them."""
     ours, theirs = Pipe()
     warnings = [f"-W{option}" for option in sys.warnoptions]
     command = [sys.executable, *warnings, "-P", str(WORKER)]
@@ -137,7 +137,7 @@ def start_worker(memory: int) -> tuple[Connection, subprocess.Popen]:
 
 
 def end(pipes: list[Connection], processes: list[subprocess.Popen], memory: int) -> None:
-    """Closes the pipes, at which workers end, and kills those that do not in time."""
+    """Closes the pipes, which ends the workers, and kills those that do not end in time."""
     for pipe in pipes:
         pipe.close()
     limit = time.monotonic() + PATIENCE
@@ -151,7 +151,7 @@ def end(pipes: list[Connection], processes: list[subprocess.Popen], memory: int)
 
 
 def shared_file() -> int:
-    """The descriptor of an empty file that has no name, so that nothing of it is left behind."""
+    """The descriptor of an empty, unnamed file, so that nothing is left behind."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("environments")
     with tempfile.TemporaryFile() as file:

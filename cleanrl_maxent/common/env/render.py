@@ -1,6 +1,6 @@
-"""What rendering an environment needs: a render mode, and for MuJoCo an OpenGL backend.
+"""What it takes to render an environment: a render mode, and for MuJoCo an OpenGL backend.
 
-Each backend is tried in a process of its own, because a broken driver may crash it.
+Each backend is tried in a separate process, because a broken driver may crash it.
 """
 
 import functools
@@ -41,7 +41,7 @@ def has_display() -> bool:
 
 @functools.cache
 def can_draw(backend: str) -> bool:
-    """True if MuJoCo renders with `backend`, egl, osmesa or glfw, in a process of its own."""
+    """True if MuJoCo renders with `backend`, egl, osmesa or glfw, in a separate process."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", PROBE, backend]
     environment = {**os.environ, "MUJOCO_GL": backend}
     try:
@@ -55,7 +55,7 @@ def can_draw(backend: str) -> bool:
 def choose_backend() -> str:
     """Sets MUJOCO_GL, which MuJoCo and Gymnasium read, to the first backend that renders here; returns "".
 
-    Tries what MUJOCO_GL names; else glfw if there is a display, EGL, and OSMesa. If none renders, returns the
+    Tries the one in MUJOCO_GL; else glfw if there is a display, EGL, and OSMesa. If none renders, returns the
     reason, in one line. Outside Linux there is nothing to choose.
     """
     if platform.system() != "Linux":

@@ -16,7 +16,7 @@ RESTART = "--env-reset restart (a resumed run then begins a new episode)"
 
 
 def generator_at(state: Any) -> np.random.Generator:
-    """The random generator in a given state of PCG64, the one of every Gymnasium environment."""
+    """A random generator in a given state of PCG64, which every Gymnasium environment uses."""
     bits = np.random.PCG64()
     bits.state = state
     return np.random.Generator(bits)
@@ -25,8 +25,8 @@ def generator_at(state: Any) -> np.random.Generator:
 class RestorableEnv(gym.Wrapper):
     """Remembers the random state before the last reset, and the actions since.
 
-    Must be the outermost wrapper. `env_reset` is the flag: with "fresh", every reset builds a new
-    environment, so that one whose state survives a reset can be restored too; with "restart", nothing is
+    It must be the outermost wrapper. `env_reset` is the flag: with "fresh", every reset builds a new
+    environment, so that one with state that survives a reset can be restored too; with "restart", nothing is
     remembered, and the environment may have any random generator.
     """
 
@@ -58,7 +58,7 @@ class RestorableEnv(gym.Wrapper):
         return self.env.step(action)
 
     def random_state(self) -> dict[str, Any]:
-        """The state of the environment's random generator; raises UsageError for another than PCG64."""
+        """The state of the environment's random generator; raises UsageError unless it is PCG64."""
         generator = getattr(self.unwrapped, "np_random", None)
         bits = getattr(generator, "bit_generator", None)
         if not isinstance(bits, np.random.PCG64):
@@ -82,9 +82,9 @@ class RestorableEnv(gym.Wrapper):
         return {"seed": self.seed, "before": self.before, "now": now}, actions
 
     def restore(self, snapshot: dict[str, Any], actions: np.ndarray) -> np.ndarray | None:
-        """Builds the environment anew and plays it to the snapshot.
+        """Rebuilds the environment and plays it to the snapshot.
 
-        Returns the observation there, None if the random state differs.
+        Returns the observation there, or None if the random state differs.
         """
         self.seed, self.before, self.actions = snapshot["seed"], snapshot["before"], []
         self.rebuild()
@@ -101,8 +101,8 @@ class RestorableEnv(gym.Wrapper):
 def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str) -> None:
     """Restores a second environment to several states of a first one, and steps both.
 
-    Raises UsageError, naming the options that remain, if they diverge, and what the environment raises as
-    EnvironmentFailed. It may miss a state that survives a reset and shows rarely.
+    Raises UsageError, naming the remaining options, if they diverge, and an environment's own exception as
+    EnvironmentFailed. It may miss state that survives a reset and rarely shows.
     """
     with closing(RestorableEnv(build, env_reset)) as env, closing(RestorableEnv(build, env_reset)) as other:
         try:
@@ -114,7 +114,7 @@ def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str)
     if not same:
         ways = RESTART if env_reset == "fresh" else f"--env-reset fresh, or {RESTART}"
         raise UsageError(
-            f"{name} cannot be restored exactly: the same actions from its last reset lead elsewhere; "
+            f"{name} cannot be restored exactly: the actions since its last reset lead to another state; "
             f"add {ways}"
         )
 

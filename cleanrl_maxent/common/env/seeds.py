@@ -45,7 +45,7 @@ class SeedEnvs:
         copies: int = 1,
         workers: int = 0,
     ):
-        """Makes and resets `copies` environments a seed; `choice`: see `make_env`; `env_reset` is the flag.
+        """Makes and resets `copies` environments per seed; `choice`: see `make_env`; `env_reset` is the flag.
 
         `workers`: processes that step them; 0: this one. Raises UsageError as `make_env`, or if the
         environment cannot be restored exactly, NonFiniteError, EnvironmentFailed, and WorkerDied.
@@ -75,7 +75,7 @@ class SeedEnvs:
         check_finite(0, self.seeds, obs=self.obs)
 
     def reset(self, *indices: int) -> np.ndarray:
-        """Begins new episodes, whose seeds depend on the seed, on `indices` and on which copy it is."""
+        """Begins new episodes, seeded by the seed, `indices` and the number of the copy."""
         # copy 0 is seeded like a single one
         copies = [(copy,) if copy else () for copy in range(self.copies)]
         self.batch.rows.seed[:] = [
@@ -87,7 +87,7 @@ class SeedEnvs:
 
     @property
     def example(self) -> Transition:
-        """That of the task."""
+        """The task's example."""
         return self.task.example
 
     @property
@@ -105,7 +105,7 @@ class SeedEnvs:
         return self.step_wait()
 
     def step_async(self, action: Array) -> None:
-        """Begins a step; see `step`. Workers take it while this process goes on, and `step_wait` ends it.
+        """Begins a step; see `step`. Workers take it while this process continues, until `step_wait`.
 
         Without workers nothing happens yet, and an `action` that is being computed is not awaited.
         """
@@ -197,6 +197,6 @@ class SeedEnvs:
         for row, (name, taken) in enumerate(zip(names, actions, strict=True)):
             if not same[row] or not np.array_equal(self.batch.rows.obs[row], self.obs[row]):
                 raise UsageError(
-                    f"{self.env_id} of seed {name} cannot be restored exactly: {len(taken)} steps lead "
-                    "elsewhere; start anew with --env-reset fresh or --env-reset restart"
+                    f"{self.env_id} of seed {name} cannot be restored exactly: {len(taken)} steps lead to "
+                    "another state; start a new run with --env-reset fresh or --env-reset restart"
                 )

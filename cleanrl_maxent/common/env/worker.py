@@ -1,6 +1,6 @@
-"""A process that steps some of a run's environments: `processes.py` starts it, and ends it by closing a pipe.
+"""A process that steps some of a run's environments; `processes.py` starts it, and closes a pipe to end it.
 
-It imports no JAX, and nothing of this package before it has the paths of the process that started it.
+It does not import JAX, and imports this package only once it has its parent's `sys.path`.
 """
 
 import importlib
@@ -22,10 +22,10 @@ STEPPED, MESSAGE = b"\0", b"\xff"  # the first byte of an answer; MESSAGE also o
 
 
 class Worker:
-    """The environments of worker number `index`, in batches that are numbered; every method is a request."""
+    """The environments of worker number `index`, in numbered batches; every method is a request."""
 
     def __init__(self, choice: Any, env_reset: str, index: int, memory: int):
-        """`choice`, `env_reset`: as `Pool` has them. `memory`: descriptor of the shared file."""
+        """`choice`, `env_reset`: as in `Pool`. `memory`: descriptor of the shared file."""
         from cleanrl_maxent.common.env.make import made, make_env
         from cleanrl_maxent.common.env.restore import RestorableEnv
 
@@ -36,7 +36,7 @@ class Worker:
         self.batches: dict[int, EnvBatch] = {}
 
     def add(self, number: int, count: int, autoreset: bool) -> None:
-        """A new batch of `count` environments at most."""
+        """Adds a batch of at most `count` environments."""
         from cleanrl_maxent.common.env.batch import EnvBatch
 
         self.batches[number] = EnvBatch(self.build, count, autoreset)
@@ -83,9 +83,9 @@ class Worker:
 
 
 def register(choice: Any, specs: dict[str, bytes]) -> None:
-    """Registers what the parent has registered: at run time, perhaps with classes of its script.
+    """Registers what the parent has registered, perhaps at run time and with classes of its script.
 
-    `specs`: pickled by name. Others than the environment asked for are left out if they cannot be loaded.
+    `specs`: pickled, by name. Those that cannot be loaded are left out, except the environment asked for.
     """
     import cloudpickle
     import gymnasium as gym
@@ -107,7 +107,7 @@ def register(choice: Any, specs: dict[str, bytes]) -> None:
 
 
 def prepare() -> None:
-    """Leaves signals that ask a program to stop to the parent; output that nobody reads is no failure."""
+    """Leaves signals that ask a program to stop to the parent; output that nobody reads is not an error."""
     from cleanrl_maxent.common.output import make_output_lossy
     from cleanrl_maxent.common.signals import SIGNALS
 
@@ -121,20 +121,20 @@ def prepare() -> None:
 
 
 class Requests:
-    """What the parent asks for. A byte comes first, so that a step costs nothing but that."""
+    """What the parent asks for. A request starts with one byte; for a step that is all."""
 
     def __init__(self, connection: Connection):
         self.connection, self.file = connection, connection.fileno()
 
     def receive(self) -> Any:
-        """The next request: the number of a batch that is to be stepped, or a message; None at the end."""
+        """The next request: the number of a batch to step, or a message; None at the end."""
         with suppress(EOFError, OSError):
             if byte := os.read(self.file, 1):
                 return self.connection.recv() if byte == MESSAGE else byte[0]
         return None
 
     def answer(self, message: Any = None) -> None:
-        """Answers with a message, or that a step is done; not if the parent is gone."""
+        """Answers with a message, or that a step is done; does nothing if the parent is gone."""
         with suppress(OSError):
             os.write(self.file, STEPPED if message is None else MESSAGE)
             if message is not None:
@@ -144,9 +144,9 @@ class Requests:
 def serve(requests: Requests, memory: int) -> None:
     """Answers requests until the parent closes the pipe or is gone.
 
-    The first ones are the parent's `sys.path` and what `Worker` needs; then a batch's number asks for a step
-    of it, `(method, *arguments)` for something else. An answer is `(True, value, None)`, or, for an exception
-    of an environment, `(False, row, problem)`.
+    The first two are the parent's `sys.path` and what `Worker` needs. Then a batch's number asks for a step
+    of that batch, `(method, *arguments)` for anything else. An answer is `(True, value, None)`, or, if an
+    environment raised an exception, `(False, row, problem)`.
     """
     paths, setup = requests.receive(), requests.receive()
     if setup is None:
@@ -174,7 +174,7 @@ def serve(requests: Requests, memory: int) -> None:
 
 
 def portable(problem: Exception) -> Exception:
-    """What can be sent of an exception, of any class, to another process."""
+    """What can be sent to another process of an exception of any class."""
     from cleanrl_maxent.common.env.door import RemoteError, describe_exception
     from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
@@ -184,7 +184,7 @@ def portable(problem: Exception) -> Exception:
 
 
 def end_with(parent: int) -> None:
-    """Ends this process once its parent has ended, even if an environment never returns."""
+    """Ends this process when its parent has ended, even if an environment never returns."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

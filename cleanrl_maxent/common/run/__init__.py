@@ -1,1 +1,1 @@
-"""A run: its start, its folder, its record, its checkpoints, its line on the screen, its result."""
+"""A run: its start, folder, record, checkpoints, line on the screen, and result."""

@@ -32,7 +32,7 @@ class Filmed(NamedTuple):
 class Filming:
     """Films the first episode of the first seed's evaluation, with the deterministic policy if there is one.
 
-    A film is made between updates, in an environment of its own, and is `videos/step-*-seed-*.gif` in the
+    A film is made between updates, in a separate environment, and saved as `videos/step-*-seed-*.gif` in the
     run's folder. A failure is reported once and ends the filming, never the run.
     """
 
@@ -46,12 +46,12 @@ class Filming:
                 self.make_film().close()
 
     def make_film(self) -> Film:
-        """A film without frames yet; raises UsageError."""
+        """A film without frames; raises UsageError."""
         return Film(chosen_env(self.args), self.args.video_frames)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Reports a failure and ends the filming; restores the global random state. Raises Stopped."""
+        """Reports a failure and stops filming; restores the global random state. Raises Stopped."""
         with same_random_state():
             try:
                 yield
@@ -63,7 +63,7 @@ class Filming:
                 self.say(f"warning: the run continues without films: {line}")
 
     def due(self, steps: int) -> bool:
-        """True at the evaluations that are filmed, `--video-count` at most, the last step's among them."""
+        """True at the evaluations to film: at most `--video-count`, including the one at the last step."""
         last = self.args.last_step
         frequency = self.args.eval_frequency or last
 
@@ -93,7 +93,7 @@ class Filming:
         return None
 
     def earlier(self, steps: int) -> list[tuple[int, Path]]:
-        """The films up to step `steps`, oldest first, each with its step."""
+        """The films up to step `steps`, each with its step, oldest first."""
         names = re.compile(rf"step-(\d{{10}})-seed-{self.args.seed}\.gif")
         films = [
             (int(match[1]), path) for path in self.folder.glob("*") if (match := names.fullmatch(path.name))
@@ -102,7 +102,7 @@ class Filming:
 
 
 def first_episode(film: Film, evaluation: Evaluation, policy: Any, keys: jax.Array, steps: int) -> Choose:
-    """The actions of the evaluation's first episode, computed in the same shapes, for the same bits."""
+    """The actions of the evaluation's first episode, bit-identical because computed in the same shapes."""
     args, space = evaluation.args, film.env.action_space
     shape = (args.num_seeds, len(evaluation.modes), args.eval_episodes)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, steps)

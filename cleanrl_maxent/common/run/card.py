@@ -86,7 +86,7 @@ def model_card(
 
 
 def about(args: RunArgs) -> str:
-    """One line about the algorithm: the first line of the docstring of its `Args`, if it has one."""
+    """One line about the algorithm: the first line of its `Args` docstring, if it has one."""
     base, _ = defining_class(args)
     text = base.__doc__ or ""
     made_by_dataclass = text.startswith(f"{base.__name__}(")
@@ -94,7 +94,7 @@ def about(args: RunArgs) -> str:
 
 
 def front_matter(args: RunArgs, result: Mapping[str, Any]) -> str:
-    """The YAML between the dashes; strings are quoted as in JSON, which YAML reads too."""
+    """The YAML between the dashes; strings are quoted as in JSON, which YAML understands."""
     env_id, algorithm = yaml(args.env_id), yaml(args.algorithm())
     tags = [
         env_id,
@@ -123,9 +123,9 @@ def yaml(text: str) -> str:
 
 
 def mean_reward(result: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Mean and standard deviation of the return over the last episodes of all seeds; None without any.
+    """Mean and standard deviation of the return over the last evaluations of all seeds; None without any.
 
-    Of the deterministic policy, if there is one.
+    It is that of the deterministic policy, if there is one.
     """
     for mode in MODE_NAMES:
         rows = [row for row in result["evaluations"].values() if f"{mode}/return_mean" in row]
@@ -167,7 +167,7 @@ def show_film(path: str) -> str:
 
 
 def defining_class(args: RunArgs) -> tuple[type, Path]:
-    """The class of the arguments and its file; of an interactive session, the class that it extends."""
+    """The class of the arguments and its file; in an interactive session, the class that it extends."""
     for base in type(args).__mro__:
         if file := getattr(sys.modules.get(base.__module__), "__file__", None):
             return base, Path(file).resolve()
@@ -175,12 +175,12 @@ def defining_class(args: RunArgs) -> tuple[type, Path]:
 
 
 def is_ours(args: RunArgs) -> bool:
-    """True if the algorithm is one of this package."""
+    """True if the algorithm is in this package."""
     return defining_class(args)[1].parent == PACKAGE
 
 
 def program(args: RunArgs) -> list[str]:
-    """The command that starts an algorithm: by its module, or by its file if it is not of this package."""
+    """The command that starts an algorithm: by module, or by file if it is not in this package."""
     _, file = defining_class(args)
     return ["python", *(["-m", f"{PACKAGE.name}.{file.stem}"] if is_ours(args) else [file.name])]
 

@@ -1,4 +1,4 @@
-"""The exact state of a run on disk: written whole or not at all, checksummed, without pickle.
+"""The exact state of a run on disk: written whole or not at all, with checksums and without pickle.
 
     checkpoint/checkpoint-{steps}.json    what belongs together after so many environment steps; its SHA-256s
     checkpoint/state-{steps}.npz          arrays: all that is learned, and the environments' actions
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `folder`; `last` is the newest good one, written or read, at `steps`."""
+    """The checkpoints of a run, in `folder`; `last` is the newest one written or read, at step `steps`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -66,8 +66,8 @@ class Checkpoints:
     ) -> None:
         """Writes the state after `steps` environment steps, with the segments added so far.
 
-        Those without any of the last `capacity` transitions are forgotten. Raises OSError; the checkpoints
-        before stay as they were.
+        Segments without any of the last `capacity` transitions are dropped. Raises OSError; earlier
+        checkpoints stay as they were.
         """
         self.folder.mkdir(exist_ok=True)
         segments = {name: s for name, s in self.segments.items() if s["stop"] > steps - capacity}
@@ -141,7 +141,7 @@ class Checkpoints:
         return Transition(**arrays)
 
     def read(self, path: Path) -> Checkpoint:
-        """A checkpoint, everything it names checked; segments are loaded later. Raises Damaged."""
+        """A checkpoint, with everything it names checked; segments are loaded later. Raises Damaged."""
         body = self.read_body(path)
         arrays = self.read_arrays(**body["state"])
         segments = []
@@ -154,7 +154,7 @@ class Checkpoints:
 
 
 def refill(replays: Replay, segments: list[Segment], steps: int) -> Replay:
-    """The rings after `steps` steps: all that they kept but the last transition, which is in flight.
+    """The rings after `steps` steps, with all that they held except the transition in flight.
 
     The arrays of `replays`, leading axis `(seed,)`, are consumed.
     """

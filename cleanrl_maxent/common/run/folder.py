@@ -1,4 +1,4 @@
-"""Opening a run's folder: a new one, or that of a run to be resumed."""
+"""Opens a run's folder: a new one, or that of a run to resume."""
 
 import itertools
 import json
@@ -45,9 +45,9 @@ def file_name(env_id: str) -> str:
 
 
 def make_run_dir(args: RunArgs) -> Path:
-    """Makes a folder for a run that names none: `runs/{env_id}__{exp_name}__{seed}__{unix time}`.
+    """Makes a folder for a run without one: `runs/{env_id}__{exp_name}__{seed}__{unix time}`.
 
-    If that is taken, `-2`, `-3` and so on follow. Raises UsageError if it cannot be made.
+    If that exists, `-2`, `-3` and so on are appended. Raises UsageError if it cannot be made.
     """
     name = f"{file_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
     for number in itertools.count(1):
@@ -70,7 +70,7 @@ def is_under_way(folder: Path) -> bool:
 def lock(folder: Path) -> TextIO:
     """Creates `folder` and locks its `.lock`; the system releases the lock when the process ends.
 
-    Raises UsageError if it cannot be written, is not a run's, or another process has it.
+    Raises UsageError if it cannot be written, is not a run, or is locked by another process.
     """
     try:
         names = os.listdir(folder) if folder.exists() else []
@@ -144,7 +144,7 @@ def find_checkpoint(
 
 
 def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> None:
-    """Raises UsageError, naming the arguments in which a run differs from what is asked for."""
+    """Raises UsageError, naming the arguments in which a run differs from the ones given."""
     given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded

@@ -26,7 +26,7 @@ def repo_id(args: RunArgs) -> str:
 def check_hub(args: RunArgs) -> None:
     """Raises UsageError if `--upload-model` cannot work: no package, no entity, a bad name, or no token.
 
-    Contacts nobody.
+    Does not use the network.
     """
     if not args.upload_model:
         return
@@ -40,7 +40,7 @@ def check_hub(args: RunArgs) -> None:
     try:
         validate_repo_id(repo_id(args))
     except HFValidationError as problem:
-        raise UsageError(f"the hub would not take this name: {problem}") from problem
+        raise UsageError(f"the hub does not accept this name: {problem}") from problem
     require(get_token() is not None, "the hub needs a token: run `hf auth login`, or set HF_TOKEN")
 
 
@@ -51,7 +51,7 @@ def upload_patterns(folder: Path) -> list[str]:
 
 
 def upload(folder: Path, args: RunArgs) -> None:
-    """Uploads the finished run in `folder`; a failure is one line with the command for later, not raised."""
+    """Uploads the finished run in `folder`; a failure prints the command for later and is not raised."""
     try:
         from huggingface_hub import HfApi
 

@@ -26,7 +26,7 @@ class Initial(NamedTuple):
 
 
 def split_seed(folder: Path) -> tuple[Path, int | None]:
-    """A run's folder, and the seed if `folder` is that of one seed of it, `runs/x/seed-2`."""
+    """A run's folder, and the seed if `folder` is one seed's folder, such as `runs/x/seed-2`."""
     name, _, seed = folder.name.partition("-")
     one_seed = name == "seed" and seed.isdigit() and (folder.parent / "config.json").exists()
     return (folder.parent, int(seed)) if one_seed else (folder, None)
@@ -53,9 +53,9 @@ def check_same_spaces(folder: Path, env_id: str, task: Task) -> None:
 
 
 def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:
-    """For each seed in `wanted`, the recorded seed that stands for it.
+    """For each seed in `wanted`, the recorded seed to use.
 
-    The same one; or `seed`, if given, or the only one there is. Raises UsageError if one is not there.
+    It is the same one; or `seed`, if given, or the only one there is. Raises UsageError if one is missing.
     """
     only = seed if seed is not None else recorded[0] if len(recorded) == 1 else None
     seeds = wanted if only is None else [only] * len(wanted)
@@ -93,14 +93,19 @@ def is_learned(node: Any) -> bool:
 
 
 def learned_prefixes(state: Any) -> tuple[str, ...]:
-    """Prefixes of the names of the leaves that a run takes from another; optimisers are left out."""
+    """Prefixes of the names of the leaves that a run takes from another; optimisers are left out.
+
+    Of a `TrainState` they are those of its dictionaries: parameters, and statistics if it has any.
+    """
     nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_learned)[0]
-    names = [(leaf_name(path), node) for path, node in nodes]
-    return tuple(
-        f"{name}/params/" if isinstance(node, TrainState) else f"{name}/"
-        for name, node in names
-        if is_learned(node)
-    )
+    prefixes = []
+    for path, node in nodes:
+        if isinstance(node, TrainState):
+            fields = [field for field, value in vars(node).items() if isinstance(value, dict)]
+            prefixes += [f"{leaf_name(path)}/{field}/" for field in fields]
+        elif is_learned(node):
+            prefixes.append(f"{leaf_name(path)}/")
+    return tuple(prefixes)
 
 
 def check_networks(state: Any, initial: Initial) -> None:

@@ -1,4 +1,4 @@
-"""The runs below a folder and the progress of each; needs no JAX, and changes none of them."""
+"""The runs below a folder and their progress; needs no JAX, and changes nothing."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def finished_seeds(evaluations: dict[str, dict], total: int) -> list[tuple[int, 
 
 
 def return_of(row: dict[str, Any]) -> float | None:
-    """The mean return in a row of metrics, of the deterministic policy if it has one; None without."""
+    """The mean return in a row of metrics, of the deterministic policy if there is one; None without."""
     return next((float(row[name]) for name in RETURNS if name in row), None)
 
 
@@ -138,7 +138,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def size(folder: Path) -> int:
-    """The bytes of all files in a folder; files that vanish meanwhile are skipped."""
+    """The bytes of all files in a folder; files that disappear meanwhile are skipped."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""What is recorded and shown of a run: rows, wall clock, terminal, films, W&B."""
+"""What a run records and shows: rows, wall clock, terminal, films, W&B."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -59,8 +59,8 @@ class Journal:
             self.records[index].write(steps, row)
 
     def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
-        """Every LOSSES_EVERY steps, a row for each seed with the last known value of each loss; every tenth
-        time the speed too. The last step has a row as well, if no extended run would go past it.
+        """Every LOSSES_EVERY steps, writes a row per seed with the last known value of each loss; every tenth
+        time, also the speed. The last step has a row as well, if no extended run would go past it.
 
         `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
         last value. One that is not finite raises NonFiniteError; another metric, such as a ratio that
@@ -84,7 +84,7 @@ class Journal:
             self.show_speed(self.timing.measure(steps))
 
     def say_absent(self, steps: int, seed: int, names: Collection[str]) -> None:
-        """Says once for each metric that its values are not finite, and so not recorded."""
+        """Says once for each metric that its values are not finite and so not recorded."""
         for name in sorted(set(names) - self.absent):
             self.terminal.print_line(
                 f"warning: {name} is not finite at step {steps:,}, seed {seed}: left out"

@@ -1,4 +1,4 @@
-"""Locks on files, where there are any: Windows and some network file systems have none."""
+"""File locks, where they exist: Windows and some network file systems have none."""
 
 from typing import IO
 
@@ -9,9 +9,9 @@ except ImportError:  # Windows
 
 
 def acquire(file: IO, shared: bool = False, wait: bool = False) -> str | None:
-    """Locks an open file until it is closed; where that cannot be done, returns the reason.
+    """Locks an open file until it is closed; if that is not possible, returns the reason.
 
-    Raises BlockingIOError if another process has it, unless told to `wait`.
+    Raises BlockingIOError if another process holds the lock, unless told to `wait`.
     """
     if fcntl is None:
         return "this system has no flock"

@@ -12,7 +12,7 @@ import jax
 from cleanrl_maxent.common.devices import chosen_device
 from cleanrl_maxent.common.errors import UsageError
 
-# JAX's options that change numbers and may be changed, to find a fault perhaps; each with its default
+# JAX's options that change numbers and that a user may change, for example to debug; each with its default
 OPTIONS = {
     "eager_constant_folding": False,
     "jax_compiler_enable_remat_pass": True,
@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def changed_options() -> dict[str, Any]:
-    """Those of OPTIONS that do not have their default, by a variable such as JAX_DISABLE_JIT."""
+    """The OPTIONS that differ from their defaults, for example through the variable JAX_DISABLE_JIT."""
     values = {name: jax.config.values.get(name, default) for name, default in OPTIONS.items()}
     return {name: value for name, value in values.items() if value != OPTIONS[name]}
 
@@ -85,7 +85,7 @@ def processor() -> str:
 
 
 def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises UsageError, naming what changed, if a resumed run would not have the same bits."""
+    """Raises UsageError, naming what changed, if a resumed run would not be bit-identical."""
     changes = [
         f"{name} {was}, now {now['versions'].get(name)}"
         for name, was in recorded["versions"].items()

@@ -20,7 +20,7 @@ def in_a_line(problem: Exception) -> str:
 
 
 class Mirror:
-    """The W&B run of a seed: row n of its record is W&B's step n, so that none is sent twice or missed.
+    """The W&B run of a seed: row n of its record is W&B's step n, so that no row is sent twice or missed.
 
     `wandb/seed-{s}.json` keeps the id of the W&B run, how many rows it holds with their SHA-256, and the
     folder of an offline W&B run that has not ended.
@@ -119,7 +119,7 @@ class Mirror:
         return film
 
     def finish(self, exit_code: int) -> None:
-        """Ends the W&B run; raises TimeoutError if W&B does not take the rest in time."""
+        """Ends the W&B run; raises TimeoutError if W&B does not accept the rest in time."""
         if self.row > self.first and (film := self.films(self.steps)):  # that of the last step
             self.run.log(film, step=self.row - 1)
         self.run.config.update(self.config(), allow_val_change=True)

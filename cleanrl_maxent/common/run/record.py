@@ -21,13 +21,13 @@ FLUSH_EVERY = 5.0  # seconds until TensorBoard's file shows what was written: ea
 
 
 class TensorBoardFile:
-    """TensorBoard's file: a copy, which a full disk silences and which stops nothing.
+    """TensorBoard's file: a copy of the record; if it cannot be written, the run continues without it.
 
     `tensorboardX.SummaryWriter` writes from a thread; if that dies of a full disk, the program hangs.
     """
 
     def __init__(self, folder: Path):
-        """Begins the file anew."""
+        """Starts a new file."""
         self.file: EventsWriter | None = None
         self.flushed = time.perf_counter()
         try:
@@ -57,7 +57,7 @@ class TensorBoardFile:
 
 
 class Record:
-    """Rows of metrics, on disk one by one; nothing of the wall clock, so equal runs have equal records.
+    """Rows of metrics, written one by one, without the wall clock, so that equal runs have equal records.
 
     TensorBoard's file is rebuilt from the record whenever it is opened.
     """
@@ -91,7 +91,7 @@ class Record:
         self.tensorboard.add(int(row["global_step"]), scalars(row))
 
     def sync(self) -> dict[str, Any]:
-        """Waits until the rows are on the disk; their length in bytes and their SHA-256."""
+        """Waits until the rows are on disk; returns their length in bytes and their SHA-256."""
         with flushing_if_possible():
             os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}

@@ -12,8 +12,8 @@ from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
 class Result(dict[str, Any]):
     """The content of `result.json`, and the policies.
 
-    `run_dir`; `total_timesteps` asked for; `seconds`, wall clock, and `evaluation_seconds` of it;
-    `evaluations`, the last one of each seed.
+    `run_dir`; `total_timesteps` as given; `seconds`, wall clock, and `evaluation_seconds` of them;
+    `evaluations`, each seed's last.
     """
 
     def __init__(self, content: dict[str, Any], args: RunArgs):

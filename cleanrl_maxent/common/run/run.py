@@ -34,10 +34,10 @@ SEGMENT_LENGTH = 10_000  # transitions of the replay that wait in memory at most
 
 
 class Run:
-    """Writes what a run leaves behind; files of seed s are in `seed-{s}/`.
+    """Writes a run's files; those of seed s are in `seed-{s}/`.
 
     In a folder that holds the unfinished run of the same arguments, resumes it from its last good checkpoint:
-    `resume` then returns that state, and the record is cut back to it. In the folder of a finished run
+    `resume` then returns that state, and the record is truncated to it. In the folder of a finished run
     nothing is left to do: no step follows, and `finish` returns the recorded result.
     """
 
@@ -57,7 +57,7 @@ class Run:
             raise
 
     def take_folder(self) -> None:
-        """Makes, locks and opens the folder; raises UsageError as the constructor."""
+        """Makes, locks and opens the folder; raises UsageError like the constructor."""
         args = self.args
         if args.init_from and not (args.run_dir and is_under_way(Path(args.run_dir))):
             self.initial = read_initial(args, self.envs.task)
@@ -74,9 +74,9 @@ class Run:
             raise
 
     def open(self) -> None:
-        """Finds the checkpoint to resume from, and opens the files, cut back to their length then.
+        """Finds the checkpoint to resume from, and opens the files, truncated to their length then.
 
-        Raises Finished, and UsageError as `find_checkpoint`.
+        Raises Finished, and UsageError like `find_checkpoint`.
         """
         args = self.args
         self.machine = describe_machine()
@@ -92,9 +92,7 @@ class Run:
         found = self.resumed_from
         self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
-            self.journal.terminal.print_line(
-                "faster on a CPU: one process per core and seed, with NPROC=1 set"
-            )
+            self.journal.terminal.print_line("on a CPU, one process per core and seed is faster; set NPROC=1")
         if workers := self.envs.pool.workers:
             self.journal.terminal.print_line(f"environments in {workers} processes")
         self.unsaved: tuple[int, Any] | None = None  # the end of the last step, until it is saved
@@ -160,7 +158,7 @@ class Run:
             self.transitions = []
 
     def save(self) -> None:
-        """Writes a checkpoint of the last boundary."""
+        """Writes a checkpoint of the last step."""
         if self.unsaved is None:
             return
         (steps, state), self.unsaved = self.unsaved, None
@@ -175,7 +173,7 @@ class Run:
         self.checkpoints.write(steps, meta, arrays, self.capacity)
 
     def record_episodes(self, steps: int, episodes: Iterable[Episode]) -> None:
-        """A row for each episode that ended at this step, if that does not end a step of the run."""
+        """Writes a row for each episode that ended at this step, if `end_step` does not follow."""
         self.journal.record_episodes(steps, episodes)
 
     def evaluate(

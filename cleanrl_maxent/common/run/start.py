@@ -1,4 +1,4 @@
-"""What comes before the loop of every algorithm."""
+"""The start of every algorithm, before its loop."""
 
 import os
 from typing import NamedTuple
@@ -25,14 +25,14 @@ class Keys(NamedTuple):
 
 @jax.jit
 def split_keys(seeds: jax.Array) -> Keys:
-    """Four independent streams for each seed, `(seed,)`; a seed's do not depend on the others."""
+    """Four independent streams per seed, `(seed,)`, which do not depend on the other seeds."""
     return Keys(*jax.vmap(lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)))(seeds))
 
 
 def count_workers(args: RunArgs, copies: int) -> int:
-    """Processes that step the environments: those asked for; by default none on a CPU, else one per core.
+    """Number of workers: as given; by default none on a CPU, else one per core.
 
-    There is no use for more than environments, of the training or of an evaluation.
+    There are never more than environments of training or of an evaluation.
     """
     asked = args.env_workers
     if asked is None:

@@ -1,4 +1,4 @@
-"""What a run says on the screen."""
+"""What a run prints on the screen."""
 
 import time
 from pathlib import Path
@@ -46,7 +46,7 @@ class Terminal:
         return line + self.evaluation
 
     def show_evaluation(self, metrics: list[dict[str, float]], seconds: float) -> None:
-        """Prints and keeps each seed's mean return, deterministic if the policy has a mean."""
+        """Shows each seed's mean return, of the deterministic policy if there is one."""
         name = "eval/return_mean" if "eval/return_mean" in metrics[0] else "eval_stochastic/return_mean"
         means = [row[name] for row in metrics]
         self.evaluation = "  return " + " ".join(f"{mean:.1f}" for mean in means)

@@ -1,4 +1,4 @@
-"""The wall clock of a run, `timing.jsonl`: what the record, which equal runs share, leaves out."""
+"""The wall clock of a run, `timing.jsonl`: not in the record, so that equal runs have equal records."""
 
 import json
 import time
@@ -8,19 +8,19 @@ from typing import TextIO
 
 from cleanrl_maxent.common.output import warn
 
-AGAIN = {"evaluation_seconds", "film_seconds"}  # of what comes after the checkpoint of its step
+AGAIN = {"evaluation_seconds", "film_seconds"}  # of what follows the checkpoint of its step
 
 
 class Timing:
-    """Seconds since the start of a run, those of the processes before this one included, and its speed.
+    """Seconds since the start of a run, including those of earlier processes, and its speed.
 
-    If the file cannot be read or written, a warning says so, and the run goes on without it.
+    If the file cannot be read or written, a warning says so, and the run continues without it.
     """
 
     def __init__(self, path: Path, steps: int, seconds: float):
         """Opens the file of a run that has taken `steps` steps in `seconds`.
 
-        Later rows are dropped, and those of an evaluation or a film after that step, which are made again.
+        Later rows are dropped, as are those of an evaluation or a film at that step, which are made again.
         """
         self.started = time.perf_counter() - seconds
         self.last_time, self.last_steps = time.perf_counter(), steps
@@ -70,7 +70,7 @@ class Timing:
 
     def give_up(self, problem: OSError) -> None:
         self.close()
-        warn(f"the run goes on without timing.jsonl: {problem}")
+        warn(f"the run continues without timing.jsonl: {problem}")
 
     def close(self) -> None:
         with suppress(OSError):

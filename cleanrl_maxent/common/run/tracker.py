@@ -1,4 +1,4 @@
-"""W&B beside a run, in a process of its own, so that nothing it does affects training."""
+"""W&B beside a run, in a separate process, so that nothing it does affects training."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ def track_command(folder: Path) -> str:
 
 
 def incomplete_warning(folder: Path) -> str:
-    """The line about a run of which W&B does not have everything."""
+    """The warning about a run whose record W&B does not fully have."""
     return f"warning: W&B lacks some of the record; send the rest: {track_command(folder)}"
 
 
@@ -77,7 +77,7 @@ class Tracker:
                 self.say(line.rstrip("\n"))
 
     def finish(self, exit_code: int) -> None:
-        """Says how the run ended, and waits until the record is sent, for PATIENCE or until a signal at most.
+        """Reports how the run ended, and waits until the record is sent, PATIENCE ends or a signal comes.
 
         If something is not sent by then, a line says how to send it later. A second call does nothing.
         """

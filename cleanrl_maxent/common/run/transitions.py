@@ -1,4 +1,4 @@
-"""The transitions that an earlier run recorded."""
+"""The transitions recorded by an earlier run."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from cleanrl_maxent.common.run.initial import check_same_spaces, match_seeds, ne
 
 
 def recorded_length(args: RunArgs) -> int | None:
-    """`total_timesteps` of the run that `--run-dir` holds already; None if it holds none."""
+    """`total_timesteps` of the run that is already in `--run-dir`; None if there is none."""
     if args.run_dir is None or not is_under_way(Path(args.run_dir)):
         return None
     return read_config(Path(args.run_dir))["args"]["total_timesteps"]
 
 
 def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
-    """All transitions that the run in the folder `source` kept, oldest first, `(seed, transition, ...)`.
+    """All transitions kept by the run in the folder `source`, oldest first, `(seed, transition, ...)`.
 
     Each seed takes those of the same seed, of the one that is named, `runs/x/seed-2`, or of the only one
     there is. Raises UsageError if the run has other spaces, keeps none (its checkpoints were removed, or it
