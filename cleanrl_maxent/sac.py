@@ -4,7 +4,7 @@ Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
   - the temperature is learned through its logarithm, from the log-densities of the actor's loss;
-  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
+  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
     python cleanrl_maxent/sac.py --env-id Hopper-v4
 """

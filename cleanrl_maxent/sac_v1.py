@@ -5,7 +5,7 @@ Stochastic Actor", 2018, https://arxiv.org/abs/1801.01290. Equation numbers refe
 deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
   - the target of V starts as a copy of V;
-  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
+  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
     python cleanrl_maxent/sac_v1.py --env-id Hopper-v4
 """

@@ -3,7 +3,7 @@
 Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018, https://arxiv.org/abs/1802.09477.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
-  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
+  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
     python cleanrl_maxent/td3.py --env-id Hopper-v4
 """
