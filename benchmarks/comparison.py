@@ -7,8 +7,17 @@ import numpy as np
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
 from benchmarks.records import Curve, main_curves
-from benchmarks.tables import mean_with_interval, number, points_with_bands, published_band, verdict
+from benchmarks.tables import (
+    mean_with_interval,
+    number,
+    points_with_bands,
+    published_band,
+    rows_with_spread,
+    verdict,
+)
 from cleanrl_maxent.common.errors import UsageError
+
+FEWEST_SEEDS = 5  # of each side, for a bootstrap interval: fewer draw too few different samples
 
 
 def compare_with_published(curves: list[Curve]) -> bool:
@@ -34,7 +43,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
     )
     if band:
         words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
-        if len(rows) == 1:
+        if len(rows_with_spread(rows)) == 1:
             words += ", of a single program: how much programs differ is not in it"
     judged = verdict(mean, band)
     print(f"  {step:,} steps: {number(mean)}  {judged}  ({words})")
@@ -64,10 +73,7 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
     several = [pair for pair in found if min(len(curve.seeds) for curve in pair) > 1]
     if len({(curve.env_id, curve.budget) for curve, _ in several}) > 1:
         tasks = [(of_a.final(), of_b.final()) for of_a, of_b in several]
-        chance = np.mean([probability_of_improvement(*task) for task in tasks])
-        low, high = improvement_interval(tasks)
-        words = f"with probability {chance:.2f} ({low:.2f} to {high:.2f})"
-        print(f"on average over these tasks: a seed of B beats one of A {words}")
+        print(f"on average over these tasks: a seed of B beats one of A with probability {chance(tasks)}")
 
 
 def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
@@ -93,14 +99,22 @@ def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
     if min(len(a), len(b)) < 2:
         return [f"B − A: {number(mean)}; one seed does not say how much seeds differ"]
     low, high = difference_interval(a, b)
-    chance, (worst, best) = probability_of_improvement(a, b), improvement_interval([(a, b)])
-    beats = f"a seed of B beats one of A with probability {chance:.2f} ({worst:.2f} to {best:.2f})"
+    beats = f"a seed of B beats one of A with probability {chance([(a, b)])}"
     interval = f"{number(low, mean)} to {number(high, mean)}"
     if low > 0 or high < 0:
-        better = f"{'B' if low > 0 else 'A'} returns more: the difference exceeds the spread of seeds."
+        more = "B" if low > 0 else "A"
+        better = f"{more} returns more: the difference is larger than chance explains (95%)."
     else:
         better = "These seeds do not say which of them returns more."
     return [f"B − A: {number(mean)} (95%: {interval}); {beats}", better]
+
+
+def chance(tasks: list[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Probability of improvement, averaged over tasks; with its interval if the seeds are enough for one."""
+    mean = np.mean([probability_of_improvement(*task) for task in tasks])
+    low, high = improvement_interval(tasks)
+    enough = min(len(side) for task in tasks for side in task) >= FEWEST_SEEDS
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if enough and low < high else f"{mean:.2f}"
 
 
 def whole_name(curve: Curve) -> str:

@@ -78,13 +78,15 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     marked = [entry.algorithm for entry in lines if entry.marks]
     handles = {}
     for entry, style in zip(lines, line_styles(lines), strict=True):
-        color, mean = COLORS.get(entry.algorithm, OTHER_COLOR), np.nanmean(entry.values, axis=0)
+        color = COLORS.get(entry.algorithm, OTHER_COLOR)
+        mean = np.ma.masked_invalid(entry.values).mean(axis=0).filled(np.nan)
         if len(entry.values) > 1:
             axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35)
         few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
         label = "\n".join(wrap(entry.label, 30, break_on_hyphens=False))
         (line,) = axes.plot(entry.steps, mean, ls=style, color=color, lw=2.2, label=label, **few)
-        handles[line] = mean[np.isfinite(mean)][-1]
+        finite = mean[np.isfinite(mean)]
+        handles[line] = finite[-1] if len(finite) else -np.inf
         if entry.marks:
             lane = 1.025 + 0.022 * marked.index(entry.algorithm)
             axes.plot([lane * budget] * len(entry.marks), entry.marks, **MARK, color=color)

@@ -54,7 +54,8 @@ def prediction_interval(
     M ± t √(s² (1/k + 1/n) + b² (1 + 1/m)) for m programs, `(m,)` each argument but the last: M the mean of
     their `means`, s the pooled standard deviation of their seeds, n all seeds, b² the variance between
     programs beyond what s explains, t of Satterthwaite's degrees of freedom. `deviations` divide by the
-    number of seeds, two or more. From a single program b cannot be told and counts as 0.
+    number of seeds, two or more. From a single program b cannot be told and counts as 0. With two or three
+    programs that differ, the interval covers 85 to 95%, as simulated, not always 95%.
     """
     means, deviations, seeds = (np.asarray(values, float) for values in (means, deviations, seeds))
     programs, freedom = len(means), np.sum(seeds - 1)

@@ -1,7 +1,7 @@
 """Any metric of the record of runs, finished or not: losses, entropy, temperature, returns in training."""
 
-import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.curves import Lines, draw_lines
 from benchmarks.figures import plural
 from benchmarks.intervals import mean_interval
-from benchmarks.records import group_of, read_lines, run_folders
+from benchmarks.records import enter_holder, group_of, in_last_twentieth, read_lines, run_folders
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.folder import file_name
 
@@ -17,30 +18,53 @@ BINS = 100  # of steps, in which a metric is averaged that the seeds have at dif
 Points = tuple[np.ndarray, np.ndarray]  # steps and values of a seed, (points,) each
 
 
+@dataclass(frozen=True)
+class Seed:
+    """What one seed recorded of a metric."""
+
+    name: str
+    steps: np.ndarray  # (points,)
+    values: np.ndarray  # (points,)
+    end: int  # where the run ends or ended; a finished run of whole rollouts may be a little shorter
+
+    def at_the_end(self) -> float | None:
+        """Mean of the values in the last 5% of the steps; None if the seed has none there."""
+        late = in_last_twentieth(self.steps, self.end)
+        return float(self.values[late].mean()) if late.any() else None
+
+
 def plot_metric(metric: str, run_dirs: tuple[Path, ...], out_dir: Path) -> list[Path]:
     """Draws a metric for each task and number of steps, and prints its mean over the last 5% of the steps.
 
-    Returns the figures' paths. Raises UsageError, with the metrics that there are, if no run has it.
+    Returns the figures' paths. Raises UsageError, with the metrics that there are, if no run has it; if it is
+    never a finite number; or if two folders hold the same seed.
     """
-    groups, known = defaultdict(lambda: defaultdict(list)), set()
-    for folder in run_folders(run_dirs, "config.json", "run"):
-        group = group_of(json.loads((folder / "config.json").read_text()))
+    groups, known, holders = defaultdict(lambda: defaultdict(list)), set(), {}
+    for folder in run_folders(run_dirs):
+        group = group_of(read_config(folder))
+        budget = int(group["total_timesteps"])
         for path in sorted(folder.glob("seed-*/metrics.jsonl")):
+            name = path.parent.name.removeprefix("seed-")
+            enter_holder(group | {"seed": name}, folder, holders)
             record = read_lines(path)
             known.update(*record)
             points = [(row["global_step"], row[metric]) for row in record if metric in row]
             if points:
                 steps, values = np.array(points, float).T
-                task = group["env_id"], int(group["total_timesteps"])
-                groups[task][group["algorithm"], group["exp_name"], group["flags"]].append((steps, values))
+                end = record[-1]["global_step"] if (folder / "result.json").exists() else budget
+                kind = group["algorithm"], group["exp_name"], group["flags"]
+                groups[group["env_id"], budget][kind].append(Seed(name, steps, values, end))
     if not groups:
         names = ", ".join(sorted(known - {"global_step"})) or "none"
         raise UsageError(f"no run has the metric {metric!r}; there are: {names}")
+    seeds = [seed for kinds in groups.values() for group in kinds.values() for seed in group]
+    if not any(np.isfinite(seed.values).any() for seed in seeds):
+        raise UsageError(f"{metric!r} is never a finite number in these runs")
     return [draw_task(metric, task, seeds, out_dir) for task, seeds in sorted(groups.items())]
 
 
 def draw_task(
-    metric: str, task: tuple[str, int], groups: dict[tuple[str, str, str], list[Points]], out_dir: Path
+    metric: str, task: tuple[str, int], groups: dict[tuple[str, str, str], list[Seed]], out_dir: Path
 ) -> Path:
     """One figure, and a printed line for each algorithm or variant in it."""
     env_id, budget = task
@@ -49,19 +73,27 @@ def draw_task(
         name = f"{name} {flags}" if names.count(name) > 1 else name
         counted = plural(len(seeds), "seed")
         variant = name.split()[0] != algorithm
-        lines.append(Lines(algorithm, f"{name}, {counted}", variant, *on_common_steps(seeds)))
-        ends = np.array([at_the_end(*points) for points in seeds])
-        reached = int(max(steps[-1] for steps, _ in seeds))
-        mean = f"{ends.mean():.4g}" + (f" ± {mean_interval(ends):.2g}" if len(ends) > 1 else "")
-        seeds_alone = ", ".join(f"{value:.4g}" for value in ends)
-        print(f"{name} on {env_id}, last 5% of {reached:,} steps: {metric} {mean}, {counted}: {seeds_alone}")
+        steps, values = on_common_steps([(seed.steps, seed.values) for seed in seeds])
+        lines.append(Lines(algorithm, f"{name}, {counted}", variant, steps, values))
+        print(f"{name} on {env_id}, last 5% of {budget:,} steps: {metric} {end_in_words(seeds)}")
     path = out_dir / f"{file_name(metric)}-{file_name(env_id)}-{budget}.png"
     return draw_lines(lines, budget, f"{env_id}, {budget:,} steps", metric, path)
 
 
-def at_the_end(steps: np.ndarray, values: np.ndarray) -> float:
-    """Mean of a seed's values in the last 5% of its steps."""
-    return float(values[steps > 0.95 * steps[-1]].mean())
+def end_in_words(seeds: list[Seed]) -> str:
+    """Mean at the end over the seeds that have values there, each of these, and where the others are."""
+    at_end = {seed.name: seed.at_the_end() for seed in seeds}
+    ends = np.array([value for value in at_end.values() if value is not None])
+    words = []
+    if len(ends):
+        mean = f"{ends.mean():.4g}" + (f" ± {mean_interval(ends):.2g}" if len(ends) > 1 else "")
+        words.append(f"{mean}, {plural(len(ends), 'seed')}: {', '.join(f'{value:.4g}' for value in ends)}")
+    words += [
+        f"seed {seed.name} left out, last value at step {int(seed.steps[-1]):,}"
+        for seed in seeds
+        if at_end[seed.name] is None
+    ]
+    return "; ".join(words)
 
 
 def on_common_steps(seeds: list[Points]) -> Points:

@@ -143,9 +143,11 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
     """Task and steps, our mean, and the published means, of the task that the README shows of an algorithm.
 
     That is the first of `SHOWN_FIRST` that it has runs on, or any, with the most steps; the protocol is one
-    with a band, or at least published means, if there is one.
+    with a band, or at least published means, if there is one. Runs with changed flags, which are then
+    stated, are shown only if there are no others.
     """
     own = [curve for curve in worth_a_row(curves) if curve.name == curve.algorithm == algorithm]
+    own = [curve for curve in own if not curve.flags] or own
     if not own:
         return ["", "", ""]
     order = {task: place for place, task in enumerate(SHOWN_FIRST)}
@@ -167,7 +169,8 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
         low, high = (number(limit(float(row["mean"]) for row in rows)) for limit in (min, max))
         judged = verdict(mean, published_band(rows, len(returns)))
         published = (low if low == high else f"{low} to {high}") + f" ({judged})"
-    return [f"{curve.env_id}, {curve.budget:,}{evaluation}", number(mean), published]
+    flags = f", `{curve.flags}`" if curve.flags else ""
+    return [f"{curve.env_id}, {curve.budget:,}{evaluation}{flags}", number(mean), published]
 
 
 def refresh_readme(text: str, curves: list[Curve]) -> str:

@@ -1,7 +1,7 @@
 """Evaluations of finished runs as rows, the curves of their seeds, and published means to set beside them.
 
 A run belongs to its algorithm, with a number of steps, unless it has a name of its own and flags that change
-what is learned: then it is a variant.
+what is learned, or comes from a file of its own: then it is a variant.
 """
 
 import csv
@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from benchmarks.commands import words
+from benchmarks.figures import plural
 from cleanrl_maxent import algorithms
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.run.folder import MAY_DIFFER
+from cleanrl_maxent.common.output import warn
+from cleanrl_maxent.common.run.folder import MAY_DIFFER, read_json
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -31,10 +36,19 @@ COLUMN_OF = {  # protocol of a curve: its column; the first that a run has is it
     "sampled": "return_stochastic",
     "training": "return_training",
 }
-POSITION = ("algorithm", "exp_name", "env_id", "total_timesteps", "seed", "step", "seconds")
+GROUP = ("algorithm", "exp_name", "flags", "env_id", "total_timesteps")  # what the seeds of a curve share
+POSITION = (*GROUP, "seed", "step", "seconds")
 COLUMNS = (*POSITION, *COLUMN_OF.values())
 # arguments, beside those that may differ on resume, with which an algorithm remains the same
-NOT_LEARNED = MAY_DIFFER | {"env_id", "seed", "num_seeds", "exp_name", "eval_frequency", "eval_episodes"}
+NOT_LEARNED = MAY_DIFFER | {
+    "env_id",
+    "seed",
+    "num_seeds",
+    "exp_name",
+    "eval_frequency",
+    "eval_episodes",
+    "deterministic",
+}
 COMPARABLE = {  # how protocols of published.csv begin, by protocol of a curve
     "deterministic": ("deterministic evaluation", "evaluation, determinism not stated"),
     "sampled": ("sampled evaluation",),
@@ -43,21 +57,37 @@ COMPARABLE = {  # how protocols of published.csv begin, by protocol of a curve
 
 
 def finished_runs(paths: Iterable[Path]) -> list[Path]:
-    """The finished runs among `paths` and one level below; raises UsageError if a path holds none."""
-    return run_folders(paths, "result.json", "finished run")
+    """The finished runs among `paths` and one level below; warns of unfinished ones, which are left out.
+
+    Raises UsageError if a path holds no run, or if no run is finished.
+    """
+    runs = run_folders(paths)
+    finished = [folder for folder in runs if (folder / "result.json").exists()]
+    unfinished = plural(len(runs) - len(finished), "unfinished run")
+    if not finished:
+        raise UsageError(f"no finished run, but {unfinished}: no result.json in {runs[0]}")
+    if len(finished) < len(runs):
+        warn(f"{unfinished} left out")
+    return finished
 
 
-def run_folders(paths: Iterable[Path], file: str, noun: str) -> list[Path]:
-    """The folders with a `file` among `paths` and one level below; raises UsageError if a path holds none."""
-    found = []
+def run_folders(paths: Iterable[Path]) -> list[Path]:
+    """The runs among `paths` and one level below, each once; raises UsageError if a path holds none."""
+    found: dict[Path, Path] = {}
     for path in (path for path in paths if not path.is_file()):
-        below = sorted(entry.parent for entry in (*path.glob(file), *path.glob(f"*/{file}")))
-        if not below:
-            raise UsageError(f"{path} holds no {noun}: no {file} in it or one level below")
-        found += below
+        runs = runs_in(path)
+        if not runs:
+            raise UsageError(f"{path} holds no run: no config.json in it or one level below")
+        for folder in runs:
+            found.setdefault(folder.resolve(), folder)
     if not found:
         raise UsageError("name a run, or a folder of runs")
-    return found
+    return list(found.values())
+
+
+def runs_in(path: Path) -> list[Path]:
+    """The runs that a folder is or holds one level below."""
+    return sorted(entry.parent for entry in (*path.glob("config.json"), *path.glob("*/config.json")))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -69,26 +99,38 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; a last line that is still being written is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    """The objects of a JSON Lines file; a last line that is still being written is left out.
+
+    Raises UsageError if there is no such file, or if it is damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except FileNotFoundError as problem:
+        raise UsageError(f"{path} is missing") from problem
+    except ValueError as problem:
+        raise UsageError(f"{path} is damaged: {problem}") from problem
 
 
 def changed_flags(config: dict[str, Any]) -> str:
     """The flags that change what a run learns from the algorithm's defaults, as on a command line.
 
-    Flags that today's version does not have are left out.
+    Flags that today's version of an algorithm does not have are left out; those that a file of the user's
+    adds to the algorithm it extends are not.
     """
     algorithm = algorithms().get(known_algorithm(config["algorithm"]))
-    defaults = json.loads(json.dumps(asdict(algorithm.Args()))) if algorithm else {}
-    return " ".join(
-        words(
-            {
-                name: value
-                for name, value in config["args"].items()
-                if name in defaults and name not in NOT_LEARNED and value != defaults[name]
-            }
-        )
-    )
+    defaults = json.loads(json.dumps(asdict(algorithm.Args() if algorithm else RunArgs())))
+    given = {name: value for name, value in config["args"].items() if name not in NOT_LEARNED}
+    if is_ours(config):
+        given = {name: value for name, value in given.items() if name in defaults}
+    changed = {
+        name: value for name, value in given.items() if name not in defaults or value != defaults[name]
+    }
+    return " ".join(words(changed))
+
+
+def is_ours(config: dict[str, Any]) -> bool:
+    """True if one of this project's files trained a run; False for a file of the user's."""
+    return config["algorithm"] in algorithms()
 
 
 def known_algorithm(name: str) -> str:
@@ -105,10 +147,12 @@ def known_algorithm(name: str) -> str:
 def group_of(config: dict[str, Any]) -> dict[str, str]:
     """What the seeds of a curve share: algorithm, name, environment, number of steps, and changed flags.
 
-    The name is the algorithm's unless the run has another one and changed flags.
+    The name is the algorithm's unless the run has another one and changed flags. A run of a file of the
+    user's keeps its name, unless that is the name of an algorithm of ours.
     """
-    args, flags = config["args"], changed_flags(config)
-    name = args["exp_name"] if flags else config["algorithm"]
+    args, flags, name = config["args"], changed_flags(config), config["algorithm"]
+    if flags if is_ours(config) else args["exp_name"] not in algorithms():
+        name = args["exp_name"]
     return {
         "algorithm": known_algorithm(config["algorithm"]),
         "exp_name": name,
@@ -119,15 +163,18 @@ def group_of(config: dict[str, Any]) -> dict[str, str]:
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """Rows of a finished run, and its entry in the manifest."""
-    config = json.loads((folder / "config.json").read_text())
-    del config["args"]["run_dir"]  # a path of this machine
-    result = json.loads((folder / "result.json").read_text())
+    """Rows of a finished run, and its entry in the manifest. Raises UsageError if a file is damaged."""
+    config = read_config(folder)
+    config["args"].pop("run_dir", None)  # a path of this machine
+    result = read_json(folder / "result.json")
     timing = read_lines(folder / "timing.jsonl")
     steps, seconds = ([0, *(row[name] for row in timing)] for name in ("global_step", "seconds"))
     group, rows = group_of(config), []
     for seed in result["evaluations"]:
-        record = read_lines(folder / f"seed-{seed}" / "metrics.jsonl")
+        path = folder / f"seed-{seed}" / "metrics.jsonl"
+        record = read_lines(path)
+        if not record:
+            raise UsageError(f"{path} is empty")
         evaluations: dict[int, dict[str, str]] = defaultdict(dict)
         for metrics in record:
             for column, name in METRICS.items():
@@ -148,44 +195,84 @@ def rounded(value: float) -> str:
 
 def training_return(record: list[dict[str, Any]]) -> float | None:
     """Mean return of the training episodes that ended in the last 5% of the steps; None if none did."""
-    name, start = "charts/episodic_return", 0.95 * record[-1]["global_step"]
-    returns = [metrics[name] for metrics in record if name in metrics and metrics["global_step"] > start]
+    name, end = "charts/episodic_return", record[-1]["global_step"]
+    late = [metrics for metrics in record if in_last_twentieth(metrics["global_step"], end)]
+    returns = [metrics[name] for metrics in late if name in metrics]
     return float(np.mean(returns)) if returns else None
+
+
+def in_last_twentieth(steps: ArrayLike, end: int) -> np.ndarray:
+    """Which steps lie in the last 5% of `end` steps, 95% itself included: booleans shaped like `steps`."""
+    return 20 * np.asarray(steps) >= 19 * end
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
     """Rows of the finished runs among `paths` and one level below. Raises UsageError."""
-    return [row for folder in finished_runs(paths) for row in read_run(folder)[0]]
+    return [row for rows, _ in read_runs(finished_runs(paths)) for row in rows]
+
+
+def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[str, Any]]]:
+    """`read_run` of each folder.
+
+    Raises UsageError if two folders hold the same seed of a curve, or if no folder has an evaluation.
+    """
+    folders, holders = list(folders), {}
+    runs = [read_run(folder) for folder in folders]
+    for folder, (rows, _) in zip(folders, runs, strict=True):
+        for row in rows:
+            enter_holder(row, folder, holders)
+    if not any(rows for rows, _ in runs):
+        more = f" and {plural(len(folders) - 1, 'more run')}" if len(folders) > 1 else ""
+        raise UsageError(f"no evaluations in {folders[0]}{more}")
+    return runs
+
+
+def enter_holder(row: dict[str, str], holder: Path | str, holders: dict[str, Path | str]) -> None:
+    """Enters in `holders` where a row's training run is; raises UsageError if it is elsewhere too."""
+    other = holders.setdefault(identity(row), holder)
+    if other != holder:
+        name = f"{row['exp_name']} {row['flags']}".strip()
+        place = f"seed {row['seed']} of {name} on {row['env_id']}"
+        raise UsageError(f"{place} is in both {other} and {holder}; leave one out")
 
 
 def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Rows of evaluations.csv, each with its run's changed flags, and manifest.json.
 
-    Raises UsageError if the rows are of an earlier version, which did not state the number of steps.
+    The flags are those that differ from today's defaults, which may have changed since the runs were
+    collected. Raises UsageError if the rows are of an earlier version, which did not state them.
     """
-    rows, path = read_csv(results / "evaluations.csv"), results / "manifest.json"
-    if rows and "total_timesteps" not in rows[0]:
+    stored, path = read_csv(results / "evaluations.csv"), results / "manifest.json"
+    if stored and "flags" not in stored[0]:
         raise UsageError(f"{results} is of an earlier version: collect its runs into a new folder")
-    manifest = json.loads(path.read_text()) if path.exists() else {}
-    flags = {name: changed_flags(entry) for name, entry in manifest.items()}
-    return [row | {"flags": flags[identity(row)]} for row in rows], manifest
+    entries = json.loads(path.read_text()) if path.exists() else {}
+    flags = {key: changed_flags(entry) for key, entry in entries.items()}
+    rows, manifest, holders = [], {}, {}
+    for before in stored:
+        key = identity(before)
+        row = before | {"flags": flags[key]}
+        enter_holder(row, key, holders)
+        manifest[identity(row)] = entries[key]
+        rows.append(row)
+    return rows, manifest
 
 
 def identity(row: dict[str, str]) -> str:
     """Which training run a row is an evaluation of: its key in the manifest."""
-    return " ".join(row[name] for name in ("exp_name", "env_id", "total_timesteps", "seed"))
+    names = ("algorithm", "exp_name", "env_id", "total_timesteps", "seed", "flags")
+    return " ".join(row[name] for name in names).strip()
 
 
 def collect(run_dirs: Iterable[Path], results: Path) -> None:
     """Reads every run into evaluations.csv and manifest.json. Raises UsageError."""
     rows, manifest = read_results(results)
-    for folder in run_dirs:
-        added, entry = read_run(folder)
+    for added, entry in read_runs(run_dirs):
         identities = {identity(row) for row in added}
         rows = [row for row in rows if identity(row) not in identities] + added
         manifest |= dict.fromkeys(identities, entry)
-    numbers = ("total_timesteps", "seed", "step")
-    rows.sort(key=lambda row: (row["exp_name"], row["env_id"], *(int(row[name]) for name in numbers)))
+    order = ("exp_name", "env_id", "total_timesteps", "algorithm", "flags", "seed", "step")
+    numbers = {"total_timesteps", "seed", "step"}
+    rows.sort(key=lambda row: [int(row[name]) if name in numbers else row[name] for name in order])
     results.mkdir(parents=True, exist_ok=True)
     with (results / "evaluations.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
@@ -224,19 +311,18 @@ class Curve:
 
     def near(self, step: int) -> np.ndarray:
         """Mean of each seed's evaluations within 5% of a step, `(seeds,)`; empty if there are none."""
-        chosen = np.abs(self.steps - step) <= 0.05 * step
+        chosen = in_last_twentieth(self.steps, step) & (20 * self.steps <= 21 * step)
         return self.returns[:, chosen].mean(axis=1) if chosen.any() else np.array([])
 
 
 def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
     """For each group of seeds a curve of each protocol that all of them have, the main one first.
 
-    Steps that not all of the seeds have are left out. Raises UsageError if none is left.
+    Steps that not all of the seeds have are left out. Raises UsageError if none is left in the last 5%.
     """
     groups: dict[tuple[str, ...], dict] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        key = tuple(row[name] for name in ("algorithm", "exp_name", "flags", "env_id", "total_timesteps"))
-        groups[key][row["seed"]][int(row["step"])] = row
+        groups[tuple(row[name] for name in GROUP)][row["seed"]][int(row["step"])] = row
     curves = []
     for (algorithm, name, flags, env_id, budget), seeds in groups.items():
         found = 0
@@ -245,13 +331,16 @@ def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
                 {step: float(row[column]) for step, row in evaluations.items() if row.get(column)}
                 for evaluations in seeds.values()
             ]
-            if steps := sorted(set.intersection(*map(set, table))):
+            steps = sorted(set.intersection(*map(set, table)))
+            if steps and in_last_twentieth(steps[-1], max(map(max, table))):
                 returns = np.array([[evaluations[step] for step in steps] for evaluations in table])
                 kind = algorithm, name, flags, env_id, int(budget), protocol
                 curves.append(Curve(*kind, list(seeds), np.array(steps), returns))
                 found += 1
         if not found:
-            raise UsageError(f"the seeds of {name} on {env_id} have no evaluation step in common")
+            raise UsageError(
+                f"the seeds of {name} on {env_id} have no evaluation step in common in their last 5% of steps"
+            )
     return curves
 
 
@@ -271,18 +360,19 @@ def published_rows() -> list[dict[str, str]]:
 
 def published(curve: Curve) -> list[dict[str, str]]:
     """Published rows of the same algorithm, environment family and protocol, up to the last step, whatever
-    the version of the environment. Rows that bear a variant's name are the variant's.
+    the version of the environment. Rows that bear a variant's name are the variant's, unless it is the name
+    of another algorithm of ours.
 
     Deterministic evaluations are never set against training episodes or exploration.
     """
-    names = {row["algorithm"] for row in published_rows()}
+    names = {row["algorithm"] for row in published_rows()} - algorithms().keys()
     name = curve.name if curve.name in names else curve.algorithm
     return [
         row
         for row in published_rows()
         if row["algorithm"] == name and row["env_id"].rpartition("-v")[0] == curve.family
         if row["protocol"].startswith(COMPARABLE[curve.protocol])
-        if 0.95 * int(row["step"]) <= curve.steps[-1]
+        if in_last_twentieth(curve.steps[-1], int(row["step"]))
     ]
 
 

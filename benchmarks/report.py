@@ -30,6 +30,7 @@ from benchmarks.records import (
     main_curves,
     read_results,
     read_rows,
+    runs_in,
 )
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import UsageError
@@ -39,7 +40,8 @@ Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
 @dataclass
 class Collect:
-    """Adds the evaluations of finished runs to the results; a run that is there already is replaced.
+    """Adds the evaluations of finished runs to the results; a run that is there already, with the same
+    algorithm, name, environment, steps, seed and changed flags, is replaced.
     A policy that an algorithm does not have leaves its column empty."""
 
     run_dirs: Paths  # runs, or folders of runs
@@ -70,7 +72,7 @@ class Compare:
 @dataclass
 class Plot:
     """Draws a metric of the record of runs, finished or not, a figure for each task and number of steps, and
-    prints its mean over the last 5% of the steps."""
+    prints its mean over the last 5% of the steps, of the seeds that have reached them."""
 
     metric: tyro.conf.Positional[str]  # such as losses/entropy; a wrong one lists those that there are
     run_dirs: Paths  # runs, or folders of runs
@@ -78,12 +80,15 @@ class Plot:
 
 
 def matching(path: Path) -> list[Path]:
-    """The paths that a pattern with `*` or `?` stands for, or the path itself. Raises UsageError if none."""
+    """The folders with runs that a pattern with `*` or `?` stands for, or the path itself.
+
+    Raises UsageError if nothing is named so.
+    """
     if not {"*", "?"}.intersection(str(path)):
         return [path]
     if not (found := sorted(map(Path, glob(str(path))))):
         raise UsageError(f"nothing is named like {path}")
-    return found
+    return [path for path in found if runs_in(path)] or found[:1]
 
 
 def curves_of(*paths: Path) -> list[Curve]:

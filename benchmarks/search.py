@@ -105,10 +105,11 @@ def open_study(optuna: Any, args: Args) -> Any:
     study = optuna.create_study(
         storage=storage, study_name="search", direction="maximize", load_if_exists=True
     )
-    fixed = {name: str(given) for name, given in asdict(args).items() if name not in ("trials", "device")}
+    may_differ = ("trials", "device", "folder")  # a folder may be moved
+    fixed = {name: str(given) for name, given in asdict(args).items() if name not in may_differ}
     before = study.user_attrs.get("search", fixed)
-    if before != fixed:
-        different = ", ".join(f"{name}={before[name]}" for name in fixed if before[name] != fixed[name])
+    different = ", ".join(f"{name}={before[name]}" for name in fixed if before[name] != fixed[name])
+    if different:
         raise UsageError(f"{args.folder} holds a search with {different}; name another --folder")
     study.set_user_attr("search", fixed)
     return study

@@ -56,17 +56,22 @@ def mean_with_interval(returns: np.ndarray) -> str:
     return number(mean) + (f" ± {number(mean_interval(returns), mean)}" if len(returns) > 1 else "")
 
 
-def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float] | None:
-    """Where the mean of `seeds` seeds should lie by published rows of one step; None without a spread.
-
-    Returns in training have no band: programs average them over different windows, which lag behind.
-    """
-    with_spread = [
+def rows_with_spread(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The published rows that a band is made of: evaluations of two seeds or more, with their spread."""
+    return [
         row
         for row in rows
         if float(row["spread"] or 0) > 0 and int(row["seeds"] or 0) > 1
         if not row["protocol"].startswith(COMPARABLE["training"])
     ]
+
+
+def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float] | None:
+    """Where the mean of `seeds` seeds should lie by published rows of one step; None without a spread.
+
+    Returns in training have no band: programs average them over different windows, which lag behind.
+    """
+    with_spread = rows_with_spread(rows)
     if not with_spread:
         return None
     means, spreads, counts = (
@@ -100,7 +105,7 @@ def result_cells(curve: Curve) -> list[str]:
         return [*cells, ""]
     low, high = (number(value, mean) for value in band)
     inside = verdict(mean, band)
-    single = " (of one program)" if len(rows) == 1 else ""
+    single = " (of one program)" if len(rows_with_spread(rows)) == 1 else ""
     return [*cells, f"{inside if inside == 'inside' else '**outside**'} {low} to {high}{single}"]
 
 
@@ -177,11 +182,11 @@ def score(curve: Curve) -> np.ndarray:
 def shared_tasks(curves: Iterable[Curve]) -> dict[int, dict[str, list[Curve]]]:
     """By number of steps, the algorithms that share five tasks with a scale or more, and their curves there.
 
-    Variants are left out. An algorithm with fewer tasks is left out; tasks that others lack are too.
+    Runs with changed flags are left out. So are algorithms with fewer tasks, and tasks that others lack.
     """
     groups: dict[int, dict[str, dict[str, Curve]]] = defaultdict(lambda: defaultdict(dict))
     for curve in main_curves(curves):
-        if curve.family in REFERENCE_RETURNS and not curve.is_variant:
+        if curve.family in REFERENCE_RETURNS and not curve.is_variant and not curve.flags:
             groups[curve.budget][curve.name][curve.env_id] = curve
     found = {}
     for budget, algorithms in sorted(groups.items()):

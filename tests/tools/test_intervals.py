@@ -44,9 +44,21 @@ def test_prediction_interval_of_one_program():
     assert (low, high) == pytest.approx((100 - half_width, 100 + half_width), abs=1e-2)
 
 
-@pytest.mark.parametrize("between, seeds", [(0, [10] * 4), (0, [10, 3]), (3, [10] * 4), (3, [10, 10, 3])])
-def test_prediction_interval_covers(between, seeds):
-    """1,500 times some programs are published, and one more is run with three seeds: 19 in 20 within."""
+@pytest.mark.parametrize(
+    "between, seeds, least, most",
+    [
+        (0, [10] * 4, 0.92, 0.98),
+        (0, [10, 3], 0.92, 0.98),
+        (3, [10] * 4, 0.9, 0.95),
+        (3, [10, 10, 3], 0.88, 0.91),
+        (3, [10, 10], 0.85, 0.88),
+    ],
+)
+def test_prediction_interval_covers(between, seeds, least, most):
+    """1,500 times some programs are published, and one more is run with three seeds.
+
+    19 in 20 are within if programs do not differ; fewer if they do and there are few of them.
+    """
     rng, inside = np.random.default_rng(0), 0
     for _ in range(1_500):
         programs = [rng.normal(rng.normal(0, between), 2, n) for n in seeds]
@@ -54,7 +66,7 @@ def test_prediction_interval_covers(between, seeds):
         new = rng.normal(rng.normal(0, between), 2, 3).mean()
         low, high = intervals.prediction_interval(means, deviations, seeds, 3)
         inside += low <= new <= high
-    assert 0.88 < inside / 1_500 < 0.98
+    assert least < inside / 1_500 < most
 
 
 def test_difference_of_means_is_welchs():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import metric, records, report, tables
+from benchmarks import comparison, metric, records, report, tables
 from benchmarks.speed.batches import learns_from_batches
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.errors import UsageError
@@ -40,7 +40,9 @@ def test_collects_each_evaluation_of_each_seed_once(tmp_path):
     returns = [float(row["return_deterministic"]) for row in table[2:]]
     assert returns == [round(row["eval/return_mean"], 1) for row in record]
     manifest = json.loads((results / "manifest.json").read_text())
-    assert set(manifest) == {"sac Pendulum-v1 280 1", "sac Pendulum-v1 280 2"}
+    flags = table[0]["flags"]
+    assert "--hidden-dims" in flags
+    assert set(manifest) == {f"sac sac Pendulum-v1 280 {seed} {flags}" for seed in "12"}
     assert str(tmp_path) not in json.dumps(manifest)
 
 
@@ -55,7 +57,7 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
         ("2000", "-1417.5", "-1541.5"),
     ]
     assert [row["seconds"] for row in table] == ["7", "14", "14", "15"]  # timed every 1,000 steps
-    manifest = json.loads((tmp_path / "manifest.json").read_text())["sac Pendulum-v1 2000 1"]
+    (manifest,) = json.loads((tmp_path / "manifest.json").read_text()).values()
     assert manifest["git_commit"].startswith("6a34618") and manifest["args"]["hidden_dims"] == [8, 8]
     assert manifest["seconds"] == 15.799 and manifest["versions"]["jax"] == "0.10.2"
     assert "--hidden-dims 8 8" in table[0]["flags"]
@@ -77,6 +79,7 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
         ({"exp_name": "sac", "tau": 0.01}, "sac", "--tau 0.01"),
         ({"exp_name": "fast", "tau": 0.01, "autotune": False}, "fast", "--tau 0.01 --no-autotune"),
         ({"exp_name": "x", "eval_frequency": 7, "device": "cpu", "checkpoint_frequency": 1}, "sac", ""),
+        ({"exp_name": "x", "deterministic": True}, "sac", ""),
         ({"exp_name": "x", "a_flag_of_another_version": 3}, "sac", ""),
     ],
 )
@@ -96,6 +99,71 @@ def test_the_trial_of_a_file_that_is_not_kept_is_a_variant():
     )
 
 
+@pytest.mark.parametrize(
+    "file, known, flags", [("sac_glorot", "sac", "--gain 2.0"), ("mine", "mine", "--tau 0.005 --gain 2.0")]
+)
+def test_a_file_of_the_users_keeps_its_name_and_flags(file, known, flags):
+    """Also flags of its own; what is like the algorithm's defaults, or every run's, is not changed."""
+    args = {"exp_name": "wide", "env_id": "E-v0", "total_timesteps": 9, "tau": 0.005, "env_reset": "reuse"}
+    group = records.group_of({"algorithm": file, "args": args | {"gain": 2.0}})
+    assert (group["algorithm"], group["exp_name"], group["flags"]) == (known, "wide", flags)
+    group = records.group_of({"algorithm": "sac_glorot", "args": args})
+    assert (group["exp_name"], group["flags"]) == ("wide", "")
+    group = records.group_of({"algorithm": "sac_glorot", "args": args | {"exp_name": "sac"}})
+    assert group["exp_name"] == "sac_glorot"
+
+
+def test_collect_deletes_no_run_with_other_flags_or_of_another_algorithm(tmp_path):
+    """A name is not enough: a run with `--tau` and no name, and two algorithms' runs named `wide`."""
+    write_run(tmp_path / "runs" / "a", {"1": [1]})
+    write_run(tmp_path / "runs" / "b", {"1": [2]}, tau=0.01)
+    for place, algorithm in enumerate(("sac", "td3")):
+        write_run(tmp_path / "runs" / algorithm, {"1": [3 + place]}, algorithm, exp_name="wide", tau=0.02)
+    for folders in (["a"], ["b", "sac", "td3"], ["b"]):
+        records.collect([tmp_path / "runs" / folder for folder in folders], tmp_path)
+    curves = records.group_curves(records.read_results(tmp_path)[0])
+    found = {(curve.algorithm, curve.name, curve.flags): curve.returns.tolist() for curve in curves}
+    assert found == {
+        ("sac", "sac", ""): [[1]],
+        ("sac", "sac", "--tau 0.01"): [[2]],
+        ("sac", "wide", "--tau 0.02"): [[3]],
+        ("td3", "wide", "--tau 0.02"): [[4]],
+    }
+
+
+def test_collected_flags_are_those_that_differ_from_todays_defaults(tmp_path):
+    """A run collected before a default changed is still found, and replaced when it is collected again."""
+    run = write_run(tmp_path / "run", {"1": [1]}, tau=0.01)
+    records.collect([run], tmp_path)
+    for name in ("evaluations.csv", "manifest.json"):
+        text = (tmp_path / name).read_text()
+        assert "--tau 0.01" in text
+        (tmp_path / name).write_text(text.replace("--tau 0.01", "--tau 0.01 --alpha 7"))
+    records.collect([run], tmp_path)
+    (row,), manifest = records.read_results(tmp_path)
+    assert row["flags"] == "--tau 0.01" and list(manifest) == ["sac sac HalfCheetah-v4 5000 1 --tau 0.01"]
+
+
+def test_a_seed_in_two_folders_is_refused(tmp_path, monkeypatch):
+    """Unless they are one folder, named twice, which counts once."""
+    runs = [
+        write_run(tmp_path / name, {seed: [1, 2], "1": [3, 4]}) for name, seed in (("a", "2"), ("b", "3"))
+    ]
+    line = r"seed 1 of sac on HalfCheetah-v4 is in both .*/a and .*/b; leave one out"
+    out = tmp_path / "out"
+    for command in (
+        report.Collect(tuple(runs), out),
+        report.Compare((*runs, tmp_path)),
+        report.Draw(tuple(runs), out),
+        report.Plot("eval/return_mean", tuple(runs), out),
+    ):
+        with pytest.raises(UsageError, match=line):
+            report.main(command)
+    assert not out.exists()
+    monkeypatch.chdir(tmp_path)
+    assert records.finished_runs([Path("a"), runs[0], Path("b/../a")]) == [Path("a")]
+
+
 def test_numbers_of_steps_and_variants_are_kept_apart(tmp_path):
     runs = [
         write_run(tmp_path / "a", {"1": [1, 2]}),
@@ -110,14 +178,14 @@ def test_numbers_of_steps_and_variants_are_kept_apart(tmp_path):
 
 
 def test_results_of_an_earlier_version_are_refused(tmp_path):
-    (tmp_path / "evaluations.csv").write_text("algorithm,exp_name\nsac,sac\n")
+    (tmp_path / "evaluations.csv").write_text("algorithm,exp_name,total_timesteps\nsac,sac,9\n")
     with pytest.raises(UsageError, match="earlier version"):
         records.read_results(tmp_path)
 
 
 def test_training_return_is_of_the_last_twentieth(tmp_path):
-    """Of 10,000 steps: episodes that ended after 9,500."""
-    episodes = [(9_000, -5.0), (9_500, 7.0), (9_501, 1.0), (10_000, 2.0)]
+    """Of 10,000 steps: episodes that ended at 9,500 or later."""
+    episodes = [(9_000, -5.0), (9_499, 7.0), (9_500, 1.0), (10_000, 2.0)]
     run = write_run(tmp_path / "run", {"1": [40, 50]}, episodes=episodes)
     table, _ = records.read_run(run)
     assert [(row["step"], row.get("return_training")) for row in table] == [("5000", None), ("10000", "1.50")]
@@ -126,18 +194,98 @@ def test_training_return_is_of_the_last_twentieth(tmp_path):
 
 
 def test_folders_of_runs(tmp_path):
-    """A sweep's folder, whose logs and unfinished runs are passed over; a folder without runs is named."""
+    """A sweep's folder, whose logs are passed over; a folder without runs is named."""
     (tmp_path / "sweep").mkdir()
     done = write_run(tmp_path / "sweep" / "done", {"1": [1]})
     (tmp_path / "sweep" / "unfinished").mkdir()
     (tmp_path / "sweep" / "done.log").write_text("")
     assert records.finished_runs([tmp_path / "sweep"]) == [done] == records.finished_runs([done])
     assert records.finished_runs([done, tmp_path / "sweep" / "done.log"]) == [done]
-    for paths, words in (([tmp_path / "sweep" / "unfinished"], "holds no finished run"), ([], "name a run")):
+    for paths, words in (([tmp_path / "sweep" / "unfinished"], "holds no run"), ([], "name a run")):
         with pytest.raises(UsageError, match=words):
             records.finished_runs(paths)
     with pytest.raises(UsageError, match="--out-dir"):
         report.main(report.Draw((done,)))
+
+
+def test_unfinished_runs_are_left_out_and_counted(tmp_path, capsys):
+    """Alone or in a pattern, which may match folders without runs too; refused only if no run is finished."""
+    done, begun = (write_run(tmp_path / name, {"1": [1]}) for name in ("run-a", "run-b"))
+    (begun / "result.json").unlink()
+    (tmp_path / "run-c").mkdir()
+    assert records.finished_runs([begun, done]) == [done]
+    assert "warning: 1 unfinished run left out" in capsys.readouterr().err
+    assert [curve.seeds for curve in report.curves_of(tmp_path / "run-*")] == [["1"]]
+    assert "1 unfinished run left out" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="no finished run, but 1 unfinished run: no result.json in .*run-b"):
+        report.curves_of(tmp_path / "*b")
+    with pytest.raises(UsageError, match="run-c holds no run"):
+        report.curves_of(tmp_path / "*-c")
+
+
+def test_damaged_runs_are_named(tmp_path):
+    """One line instead of a traceback: what is empty, missing or no JSON."""
+    for file, content, words in (
+        ("seed-1/metrics.jsonl", "", r"metrics.jsonl is empty"),
+        ("seed-1/metrics.jsonl", "{]}", r"metrics.jsonl is damaged"),
+        ("timing.jsonl", None, r"timing.jsonl is missing"),
+        ("config.json", '{"algorithm": "sac", "ar', r"cannot read .*config.json"),
+        ("config.json", '{"algorithm": "sac"}', r"cannot read .*config.json"),
+        ("result.json", "{", r"result.json is damaged"),
+    ):
+        run = write_run(tmp_path / words / str(content), {"1": [1]})
+        (run / file).unlink() if content is None else (run / file).write_text(content)
+        with pytest.raises(UsageError, match=words):
+            report.main(report.Compare((run,)))
+        if file == "config.json":
+            with pytest.raises(UsageError, match=words):
+                report.main(report.Plot("eval/return_mean", (run,)))
+
+
+def test_runs_without_evaluations_are_refused(tmp_path):
+    runs = [write_run(tmp_path / name, {"1": [1]}, metric="losses/x") for name in "ab"]
+    out = tmp_path / "out"
+    for command in (
+        report.Compare((runs[0],)),
+        report.Draw(tuple(runs), out),
+        report.Collect((runs[0],), out),
+    ):
+        with pytest.raises(UsageError, match="no evaluations in .*/a"):
+            report.main(command)
+    assert not out.exists()
+
+
+def rows_of(*steps_by_seed):
+    """Rows of evaluations.csv, of seeds that were evaluated at these steps of 10,000."""
+    group = {"algorithm": "sac", "exp_name": "sac", "flags": "", "env_id": "E-v0", "total_timesteps": "10000"}
+    return [
+        group | {"seed": str(seed), "step": str(step), "return_deterministic": "1"}
+        for seed, steps in enumerate(steps_by_seed)
+        for step in steps
+    ]
+
+
+def test_final_returns_are_never_of_an_earlier_step():
+    """Seeds whose last common evaluation is before the last 5% of their steps have no final return."""
+    assert [curve.steps.tolist() for curve in records.group_curves(rows_of([9_500], [9_500, 10_000]))] == [
+        [9_500]
+    ]
+    with pytest.raises(UsageError, match="no evaluation step in common in their last 5% of steps"):
+        records.group_curves(rows_of([5_000, 9_499], [5_000, 9_499, 10_000]))
+
+
+def test_the_last_twentieth_has_its_edge():
+    """9,500 of 10,000 counts, in a curve, in training and in a metric alike; so does 10,500 beside it."""
+    (curve,) = records.group_curves(rows_of([9_499, 9_500, 10_000, 10_500, 10_501]))
+    curve = replace(curve, returns=np.array([[100.0, 1, 2, 3, 200]]))
+    assert curve.near(10_000).tolist() == [2]
+    steps, values = np.array([9_499.0, 9_500, 10_000]), np.array([100.0, 1, 2])
+    assert metric.Seed("1", steps, values, 10_000).at_the_end() == 1.5
+    record = [
+        {"global_step": int(step), "charts/episodic_return": value}
+        for step, value in zip(steps, values, strict=True)
+    ]
+    assert records.training_return(record) == 1.5
 
 
 def published_means(algorithm, family, scale):
@@ -205,6 +353,13 @@ def test_published_rows_that_bear_a_variants_name_are_the_variants(tmp_path):
     assert all(not records.published(replace(curve, name="soft")) for curve in curves_of(run))
 
 
+def test_published_rows_of_another_algorithm_are_never_a_variants(tmp_path):
+    """A variant of SAC that is named `td3` stands beside SAC's."""
+    run = write_run(tmp_path / "run", {"1": [1.0] * 20}, exp_name="td3", tau=0.01)
+    (curve,) = curves_of(run)
+    assert curve.is_variant and {row["algorithm"] for row in records.published(curve)} == {"sac"}
+
+
 def compared(*paths, capsys):
     assert report.main(report.Compare(paths)) == 0
     return capsys.readouterr().out
@@ -220,15 +375,37 @@ def test_compare_of_two_sets(tmp_path, capsys):
     out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
     cheetah, hopper = out.split("Hopper-v4")
     assert "A: td3, 3 seeds: 1,002 ± 2" in cheetah and "B: sac, 3 seeds: 2,004 ± 5" in cheetah
-    assert (
-        "B − A: 1,002 (95%: 998 to 1,006); a seed of B beats one of A with probability 1.00 (1.00 to"
-        in cheetah
-    )
-    assert "B returns more: the difference exceeds the spread of seeds." in cheetah
+    assert "B − A: 1,002 (95%: 998 to 1,006); a seed of B beats one of A with probability 1.00\n" in cheetah
+    assert "B returns more: the difference is larger than chance explains (95%)." in cheetah
     assert "B − A: 0.0" in hopper and "These seeds do not say which of them returns more." in hopper
-    assert "on average over these tasks: a seed of B beats one of A with probability 0.75" in hopper
+    assert "on average over these tasks: a seed of B beats one of A with probability 0.75\n" in hopper
     assert "Walker2d" not in out
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
+
+
+def test_few_seeds_have_no_bootstrap_interval():
+    """Five a side have one, unless every sample drawn agrees."""
+    a = np.arange(5.0)
+    assert comparison.chance([(a, a + 1)]).startswith("0.68 (")
+    assert comparison.chance([(a, a[:4] + 1)]) == "0.60"
+    assert comparison.chance([(a, a + 9)]) == "1.00"
+    assert comparison.chance([(a, a + 1), (a, a[:4] + 1)]) == "0.64"
+
+
+def test_a_band_of_one_program_is_called_so(tmp_path, capsys, monkeypatch):
+    """Also if another program published its mean alone, without a spread."""
+    rows = [
+        {"algorithm": "sac", "env_id": "E-v0", "step": "10000", "mean": "5", "spread": spread, "seeds": "5"}
+        | {"protocol": "deterministic evaluation", "source": "https://"}
+        for spread in ("2", "")
+    ]
+    run = write_run(tmp_path / "run", {"1": [5.0, 5.0]}, env_id="E-v0")
+    for count, spread, alone in ((1, "2", True), (2, "", True), (2, "2", False)):
+        rows[1]["spread"] = spread
+        monkeypatch.setattr(records, "published_rows", lambda count=count: rows[:count])
+        report.main(report.Compare((run,)))
+        assert ("of a single program" in capsys.readouterr().out) == alone
+        assert ("(of one program)" in tables.task_table(curves_of(run))[2]) == alone
 
 
 def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
@@ -281,6 +458,34 @@ def test_plot_of_a_metric(tmp_path, capsys):
     assert "charts/episodic_return 1.5, 1 seed: 1.5" in capsys.readouterr().out
     with pytest.raises(UsageError, match="'losses/x'; there are: charts/episodic_return, eval/return_mean$"):
         report.main(report.Plot("losses/x", (tmp_path / "runs",)))
+
+
+def test_the_mean_of_a_metric_leaves_out_seeds_under_way(tmp_path, capsys):
+    """They are named with their step; a finished run of whole rollouts may end early; NaN has no curve."""
+    done = write_run(tmp_path / "done", {"1": [1, 2]})
+    early = write_run(tmp_path / "early", {"2": [4] * 9}, every=1_000)
+    begun = write_run(tmp_path / "begun", {"3": [8] * 9, "4": [float("nan")] * 9}, every=1_000)
+    for run in (early, begun):
+        config = json.loads((run / "config.json").read_text())
+        config["args"]["total_timesteps"] = 10_000
+        (run / "config.json").write_text(json.dumps(config))
+    (begun / "result.json").unlink()
+    assert report.main(report.Plot("eval/return_mean", (done, early, begun), tmp_path)) == 0
+    assert (
+        "eval/return_mean 3 ± 13, 2 seeds: 2, 4; seed 3 left out, last value at step 9,000; seed 4 left out"
+        in (capsys.readouterr().out)
+    )
+    report.main(report.Plot("eval/return_mean", (begun,), tmp_path))
+    assert "last 5% of 10,000 steps: eval/return_mean seed 3 left out" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_never_finite_is_refused(tmp_path, capsys):
+    """A curve without a finite value does not keep the others from being drawn."""
+    nan = write_run(tmp_path / "nan", {"1": [float("nan")]})
+    with pytest.raises(UsageError, match="'eval/return_mean' is never a finite number"):
+        report.main(report.Plot("eval/return_mean", (nan,), tmp_path))
+    other = write_run(tmp_path / "other", {"1": [2.0]}, "td3")
+    assert report.main(report.Plot("eval/return_mean", (nan, other), tmp_path)) == 0
 
 
 @pytest.mark.slow

@@ -90,6 +90,17 @@ def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
         search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
 
 
+def test_a_moved_search_resumes_and_another_one_is_refused(tmp_path):
+    """The folder may differ; what is searched may not."""
+    study = SimpleNamespace(user_attrs={})
+    study.set_user_attr = study.user_attrs.__setitem__
+    optuna = SimpleNamespace(create_study=lambda **given: study)
+    for name in ("a", "b"):
+        search.open_study(optuna, search.Args(folder=tmp_path / name, trials=len(name), device="cpu"))
+    with pytest.raises(UsageError, match="holds a search with num_seeds=2; name another --folder"):
+        search.open_study(optuna, search.Args(folder=tmp_path / "b", num_seeds=3))
+
+
 def test_without_optuna(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match="optuna.*; pip install optuna"):
