@@ -105,7 +105,7 @@ def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
         more = "B" if low > 0 else "A"
         better = f"{more} returns more: the difference is larger than chance explains (95%)."
     else:
-        better = "These seeds do not say which of them returns more."
+        better = "These seeds cannot tell which of them returns more."
     return [f"B − A: {number(mean)} (95%: {interval}); {beats}", better]
 
 

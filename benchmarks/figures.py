@@ -23,7 +23,7 @@ COLORS = {  # of an algorithm, in every figure
     "ppo": "#d62728",
     "maxent_pg": "#111111",
 }
-OTHER_COLOR = "#4c72b0"  # of an algorithm that is not among them
+OTHER_COLOR = "#e6007e"  # of an algorithm that is not among them
 
 
 def pyplot() -> Any:

@@ -193,6 +193,7 @@ def refreshed_pages(curves: list[Curve]) -> dict[Path, str]:
     }
     for algorithm in algorithms():
         path = ROOT / "docs" / "algorithms" / f"{algorithm}.md"
-        if path.exists() and f"<!-- results of {algorithm}," in (text := path.read_text()):
-            pages[path] = write_block(text, f"results of {algorithm}", algorithm_block(curves, algorithm))
+        if path.exists():
+            block = algorithm_block(curves, algorithm)
+            pages[path] = write_block(path.read_text(), f"results of {algorithm}", block)
     return pages

@@ -199,10 +199,18 @@ def sleep_unless_signalled(seconds: float) -> bool:
 
 
 def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
-    """Median of committed runs of its algorithm on its environment; else of its algorithm; else of all."""
-    alike = [run for run in runs if run["algorithm"] == cell.algorithm]
+    """Median of the committed runs of its algorithm on its environment, or anywhere, or of the slowest one."""
+
+    def pace(some: list[dict[str, Any]]) -> float:
+        return statistics.median(run["seconds"] / run["args"]["total_timesteps"] for run in some)
+
+    def of(algorithm: str) -> list[dict[str, Any]]:
+        return [run for run in runs if run["algorithm"] == algorithm]
+
+    alike = of(cell.algorithm)
     same = [run for run in alike if run["args"]["env_id"] == cell.args.env_id]
-    return statistics.median(run["seconds"] / run["args"]["total_timesteps"] for run in same or alike or runs)
+    names = {run["algorithm"] for run in runs}
+    return pace(same or alike) if alike else max(pace(of(name)) for name in names)
 
 
 def estimate(cells: list[Cell], workers: int) -> str:

@@ -233,6 +233,16 @@ def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
     assert [signal.getsignal(number) for number in sweep.signals.SIGNALS] == before
 
 
+def test_an_algorithm_without_runs_is_as_slow_as_the_slowest():
+    runs = [
+        {"algorithm": name, "seconds": seconds, "args": {"env_id": "Ant-v4", "total_timesteps": 100}}
+        for name, seconds in (("ppo", 1.0), ("ppo", 3.0), ("sac", 50.0), ("sac", 70.0), ("td3", 40.0))
+    ]
+    args = SimpleNamespace(env_id="Hopper-v4")
+    cells = [SimpleNamespace(algorithm=name, args=args) for name in ("ppo", "new")]
+    assert [sweep.seconds_per_step(cell, runs) for cell in cells] == [0.02, 0.6]
+
+
 def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(local, "cpu_count", lambda: 2)
     args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)
@@ -424,7 +434,7 @@ def test_unknown_suite(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(sweep.Args, sweep.main)
     assert stop.value.code == 2
-    assert "suites: cpu, discrete, evidence, lunar-lander, mujoco-1m, multigoal" in capsys.readouterr().err
+    assert f"suites: {', '.join(sorted(SUITES))}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))

@@ -89,7 +89,8 @@ def alternatives(kind: str, algorithm: Path) -> str:
             names.append(path.name)
     first, *_ = algorithm.stem.split("_")
     variants = [name for name in names if Path(name).stem.split("_")[0] == first]
-    return " or ".join(variants or names)
+    *others, last = variants or names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def check_spaces(
