@@ -199,7 +199,7 @@ def sleep_unless_signalled(seconds: float) -> bool:
 
 
 def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
-    """Median of the committed runs of its algorithm on its environment, or anywhere, or of the slowest one."""
+    """Median of committed runs of its algorithm on its environment, or anywhere, or of the slowest one."""
 
     def pace(some: list[dict[str, Any]]) -> float:
         return statistics.median(run["seconds"] / run["args"]["total_timesteps"] for run in some)

@@ -43,7 +43,7 @@ RIVALS = {  # a peer's algorithm, and the peers that have it
     "ddpg": ("DDPG", BOTH),
     "td3": ("TD3", BOTH),
     "sac": ("SAC", BOTH),
-    "crossq": ("CrossQ", ("SBX", "SB3-contrib")),
+    "crossq": ("CrossQ", ("SBX",)),
     "a2c": ("A2C", ("SB3",)),
     "trpo": ("TRPO", ("SB3-contrib",)),
     "ppo": ("PPO", BOTH),

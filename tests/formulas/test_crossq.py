@@ -1,0 +1,343 @@
+"""Every formula of crossq.py against float64 NumPy, four rows by hand or sac.py, and a known optimum."""
+
+import math
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cleanrl_maxent import crossq, load_policy, sac
+from cleanrl_maxent.common.run.run import Run
+from tests.support.pytrees import changed, distance, leaves
+from tests.support.references import ACTION_DIM, OBS_DIM, TASK, finite_difference, make_batch, trained_on
+from tests.support.runs import small_args
+
+ARGS = crossq.Args(hidden_dims=(16, 16), critic_hidden_dims=(16, 16), batch_size=8, alpha=0.3)
+KEY = jax.random.key(7)
+
+critic_loss = jax.jit(jax.value_and_grad(crossq.critic_loss, has_aux=True), static_argnums=4)
+actor_loss = jax.jit(jax.value_and_grad(crossq.actor_loss, has_aux=True))
+update = jax.jit(crossq.update, static_argnums=(3, 4))
+
+
+def init(module, args):
+    """A new state of one seed, compiled."""
+    return jax.jit(lambda: module.init(jax.random.key(0), TASK, args))()
+
+
+@cache
+def make_state():
+    """A state after six updates, with their statistics."""
+    state = init(crossq, ARGS)
+    for index in range(6):
+        state, _ = update(state, make_batch(64, seed=index), jax.random.key(index), index % 3, ARGS)
+    return state
+
+
+def normalized(layer, stats, x, training):
+    """A layer's inputs, normalised, scaled and shifted, before `warmup` ends."""
+    mean, var = (x.mean(axis=0), x.var(axis=0)) if training else (stats["mean"], stats["var"])
+    return (x - mean) / np.sqrt(np.float64(var) + 1e-3) * np.float64(layer["scale"]) + layer["bias"]
+
+
+def reference(params, stats, x, training):
+    """A network in float64."""
+    for name in sorted(params):
+        layer = params[name]
+        x = normalized(layer["BatchRenorm_0"], stats[name]["BatchRenorm_0"], np.float64(x), training)
+        x = x @ np.float64(layer["kernel"]) + layer["bias"]
+        x = x if name == max(params) else np.maximum(x, 0)
+    return x
+
+
+def reference_q(params, stats, obs, action, training):
+    """Both critics, `(2, batch)`."""
+    x = np.concatenate([obs, action], axis=-1)
+    both = [jax.tree.map(lambda leaf, i=i: leaf[i], (params, stats)) for i in range(2)]
+    return np.stack([reference(*one, x, training)[:, 0] for one in both])
+
+
+def reference_sample(params, stats, obs, key, training):
+    """Sample and log-density with the textbook Jacobian log(1 - a²)."""
+    out = reference(params, stats, obs, training)
+    mean, log_std = out[:, :ACTION_DIM], np.clip(out[:, ACTION_DIM:], -20, 2)
+    noise = np.float64(jax.random.normal(key, mean.shape))
+    action = np.tanh(mean + np.exp(log_std) * noise)
+    density = np.exp(-0.5 * noise**2 - log_std) / math.sqrt(2 * math.pi) / (1 - action**2)
+    return action, np.log(density).sum(axis=-1)
+
+
+# ---- batch renormalisation
+
+
+def normalize(x, training=True, batches=0, **values):
+    """Normalised `x` of one feature, its running statistics afterwards, and the gradient of Σ y²."""
+    layer = crossq.BatchRenorm(momentum=0.99, warmup=10)
+    params = {"scale": jnp.array([values.get("scale", 1.0)]), "bias": jnp.array([values.get("bias", 0.0)])}
+    mean, var = jnp.array([values.get("mean", 0.0)]), jnp.array([values.get("var", 1.0)])
+    stats = {"mean": mean, "var": var, "batches": jnp.int32(batches)}
+
+    def total(x):
+        variables = {"params": params, "batch_stats": stats}
+        (slope, offset), moved = layer.apply(variables, x, training, mutable=["batch_stats"])
+        y = slope * x + offset
+        return (y**2 * jnp.array([[1.0], [2], [3], [4]])).sum(), (y, moved["batch_stats"])
+
+    (_, (y, moved)), grad = jax.value_and_grad(total, has_aux=True)(jnp.array(x, jnp.float32)[:, None])
+    return np.float64(y[:, 0]), jax.tree.map(np.float64, moved), np.float64(grad[:, 0])
+
+
+ROWS = np.array([1.0, 3.0, 5.0, 7.0])  # mean 4, variance 5
+
+
+def test_batch_normalisation_of_four_rows():
+    y, stats, _ = normalize(ROWS, scale=2.0, bias=0.5)
+    assert np.allclose(y, np.array([-6, -2, 2, 6]) / math.sqrt(5.001) + 0.5, atol=1e-6)
+    assert np.allclose([stats["mean"][0], stats["var"][0], stats["batches"]], [0.04, 1.04, 1], atol=1e-6)
+
+
+def test_evaluation_normalises_by_running_statistics_and_leaves_them():
+    y, stats, _ = normalize(ROWS, training=False, mean=1.0, var=3.999, scale=2.0, bias=0.5)
+    assert np.allclose(y, [0.5, 2.5, 4.5, 6.5], atol=1e-6)
+    assert np.allclose([stats["mean"][0], stats["var"][0], stats["batches"]], [1, 3.999, 0])
+
+
+def test_after_the_warm_up_the_batch_is_brought_close_to_the_running_statistics():
+    """Within the limits it is what evaluation does; beyond them r is in [1/3, 3] and d in [-5, 5]."""
+    within = dict(mean=1.0, var=3.999)
+    assert np.allclose(normalize(ROWS, batches=10, **within)[0], (ROWS - 1) / 2, atol=1e-5)
+    assert np.allclose(normalize(ROWS, batches=9, **within)[0], (ROWS - 4) / math.sqrt(5.001), atol=1e-5)
+    narrow = normalize(ROWS, batches=10, mean=0.0, var=0.0)[0]  # std 0.0316: r would be 70.7, d 126
+    assert np.allclose(narrow, 3 * (ROWS - 4) / math.sqrt(5.001) + 5, atol=1e-5)
+    wide = normalize(ROWS, batches=10, mean=1e3, var=1e4)[0]  # std 100: r would be 0.022, d -9.96
+    assert np.allclose(wide, (ROWS - 4) / math.sqrt(5.001) / 3 - 5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batches", [0, 10])
+def test_gradients_pass_through_the_batch_statistics_but_not_through_the_correction(batches):
+    """Central differences in float64, with r and d as they are at the rows."""
+    mean, var = (2.0, 2.999) if batches else (0.0, 1.0)
+    r, d = (math.sqrt(5.001 / 3), 2 / math.sqrt(3)) if batches else (1.0, 0.0)
+
+    def total(x):
+        y = (x - x.mean()) / np.sqrt(x.var() + 1e-3) * r + d
+        return (y**2 * np.array([1, 2, 3, 4])).sum()
+
+    steps = 1e-5 * np.eye(4)
+    expected = [(total(ROWS + step) - total(ROWS - step)) / 2e-5 for step in steps]
+    assert np.allclose(normalize(ROWS, batches=batches, mean=mean, var=var)[2], expected, atol=1e-4)
+
+
+# ---- losses
+
+
+def target(state, batch):
+    """y = r + γ(1 - d)[min Q(s', a') - α log π(a'|s')], Q from the joint batch, π by running statistics."""
+    actor, critics = state.actor, state.critics
+    next_action, log_prob = reference_sample(actor.params, actor.batch_stats, batch.next_obs, KEY, False)
+    joint = np.concatenate([batch.obs, batch.next_obs]), np.concatenate([batch.action, next_action])
+    next_q = reference_q(critics.params, critics.batch_stats, *joint, True)[:, len(batch.obs) :]
+    alpha = float(crossq.temperature(state))
+    return batch.reward + 0.99 * (1 - batch.terminated) * (next_q.min(axis=0) - alpha * log_prob), joint
+
+
+def test_critic_loss_metrics_and_gradient():
+    """The gradient is that of the first half's residual alone, through statistics of the joint batch."""
+    state, batch = make_state(), make_batch()
+    y, joint = target(state, batch)
+    stats = state.critics.batch_stats
+
+    def residuals(variables):
+        q = reference_q(variables["params"], stats, *joint, True)[:, : len(batch.obs)]
+        return 0.5 * ((q - y) ** 2).mean(axis=1)
+
+    (loss, (metrics, _)), grads = critic_loss(state.critics.params, state, batch, KEY, ARGS)
+    variables = {"params": state.critics.params}
+    expected = residuals(variables)
+    assert loss == pytest.approx(expected.sum(), rel=1e-4)
+    assert metrics["losses/qf1_loss"] == pytest.approx(expected[0], rel=1e-4)
+    q = reference_q(state.critics.params, stats, *joint, True)[:, : len(batch.obs)]
+    assert metrics["losses/qf2_values"] == pytest.approx(q[1].mean(), rel=1e-3, abs=1e-5)
+    for path, index in [
+        (("NormalizedLinear_0", "kernel"), (0, 1, 2)),
+        (("NormalizedLinear_1", "kernel"), (1, 3, 4)),
+        (("NormalizedLinear_2", "bias"), (1, 0)),
+    ]:
+        found = grads[path[0]][path[1]][index]
+        derivative = finite_difference(lambda v: residuals(v).sum(), variables, path, index)
+        assert found == pytest.approx(derivative, rel=3e-3, abs=1e-5)
+
+
+def test_the_joint_batch_moves_the_running_statistics():
+    state, batch = make_state(), make_batch()
+    _, joint = target(state, batch)
+    x = np.concatenate(joint, axis=-1)
+    before = state.critics.batch_stats["NormalizedLinear_0"]["BatchRenorm_0"]
+    (_, (_, stats)), _ = critic_loss(state.critics.params, state, batch, KEY, ARGS)
+    after = stats["NormalizedLinear_0"]["BatchRenorm_0"]
+    assert np.allclose(after["mean"], 0.99 * before["mean"] + 0.01 * x.mean(axis=0), atol=1e-5)
+    assert np.allclose(after["var"], 0.99 * before["var"] + 0.01 * x.var(axis=0), atol=1e-5)
+    assert after["batches"].tolist() == (before["batches"] + 1).tolist() == [7, 7]
+
+
+def test_actor_loss_metrics_and_gradient():
+    """The actor by statistics of the batch, the critics by their running ones."""
+    state, batch = make_state(), make_batch()
+    critics, alpha = state.critics, float(crossq.temperature(state))
+
+    def losses(variables):
+        sample = reference_sample(variables["params"], state.actor.batch_stats, batch.obs, KEY, True)
+        q = reference_q(critics.params, critics.batch_stats, batch.obs, sample[0], False)
+        return (alpha * sample[1] - q.min(axis=0)).mean(), -sample[1].mean()
+
+    (loss, (metrics, stats)), grads = actor_loss(state.actor.params, state, batch, KEY)
+    variables = {"params": state.actor.params}
+    expected, entropy = losses(variables)
+    assert loss == pytest.approx(expected, rel=1e-4) and changed(stats, state.actor.batch_stats)
+    assert metrics["losses/entropy"] == pytest.approx(entropy, rel=1e-4)
+    for path, index in [(("NormalizedLinear_0", "kernel"), (0, 1)), (("NormalizedLinear_2", "bias"), (3,))]:
+        derivative = finite_difference(lambda v: losses(v)[0], variables, path, index)
+        assert grads[path[0]][path[1]][index] == pytest.approx(derivative, rel=3e-3, abs=1e-5)
+
+
+def test_no_gradient_enters_the_target():
+    """The critics' loss is flat in the temperature and in the rewards' share of the target."""
+    state, batch = make_state(), make_batch()
+
+    def of_others(alpha, reward):
+        other = state.replace(alpha=state.alpha.replace(params=alpha))
+        return crossq.critic_loss(state.critics.params, other, batch.replace(reward=reward), KEY, ARGS)[0]
+
+    flat = jax.jit(jax.grad(of_others, (0, 1)))(state.alpha.params, batch.reward)
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(flat))
+
+
+# ---- Soft Actor-Critic without targets
+
+
+def renamed(params):
+    """Parameters of a network of crossq.py as those of sac.py's."""
+    names = {name: name.replace("NormalizedLinear", "Dense") for name in params}
+    layers = {names[name]: {key: layer[key] for key in ("kernel", "bias")} for name, layer in params.items()}
+    return {"params": layers}
+
+
+def keep_normalization(adam):
+    """The optimiser, for all parameters but the scales and biases of the normalisation."""
+
+    def is_normalization(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: "BatchRenorm_0" in str(path), params)
+
+    return optax.chain(adam, optax.masked(optax.set_to_zero(), is_normalization))
+
+
+def begin(network, params, tx):
+    """A network at parameters, with an optimiser that has made no step."""
+    return network.replace(params=params, tx=tx, opt_state=tx.init(params))
+
+
+def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets_to_the_bit(monkeypatch):
+    """Mean 0 and variance 1 in training too; the targets of sac.py are copies of its critics at all times.
+
+    Losses of seven updates are equal; sums over 8 and over 16 rows of gradients differ by rounding.
+    """
+    of_layer = crossq.BatchRenorm.__call__
+    monkeypatch.setattr(crossq, "EPSILON", 0.0)
+    monkeypatch.setattr(crossq.BatchRenorm, "__call__", lambda self, x, training: of_layer(self, x, False))
+    sac_args = sac.Args(hidden_dims=(16, 16), alpha=0.3, policy_lr=1e-3, tau=1.0, policy_frequency=3)
+    state, other = init(crossq, ARGS), init(sac, sac_args)
+    tx, first = optax.adam(1e-3, b1=0.5), {}
+    for name in ("actor", "critics"):
+        network, first[name] = getattr(state, name), renamed(getattr(state, name).params)
+        state = state.replace(**{name: begin(network, network.params, keep_normalization(tx))})
+        other = other.replace(**{name: begin(getattr(other, name), first[name], tx)})
+    other = other.replace(target_critics=first["critics"])
+    ours, theirs = (jax.jit(module.update, static_argnums=(3, 4)) for module in (crossq, sac))
+    for index in range(7):
+        batch, key, kind = make_batch(seed=index), jax.random.key(index), 3 * (index % 3 == 0) or 1
+        state, metrics = ours(state, batch, key, kind, ARGS)
+        other, expected = theirs(other, batch, key, kind, sac_args)
+        assert metrics.keys() == expected.keys() and not changed(metrics, expected), index
+        for name in first:
+            found = renamed(getattr(state, name).params)
+            assert distance(found, getattr(other, name).params) <= (1e-7 if index else 0), (name, index)
+    assert distance(renamed(state.actor.params), first["actor"]) > 1e-3
+
+
+# ---- init and update
+
+
+def test_init():
+    state = init(crossq, crossq.Args())
+    for width, name in ((OBS_DIM + ACTION_DIM, "NormalizedLinear_0"), (256, "NormalizedLinear_1")):
+        layer = state.critics.params[name]
+        for leaf in (layer["kernel"], layer["bias"]):
+            assert np.abs(leaf).max() <= 1 / math.sqrt(width)
+            assert np.std(leaf) == pytest.approx(1 / math.sqrt(3 * width), rel=0.15)
+        stats, normalization = state.critics.batch_stats[name]["BatchRenorm_0"], layer["BatchRenorm_0"]
+        for leaf, value in ((stats["mean"], 0), (stats["var"], 1), (normalization["scale"], 1)):
+            assert leaf.shape == (2, width) and (leaf == value).all()
+    assert float(crossq.temperature(init(crossq, ARGS))) == pytest.approx(0.3)
+
+
+def test_actor_and_temperature_move_in_every_third_update_and_the_critics_in_all():
+    """Parameters and statistics, each with the momentum of its Adam."""
+    state, moved = init(crossq, ARGS), []
+    for index in range(6):
+        after, _ = update(state, make_batch(), KEY, 3 * (index % 3 == 0) or 1, ARGS)
+        pairs = [(state.actor.params, after.actor.params), (state.actor.batch_stats, after.actor.batch_stats)]
+        pairs += [(state.alpha.params, after.alpha.params), (state.critics.params, after.critics.params)]
+        pairs.append((state.critics.batch_stats, after.critics.batch_stats))
+        moved.append([changed(*pair) for pair in pairs])
+        if index == 0:
+            grads = critic_loss(state.critics.params, state, make_batch(), jax.random.split(KEY)[0], ARGS)[1]
+            for grad, momentum in leaves(grads, after.critics.opt_state[0].mu):
+                assert np.allclose(momentum, 0.5 * grad, rtol=1e-3, atol=1e-6)
+        state = after
+    *policy, critics, statistics = zip(*moved, strict=True)
+    assert all(found == (True, False, False) * 2 for found in policy)
+    assert all(critics) and all(statistics)
+    counts = (state.actor.batch_stats, 2), (state.critics.batch_stats, 6)
+    for stats, expected in counts:
+        assert (stats["NormalizedLinear_1"]["BatchRenorm_0"]["batches"] == expected).all()
+
+
+# ---- runs
+
+
+def test_the_statistics_that_are_evaluated_and_loaded_are_the_trained_ones(monkeypatch, tmp_path):
+    states, evaluated, make_policy, evaluate = [], [], crossq.policy, Run.evaluate
+
+    def policy(state):
+        states.append(state)
+        return make_policy(state)
+
+    def record(self, evaluation, step, policy, *rest):
+        evaluated.append(policy)
+        return evaluate(self, evaluation, step, policy, *rest)
+
+    monkeypatch.setattr(crossq, "policy", policy)
+    monkeypatch.setattr(Run, "evaluate", record)
+    args = small_args(crossq, num_seeds=2, total_timesteps=330, run_dir=str(tmp_path / "run"))
+    crossq.train(args)
+    trained = states[-1].actor.variables  # leaves (seed, ...)
+    assert not changed(evaluated[-1].args[0], trained)
+    loaded, obs = load_policy(tmp_path / "run", seed=2), np.array([[0.3, -0.9, 2.0], [1.0, 0.1, -5.0]])
+    of_seed = jax.tree.map(lambda leaf: leaf[1], trained)
+    assert not changed(loaded.parameters.args[0], of_seed)
+    stats = of_seed["batch_stats"]
+    assert (stats["NormalizedLinear_0"]["BatchRenorm_0"]["mean"] != 0).all()
+    mean = reference(of_seed["params"], stats, obs, training=False)[:, :1]
+    assert np.allclose(loaded(obs), 2 * np.tanh(mean), atol=1e-4)  # Pendulum's bounds are ±2
+
+
+@pytest.mark.slow
+def test_termination_cuts_the_bootstrap():
+    """Reward 1 for three steps and the end: Q is 1 + γ + γ², 1 + γ, 1."""
+    args = crossq.Args(critic_hidden_dims=(64,), autotune=False, alpha=0.0, gamma=0.9)
+    state, rows = trained_on(crossq, args, "tests.support.probes:Counting-v0")
+    q = state.critics.apply_fn(state.critics.variables, rows.obs, rows.action)
+    assert np.allclose(q, np.array([2.71, 1.9, 1.0])[rows.obs[:, 0].astype(int)], atol=0.1)
