@@ -223,7 +223,7 @@ def init(key, task, args):
     def apply_critics(variables, obs, action, **mode):
         return jax.vmap(lambda of_one: critic.apply(of_one, obs, action, **mode))(variables)
 
-    policy_adam, q_adam = (optax.adam(rate, b1=0.9) for rate in (args.policy_lr, args.q_lr))
+    policy_adam, q_adam = (optax.adam(rate, b1=args.adam_b1) for rate in (args.policy_lr, args.q_lr))
     log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also if alpha is 0
     return State(
         actor=Network.create(apply_fn=actor.apply, **actor.init(actor_key, obs), tx=policy_adam),
