@@ -81,8 +81,8 @@ def test_record_of_rollouts(tmp_path):
     record = rows(tmp_path / "run" / "seed-2" / "metrics.jsonl")
     for name, steps in {
         "charts/episodic_return": [400, 400],
-        "losses/value_loss": [120, 240, 300, 420],
-        "losses/return_std": [120, 240, 300, 420],
+        "losses/value_loss": [120, 240, 300, 420, 480],
+        "losses/return_std": [120, 240, 300, 420, 480],
         "eval/return_mean": [180, 300, 480],
         "eval/soft_return": [180, 300, 480],
     }.items():

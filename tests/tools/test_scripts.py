@@ -57,7 +57,7 @@ def test_as_modules(tmp_path):
 def test_bad_input_is_a_line_and_a_status(tmp_path):
     done = run(ROOT / "benchmarks" / "report.py", "draw", "nowhere", "--out-dir", "out", folder=tmp_path)
     assert done.returncode == 2 and done.stderr.splitlines() == [
-        "error: nowhere holds no finished run: no result.json in it or one level below"
+        "error: nowhere holds no run: no config.json in it or one level below"
     ]
 
 

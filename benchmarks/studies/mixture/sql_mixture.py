@@ -11,7 +11,7 @@ Equation and section numbers refer to it. Deliberate deviations, with reasons in
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
   - samples explore by themselves, as in that code: no Ornstein-Uhlenbeck noise is added;
   - the kernel's width is their code's: the median over log of the number of fixed particles;
-  - weights and biases are drawn from U(±1/√fan_in), as in most published curves.
+  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
     python benchmarks/studies/mixture/sql_mixture.py --env-id HalfCheetah-v4 --total-timesteps 100000
 """
