@@ -10,13 +10,31 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "algorithms"
 
 
-def test_page(name):
+def page_of(name):
+    """The text of an algorithm's page."""
     page = PAGES / f"{name}.md"
     assert page.exists(), f"{page.relative_to(ROOT)} is missing"
+    return page.read_text()
+
+
+def test_an_algorithm_defines_its_arguments_and_its_loop():
+    """A file with one of the two is no algorithm, which nothing else would say."""
+    for path in sorted((ROOT / "cleanrl_maxent").glob("*.py")):
+        text = path.read_text()
+        parts = {part: part in text for part in ("class Args(RunArgs)", "\ndef train(args)")}
+        assert len(set(parts.values())) == 1, f"{path.name} has one of Args(RunArgs) and train(args) alone"
+
+
+def test_page(name):
+    for mark in (
+        f"<!-- results of {name}, written by benchmarks/report.py draw -->",
+        f"<!-- end of results of {name} -->",
+    ):
+        assert mark in page_of(name), f"docs/algorithms/{name}.md lacks the line {mark}"
 
 
 def test_commands_of_the_page_parse(name, module):
-    text = (PAGES / f"{name}.md").read_text()
+    text = page_of(name)
     commands = re.findall(rf"^python cleanrl_maxent/{name}\.py(.*?)(?:#.*)?$", text, re.MULTILINE)
     assert commands, f"docs/algorithms/{name}.md has no command: python cleanrl_maxent/{name}.py ..."
     for flags in commands:
@@ -33,14 +51,18 @@ def test_row_of_the_readme(name):
 
 
 def test_row_of_a_suite(name):
-    suites = (ROOT / "benchmarks").rglob("*.toml")
-    grids = [grid for suite in suites for grid in tomllib.loads(suite.read_text()).get("grid", [])]
-    assert any(name in grid["algorithms"] for grid in grids), f"no suite in benchmarks/ trains {name}"
+    suites = {path.stem: tomllib.loads(path.read_text()) for path in (ROOT / "benchmarks").rglob("*.toml")}
+    trained = {
+        suite: {algorithm for grid in content.get("grid", []) for algorithm in grid["algorithms"]}
+        for suite, content in suites.items()
+    }
+    assert name in trained.pop("smoke"), f"benchmarks/suites/smoke.toml does not train {name}"
+    assert any(name in names for names in trained.values()), f"no suite besides smoke trains {name}"
 
 
 def test_formulas_are_tested(name):
     tests = [path.read_text() for path in (ROOT / "tests" / "formulas").glob("test_*.py")]
     imported = rf"^from cleanrl_maxent import .*\b{name}\b"
     assert any(re.search(imported, text, re.MULTILINE) for text in tests), (
-        f"no test in tests/formulas of {name}"
+        f"no test in tests/formulas imports {name}"
     )
