@@ -6,8 +6,10 @@ A page states where: lines between `<!-- results of sac, written by benchmarks/r
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from benchmarks.commands import ROOT
 from benchmarks.curves import draw_curves, draw_profiles
@@ -60,12 +62,22 @@ def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:
     ]
 
 
+def by_task(curves: Iterable[Curve]) -> list[list[Curve]]:
+    """Curves of one task each."""
+    return grouped(curves, attrgetter("env_id"))
+
+
 def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
     """Curves that may share an axis: of one task and one number of steps."""
+    return grouped(curves, attrgetter("env_id", "budget"))
+
+
+def grouped(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[Curve]]:
+    """Curves of the same `key` together, in the order of the keys."""
     groups = defaultdict(list)
     for curve in curves:
-        groups[curve.env_id, curve.budget].append(curve)
-    return [groups[key] for key in sorted(groups)]
+        groups[key(curve)].append(curve)
+    return [groups[value] for value in sorted(groups)]
 
 
 def figure_of(group: list[Curve], folder: Path, algorithm: str = "") -> Path:
@@ -80,14 +92,6 @@ def report(curves: list[Curve]) -> str:
     others = aggregate_table(curves), published_table(worth_a_row(curves))
     tables += [table for table in others if table[2:]]
     return "\n\n".join("\n".join(table) for table in tables) + "\n"
-
-
-def by_task(curves: Iterable[Curve]) -> list[list[Curve]]:
-    """Curves of one task each."""
-    groups = defaultdict(list)
-    for curve in curves:
-        groups[curve.env_id].append(curve)
-    return [groups[task] for task in sorted(groups)]
 
 
 def task_section(curves: list[Curve], figures: str) -> list[str]:
