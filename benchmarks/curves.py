@@ -93,7 +93,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     legend = sorted(handles, key=lambda line: -handles[line])
     if marked:
         legend += axes.plot([], [], **MARK, color="0.4", label="published means")
-    axes.legend(handles=legend, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    place_legend(axes, handles=legend)
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
     axes.set_xlim(0, budget * (1.03 + 0.022 * len(marked)))
     name_whole_ticks(axes)
@@ -120,12 +120,17 @@ def digest(*shown: Any) -> str:
 
 
 def name_whole_ticks(axes: Any) -> None:
-    """Whole steps with commas on the x axis, commas on the y axis, a faint grid."""
+    """Whole steps with commas on the x axis, commas on the y axis."""
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     low, high = axes.get_ylim()
     if high - low >= 20:
         axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def place_legend(axes: Any, **legend: Any) -> None:
+    """The legend at the right of the axes, which get a faint grid and no frame."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, **legend)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -140,7 +145,5 @@ def draw_profiles(algorithms: dict[str, list[Curve]], path: Path) -> Path:
     tasks, budget = next((group, group[0].budget) for group in algorithms.values())
     axes.set(title=f"{plural(len(tasks), 'task')}, {budget:,} steps", ylim=(0, 1.02))
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1,000,000 steps)", ylabel="share of runs above τ")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    place_legend(axes)
     return save_figure(figure, path, dpi=200, description=digest(*algorithms.values()))
