@@ -5,8 +5,7 @@ Simplicity", 2024, https://arxiv.org/abs/1902.05605. Equation numbers refer to t
 https://arxiv.org/abs/1812.05905. Deliberate deviations, with reasons in docs/algorithms/:
   - critics are 256 wide instead of 2,048, so that a step costs about what one of Soft Actor-Critic does;
   - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
-  - the temperature is learned through its logarithm, from the log-densities of the actor's loss;
-  - weights and biases are drawn from U(±1/√fan_in), as those of Soft Actor-Critic here.
+  - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
 
     python cleanrl_maxent/crossq.py --env-id Hopper-v4
 """
@@ -107,7 +106,7 @@ class BatchRenorm(nn.Module):
 
 
 class NormalizedLinear(nn.Module):
-    """Dense layer of normalised inputs; weights and biases are initialised from U(±1/√fan_in)."""
+    """Dense layer of normalised inputs, with weights of variance 1/fan_in and zero biases at first."""
 
     features: int
     momentum: float
@@ -115,14 +114,9 @@ class NormalizedLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x, training):
-        bound = 1 / math.sqrt(x.shape[-1])
-
-        def uniform(key, shape):
-            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-
         slope, offset = BatchRenorm(self.momentum, self.warmup)(x, training)
-        kernel = self.param("kernel", uniform, (x.shape[-1], self.features))
-        bias = self.param("bias", uniform, (self.features,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # (slope x + offset) W + b, without a pass over the batch for the normalisation
         return x @ (slope[:, None] * kernel) + (offset @ kernel + bias)
 

@@ -196,8 +196,8 @@ def test_actor_loss_metrics_and_gradient():
     (loss, (metrics, stats)), grads = actor_loss(state.actor.params, state, batch, KEY)
     variables = {"params": state.actor.params}
     expected, entropy = losses(variables)
-    assert loss == pytest.approx(expected, rel=1e-4) and changed(stats, state.actor.batch_stats)
-    assert metrics["losses/entropy"] == pytest.approx(entropy, rel=1e-4)
+    assert loss == pytest.approx(expected, rel=1e-4, abs=1e-6) and changed(stats, state.actor.batch_stats)
+    assert metrics["losses/entropy"] == pytest.approx(entropy, rel=1e-4, abs=1e-6)
     for path, index in [(("NormalizedLinear_0", "kernel"), (0, 1)), (("NormalizedLinear_2", "bias"), (3,))]:
         derivative = finite_difference(lambda v: losses(v)[0], variables, path, index)
         assert grads[path[0]][path[1]][index] == pytest.approx(derivative, rel=3e-3, abs=1e-5)
@@ -242,7 +242,8 @@ def begin(network, params, tx):
 def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets_to_the_bit(monkeypatch):
     """Mean 0 and variance 1 in training too; the targets of sac.py are copies of its critics at all times.
 
-    Losses of seven updates are equal; sums over 8 and over 16 rows of gradients differ by rounding.
+    The first update is equal to the bit; later ones differ by the rounding of gradients, which are summed over
+    16 rows here and over 8 there.
     """
     of_layer = crossq.BatchRenorm.__call__
     monkeypatch.setattr(crossq, "EPSILON", 0.0)
@@ -260,10 +261,10 @@ def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets_to_the_b
         batch, key, kind = make_batch(seed=index), jax.random.key(index), 3 * (index % 3 == 0) or 1
         state, metrics = ours(state, batch, key, kind, ARGS)
         other, expected = theirs(other, batch, key, kind, sac_args)
-        assert metrics.keys() == expected.keys() and not changed(metrics, expected), index
-        for name in first:
-            found = renamed(getattr(state, name).params)
-            assert distance(found, getattr(other, name).params) <= (1e-7 if index else 0), (name, index)
+        assert metrics.keys() == expected.keys()
+        pairs = [(metrics, expected)]
+        pairs += [(renamed(getattr(state, name).params), getattr(other, name).params) for name in first]
+        assert all(distance(*pair) <= (1e-6 if index else 0) for pair in pairs), index
     assert distance(renamed(state.actor.params), first["actor"]) > 1e-3
 
 
@@ -274,9 +275,8 @@ def test_init():
     state = init(crossq, crossq.Args())
     for width, name in ((OBS_DIM + ACTION_DIM, "NormalizedLinear_0"), (256, "NormalizedLinear_1")):
         layer = state.critics.params[name]
-        for leaf in (layer["kernel"], layer["bias"]):
-            assert np.abs(leaf).max() <= 1 / math.sqrt(width)
-            assert np.std(leaf) == pytest.approx(1 / math.sqrt(3 * width), rel=0.15)
+        assert np.std(layer["kernel"]) == pytest.approx(1 / math.sqrt(width), rel=0.05)
+        assert layer["bias"].shape == (2, 256) and (layer["bias"] == 0).all()
         stats, normalization = state.critics.batch_stats[name]["BatchRenorm_0"], layer["BatchRenorm_0"]
         for leaf, value in ((stats["mean"], 0), (stats["var"], 1), (normalization["scale"], 1)):
             assert leaf.shape == (2, width) and (leaf == value).all()
