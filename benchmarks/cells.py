@@ -7,15 +7,14 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.commands import check_algorithms, script, words
-from cleanrl_maxent import algorithms
+from benchmarks.commands import check_algorithms, is_file, module_of, script, words
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import recorded_settings
@@ -45,7 +44,7 @@ class Grid:
 class Cell:
     """One run of a suite: a command line, and the folder that it fills."""
 
-    algorithm: str
+    algorithm: str  # its name, or the path of a file of the user's
     flags: tuple[str, ...]  # without --run-dir and --device
     folder: Path
     device: str
@@ -59,7 +58,8 @@ class Cell:
     def args(self) -> Any:
         """The parsed arguments; raises UsageError, after tyro's message, if a flag is wrong."""
         try:
-            return tyro.cli(algorithms()[self.algorithm].Args, args=self.command()[2:])
+            program = f"python {os.path.relpath(script(self.algorithm))}"
+            return tyro.cli(module_of(self.algorithm).Args, args=self.command()[2:], prog=program)
         except SystemExit as problem:
             raise UsageError(f"{self.folder.name}: a flag is wrong, see above") from problem
 
@@ -74,7 +74,7 @@ class Cell:
         except (OSError, UsageError, KeyError):
             return False
         enough = result.get("total_timesteps", 0) >= self.args.total_timesteps
-        return enough and config["algorithm"] == self.algorithm
+        return enough and config["algorithm"] == self.args.algorithm()
 
     def in_use(self) -> bool:
         """True while a process of this machine holds the lock of the run's folder."""
@@ -134,8 +134,21 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
             raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
         if taken := flags.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
             raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
-    check_algorithms(table["algorithms"], f"{path}: ")
-    return Grid(**table)
+    check_algorithms((word for word in table["algorithms"] if not is_file(word)), f"{path}: ")
+    grid = Grid(**table)
+    return replace(grid, algorithms=[located(word, path.parent) for word in grid.algorithms])
+
+
+def located(algorithm: str, folder: Path) -> str:
+    """An algorithm's name as it is; the absolute path of a file that a suite in `folder` names.
+
+    Raises UsageError if it is no algorithm's.
+    """
+    if not is_file(algorithm):
+        return algorithm
+    path = str((folder / os.path.expanduser(algorithm)).resolve())
+    module_of(path)
+    return path
 
 
 def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> Iterator[Cell]:
@@ -150,7 +163,7 @@ def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> 
             last = min(first + per_run - 1, grid.seeds)
             flags = {"env_id": env_id, "seed": first, "num_seeds": last - first + 1, **grid.flags, **variant}
             seeds = str(first) if first == last else f"{first}-{last}"
-            name = file_name(f"{env_id}__{flags.get('exp_name', algorithm)}__{seeds}")
+            name = file_name(f"{env_id}__{flags.get('exp_name', Path(algorithm).stem)}__{seeds}")
             yield Cell(algorithm, tuple(words(flags)), folder / name, device)
 
 

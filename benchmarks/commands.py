@@ -1,19 +1,41 @@
-"""Command lines of the algorithms, from tables of flags."""
+"""Command lines of the algorithms, from tables of flags.
+
+An algorithm is named, `sac`, or is the path of a file of the user's, `my/sac_mine.py`.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.enjoy import module_in
 
 ROOT = Path(__file__).parent.parent
 
 
 def script(algorithm: str, tree: Path = ROOT) -> str:
     """The file that trains an algorithm."""
-    return str(tree / "cleanrl_maxent" / f"{algorithm}.py")
+    return algorithm if is_file(algorithm) else str(tree / "cleanrl_maxent" / f"{algorithm}.py")
+
+
+def is_file(algorithm: str) -> bool:
+    """True for the path of a file, False for the name of an algorithm of this package."""
+    return algorithm.endswith(".py")
+
+
+@cache
+def module_of(algorithm: str) -> ModuleType:
+    """The module with an algorithm's `Args`. Raises UsageError if a file is missing or defines none."""
+    if not is_file(algorithm):
+        return algorithms()[algorithm]
+    module = module_in(Path(algorithm))
+    if not hasattr(module, "Args"):
+        raise UsageError(f"{algorithm} is not an algorithm: it defines no Args")
+    return module
 
 
 def words(flags: dict[str, Any]) -> Iterator[str]:
@@ -29,7 +51,7 @@ def words(flags: dict[str, Any]) -> Iterator[str]:
 
 def applicable_flags(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
     """Those of the flags that an algorithm has."""
-    known = {field.name for field in fields(algorithms()[algorithm].Args)}
+    known = {field.name for field in fields(module_of(algorithm).Args)}
     return {name: value for name, value in flags.items() if name in known}
 
 

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import sys
@@ -42,6 +43,7 @@ from benchmarks.executors.slurm import (
     check_present,
     job_script,
 )
+from benchmarks.records import known_algorithm
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, UsageError, require
@@ -207,7 +209,7 @@ def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
     def of(algorithm: str) -> list[dict[str, Any]]:
         return [run for run in runs if run["algorithm"] == algorithm]
 
-    alike = of(cell.algorithm)
+    alike = of(known_algorithm(cell.args.algorithm()))
     same = [run for run in alike if run["args"]["env_id"] == cell.args.env_id]
     names = {run["algorithm"] for run in runs}
     return pace(same or alike) if alike else max(pace(of(name)) for name in names)
@@ -286,6 +288,19 @@ def suite_cells(args: Args) -> tuple[list[Cell], dict[str, float]]:
     return list(expand(grids, folder, device, seeds_per_run)), gpus
 
 
+def typed(command: list[str]) -> str:
+    """A cell's command as a person would type it here; values of the algorithm's flags stay as they are."""
+    python, file, *flags, run_dir = command
+    python = "python" if shutil.which("python") == python else from_here(python)
+    return shlex.join([python, from_here(file), *flags, from_here(run_dir)])
+
+
+def from_here(path: str) -> str:
+    """A path relative to the current folder if it is below it, else as it is."""
+    here = os.getcwd()
+    return os.path.relpath(path) if os.path.isabs(path) and Path(path).is_relative_to(here) else path
+
+
 def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> None:
     """Prints what a sweep of unfinished cells would run, with Slurm the script of the first, and its cost."""
     if args.executor == "slurm":
@@ -294,7 +309,7 @@ def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> No
     else:
         for cell, slot in zip(cells, itertools.cycle(slots), strict=False):
             variables = (f"{variable}={value}" for variable, value in slot.items())
-            print(*variables, shlex.join(cell.command()))
+            print(*variables, typed(cell.command()))
     print(estimate(cells, len(slots)))
 
 
@@ -307,7 +322,7 @@ def run_cells(cells: list[Cell], executor: Executor, retries: int) -> int:
     failed = [cell for cell in sweep.failed if cell not in done]  # another sweep may have finished it
     for cell in failed:
         log = cell.log().read_text(errors="replace") if cell.log().exists() else ""
-        print(f"failed: {shlex.join(cell.command())}", *log.splitlines()[-5:], sep="\n  ", file=sys.stderr)
+        print(f"failed: {typed(cell.command())}", *log.splitlines()[-5:], sep="\n  ", file=sys.stderr)
     return status or int(bool(failed))
 
 

@@ -78,7 +78,11 @@ def find_algorithm(args: Args, folder: Path) -> ModuleType:
     """The module that trained the run; raises UsageError if there is none."""
     if args.algorithm is None:
         return cleanrl_maxent.recorded_algorithm(folder, read_config(folder))
-    path = Path(expanduser(args.algorithm))
+    return module_in(Path(expanduser(args.algorithm)))
+
+
+def module_in(path: Path) -> ModuleType:
+    """The module in a file of the user's; raises UsageError if there is no such file."""
     require(path.is_file() and path.suffix == ".py", f"algorithm must be a Python file; got {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader

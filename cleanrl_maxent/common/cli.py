@@ -150,7 +150,11 @@ def check_ranges(args: Any) -> None:
     kinds = get_type_hints(type(args), include_extras=True)
     for name in (field.name for field in fields(args)):
         value = getattr(args, name)
-        if (words := unmet_requirement(value, kinds[name])) is not None:
+        try:
+            words = unmet_requirement(value, kinds[name])
+        except TypeError as problem:
+            raise UsageError(f"{name}: {problem}") from problem
+        if words is not None:
             got = repr(value) if isinstance(value, str) else value
             raise UsageError(f"{name} must be {words}; got {got}")
 

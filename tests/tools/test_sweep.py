@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import sweep
-from benchmarks.cells import SUITES, Grid
+from benchmarks.cells import SUITES, Cell, Grid
 from benchmarks.commands import ROOT
 from benchmarks.executors import local
 from benchmarks.faults import finished_records, workers_of, write_suite
@@ -236,11 +237,12 @@ def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
 def test_an_algorithm_without_runs_is_as_slow_as_the_slowest():
     runs = [
         {"algorithm": name, "seconds": seconds, "args": {"env_id": "Ant-v4", "total_timesteps": 100}}
-        for name, seconds in (("ppo", 1.0), ("ppo", 3.0), ("sac", 50.0), ("sac", 70.0), ("td3", 40.0))
+        for name, seconds in (("ppo", 1.0), ("ppo", 3.0), ("sac", 50.0), ("sac", 70.0), ("td3", 90.0))
     ]
-    args = SimpleNamespace(env_id="Hopper-v4")
-    cells = [SimpleNamespace(algorithm=name, args=args) for name in ("ppo", "new")]
-    assert [sweep.seconds_per_step(cell, runs) for cell in cells] == [0.02, 0.6]
+    names = ("ppo", "new", "sac_mine")  # a file of the user's is about as slow as what it extends
+    arguments = [SimpleNamespace(env_id="Hopper-v4", algorithm=lambda name=name: name) for name in names]
+    cells = [SimpleNamespace(args=args) for args in arguments]
+    assert [sweep.seconds_per_step(cell, runs) for cell in cells] == [0.02, 0.9, 0.6]
 
 
 def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
@@ -257,6 +259,19 @@ def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
         write_result(cell)
     assert sweep.main(args) == 0
     assert capsys.readouterr().out == f"all {len(cells)} runs are done\n"
+
+
+def test_a_command_is_printed_as_a_person_would_type_it(tmp_path, monkeypatch):
+    """What is below the current folder from there, what is not in full, and values of flags unchanged."""
+    flags = ("--init-from", str(ROOT / "runs" / "first"))
+    cell = Cell("sac", flags, ROOT / "runs" / "s" / "a", "cpu")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweep.shutil, "which", lambda name: sys.executable)
+    of_flags = shlex.join([*flags, "--device", "cpu"])
+    assert sweep.typed(cell.command()) == f"python cleanrl_maxent/sac.py {of_flags} --run-dir runs/s/a"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.shutil, "which", lambda name: "/another/python")
+    assert sweep.typed(cell.command()) == shlex.join(cell.command())
 
 
 def parse(*words):
@@ -373,6 +388,34 @@ def test_variants_are_names_with_further_flags(tmp_path):
     assert [(cell.args.exp_name, cell.args.tau) for cell in cells] == [("fast", 0.5), ("plain", 0.1)]
 
 
+@pytest.mark.slow
+def test_a_file_of_the_users_is_swept(tmp_path):
+    """Named from the suite's folder; its runs bear its name, and are known when they are done."""
+    code = """
+        from dataclasses import dataclass
+        from cleanrl_maxent import sac
+        from cleanrl_maxent.common.cli import run_from_command_line
+        from cleanrl_maxent.common.ranges import Discount
+
+        @dataclass(frozen=True)
+        class Args(sac.Args):
+            gamma: Discount = 0.5
+
+        if __name__ == "__main__":
+            run_from_command_line(Args, sac.train)
+    """
+    (tmp_path / "sac_mine.py").write_text(textwrap.dedent(code))
+    suite = tmp_path / "suite.toml"
+    write_suite(suite, GRID | dict(algorithms=["sac_mine.py"], flags=SMALL))
+    for said in ("started", "1 of 1 runs are done"):
+        status, out, err = finish(run_sweep(suite, tmp_path / "runs"))
+        assert status == 0 and said in out, err
+    config = json.loads(
+        (tmp_path / "runs" / "suite" / "Pendulum-v1__sac_mine__1" / "config.json").read_text()
+    )
+    assert config["algorithm"] == "sac_mine" and config["args"]["gamma"] == 0.5
+
+
 def test_cpu_slots_share_the_cores(monkeypatch):
     monkeypatch.setattr(local, "cpu_count", lambda: 8)
     for workers, threads in ((0, ["1"] * 8), (2, ["4"] * 2), (16, ["1"] * 16)):
@@ -416,6 +459,8 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT + "flags = { seed = 7 }\n", "seed is not for a suite's flags"),
         (TEXT + "flags = 3\n", "flags must be a table"),
         (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1"),
+        (TEXT.replace('"sac"', '"sac_mine.py"'), "algorithm must be a Python file; got "),
+        (TEXT.replace('"sac"', f'"{__file__}"'), "test_sweep.py is not an algorithm: it defines no Args"),
         (TEXT.replace("seeds = 1", 'seeds = "1"'), "seeds must be a whole number >= 1"),
         (TEXT.replace("seeds = 1", "seeds = true"), "seeds must be a whole number >= 1"),
     ],
@@ -427,6 +472,13 @@ def test_bad_suites(tmp_path, text, words):
         sweep.main(sweep.Args(str(path), out_dir=tmp_path, device="cpu"))
     assert words in str(problem.value) and "\n" not in str(problem.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["suite.toml"]
+
+
+def test_a_wrong_flag_names_the_help_of_its_algorithm(tmp_path, capsys):
+    path = write_suite(tmp_path / "suite.toml", GRID | dict(flags={"gama": 0.9}))
+    with pytest.raises(UsageError):
+        sweep.main(sweep.Args(str(path), out_dir=tmp_path, device="cpu"))
+    assert "cleanrl_maxent/sac.py --help" in " ".join(capsys.readouterr().err.split())
 
 
 def test_unknown_suite(monkeypatch, capsys):
