@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.commands import ROOT
 from benchmarks.curves import draw_curves, draw_profiles
+from benchmarks.efficiency import draw_efficiency, efficiency_block
 from benchmarks.records import RESULTS, Curve, main_curves, published_at_end
 from benchmarks.tables import (
     aggregate_table,
@@ -32,7 +33,9 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.folder import file_name
 
 PAGE = ROOT / "docs" / "results.md"
+EFFICIENCY = ROOT / "docs" / "explain" / "efficiency.md"
 README = ROOT / "README.md"
+FEWEST_SEEDS, FEWEST_STEPS = 3, 10_000  # of a row of the README's table
 SHOWN_FIRST = ("HalfCheetah-v4", "Hopper-v4", "CartPole-v1")  # tasks of the README's table, if there are runs
 
 
@@ -51,7 +54,7 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
             drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm)))
     for budget, group in shared_tasks(curves).items():
         drawn.append(draw_profiles(group, out_dir / f"profiles-{budget}.png"))
-    return drawn
+    return [*drawn, draw_efficiency(curves, out_dir / "efficiency.png")]
 
 
 def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:
@@ -148,9 +151,10 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
 
     That is the first of `SHOWN_FIRST` that it has runs on, or any, with the most steps; the protocol is one
     with a band, or at least published means, if there is one. Runs with changed flags, which are then
-    stated, are shown only if there are no others.
+    stated, are shown only if there are no others. Trials, of few seeds or steps, are not shown.
     """
     own = [curve for curve in worth_a_row(curves) if curve.name == curve.algorithm == algorithm]
+    own = [curve for curve in own if len(curve.seeds) >= FEWEST_SEEDS and curve.budget >= FEWEST_STEPS]
     own = [curve for curve in own if not curve.flags] or own
     if not own:
         return ["", "", ""]
@@ -192,6 +196,7 @@ def refreshed_pages(curves: list[Curve]) -> dict[Path, str]:
     """The text of every page that shows results, by its path. Raises UsageError if marks are missing."""
     pages = {
         PAGE: write_block(PAGE.read_text(), "results", results_block(curves)),
+        EFFICIENCY: write_block(EFFICIENCY.read_text(), "efficiency", efficiency_block(curves)),
         README: refresh_readme(README.read_text(), curves),
         RESULTS / "report.md": report(curves),
     }

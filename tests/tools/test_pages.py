@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import curves, pages, records, tables
+from benchmarks import curves, efficiency, pages, records, tables
 from cleanrl_maxent.common.errors import UsageError
 
 
@@ -59,7 +59,8 @@ def test_committed_figures_show_the_rows(committed, monkeypatch):
         shown[path.name] = description
         return path
 
-    monkeypatch.setattr(curves, "save_figure", keep)
+    for drawing in (curves, efficiency):
+        monkeypatch.setattr(drawing, "save_figure", keep)
     pages.draw_results(committed, records.RESULTS)
     found = {path.name: size_and_description(path)[1] for path in records.RESULTS.glob("*.png")}
     assert len(shown) >= 20 and shown == found
@@ -81,17 +82,30 @@ def test_readme_is_renewed(committed):
     assert stale != text and pages.refresh_readme(stale, committed) == text
 
 
+def of_three_seeds(*given, **changed):
+    returns = np.array([[5_000.0], [5_500.0], [6_000.0]])
+    return made_up(*given, seeds=["1", "2", "3"], returns=returns, **changed)
+
+
 def test_what_the_readme_shows_of_an_algorithm():
     """HalfCheetah before others, the longest runs there, never a variant; sampled where that has a band."""
-    others = [made_up("Hopper-v4"), made_up("Ant-v4"), made_up(budget=50_000), made_up(name="sac-x")]
-    cells = pages.readme_cells([*others, made_up()], "sac")
+    others = [of_three_seeds("Hopper-v4"), of_three_seeds("Ant-v4"), of_three_seeds(budget=50_000)]
+    cells = pages.readme_cells([*others, of_three_seeds(name="sac-x"), of_three_seeds()], "sac")
     assert cells == ["HalfCheetah-v4, 100,000", "5,500", "5,233 to 6,156 (inside)"]
-    ppo = [made_up("Hopper-v4", 10**6, "ppo", "ppo", how) for how in ("deterministic", "sampled", "training")]
+    kinds = ("deterministic", "sampled", "training")
+    ppo = [of_three_seeds("Hopper-v4", 10**6, "ppo", "ppo", kind) for kind in kinds]
     assert pages.readme_cells(ppo, "ppo")[0] == "Hopper-v4, 1,000,000, sampled"
     assert pages.readme_cells(others, "td3") == ["", "", ""]
-    changed = made_up(flags="--tau 0.1")
-    assert pages.readme_cells([changed, made_up("Hopper-v4")], "sac")[0] == "Hopper-v4, 100,000"
+    changed = of_three_seeds(flags="--tau 0.1")
+    assert pages.readme_cells([changed, of_three_seeds("Hopper-v4")], "sac")[0] == "Hopper-v4, 100,000"
     assert pages.readme_cells([changed], "sac")[0] == "HalfCheetah-v4, 100,000, `--tau 0.1`"
+
+
+def test_the_readme_shows_no_trial():
+    """Two seeds, or 400 steps, on the task that comes first."""
+    trials = [made_up(), of_three_seeds(budget=400)]
+    assert pages.readme_cells(trials, "sac") == ["", "", ""]
+    assert pages.readme_cells([*trials, of_three_seeds("Ant-v4", 10_000)], "sac")[0] == "Ant-v4, 10,000"
 
 
 def test_a_row_says_whether_the_mean_is_inside():

@@ -1,0 +1,129 @@
+"""Steps and minutes to a score: the tables and the figure of docs/explain/efficiency.md.
+
+Returns come from the collected runs of 100,000 steps and from peers.csv, the time of a step from cost.csv,
+both in benchmarks/studies/efficiency/. A program without runs is left out.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.curves import digest, name_whole_ticks, place_legend
+from benchmarks.figures import COLORS, plural, pyplot, save_figure
+from benchmarks.records import Curve, main_curves, read_csv
+from benchmarks.tables import markdown_table, named
+
+HERE = Path(__file__).parent / "studies" / "efficiency"
+COSTS, PEERS = HERE / "cost.csv", HERE / "peers.csv"
+BUDGET = 100_000  # steps
+SCORES = {"Hopper-v4": (1_000, 2_500), "HalfCheetah-v4": (4_000, 6_000)}
+PROGRAMS = {  # by the name of its curve: what it is called, and its line
+    "sac": ("SAC", "-"),
+    "sac_layer_norm": ("SAC, layer normalisation in its critics", "--"),
+    "sac_two_updates": ("SAC, two updates per step", ":"),
+    "SBX SAC": ("SAC of SBX", "-."),
+    "td3": ("TD3", "-"),
+    "crossq": ("CrossQ", "-"),
+    "SBX CrossQ": ("CrossQ of SBX", "-."),
+}
+WINDOW = 3  # evaluations in a row whose mean must reach a score
+
+
+def step_costs() -> dict[str, float]:
+    """Milliseconds of a step of each program: medians over rounds."""
+    times = defaultdict(list)
+    for row in read_csv(COSTS):
+        times[row["program"]].append(float(row["milliseconds"]))
+    return {program: float(np.median(values)) for program, values in times.items()}
+
+
+def peer_curves() -> list[Curve]:
+    """The runs of peers.csv."""
+    groups: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in read_csv(PEERS):
+        group = groups[row["program"], row["env_id"]]
+        group[row["seed"]][int(row["step"])] = float(row["return_deterministic"])
+    curves = []
+    for (program, env_id), seeds in groups.items():
+        steps = sorted(set.intersection(*map(set, seeds.values())))
+        returns = np.array([[values[step] for step in steps] for values in seeds.values()])
+        kind = program, program, "", env_id, BUDGET, "deterministic"
+        curves.append(Curve(*kind, list(seeds), np.array(steps), returns))
+    return curves
+
+
+def compared(curves: list[Curve], env_id: str) -> dict[str, Curve]:
+    """The curves of a task that are compared, by program, in the order of `PROGRAMS`."""
+    chosen = {
+        curve.name: curve
+        for curve in [*main_curves(curves), *peer_curves()]
+        if (curve.env_id, curve.budget, curve.protocol) == (env_id, BUDGET, "deterministic")
+        if curve.is_variant or named(curve) == curve.name
+    }
+    return {program: chosen[program] for program in PROGRAMS if program in chosen}
+
+
+def steps_to(curve: Curve, score: float) -> np.ndarray:
+    """First step at which three evaluations in a row average `score`, `(seeds,)`; inf if there is none."""
+    averages = np.lib.stride_tricks.sliding_window_view(curve.returns, WINDOW, axis=1).mean(axis=-1)
+    reached = averages >= score
+    return np.where(reached.any(axis=1), curve.steps[WINDOW - 1 :][reached.argmax(axis=1)], np.inf)
+
+
+def spread(values: np.ndarray, digits: int = 0) -> str:
+    """`45,000 (35,000–60,000)`: the median of the seeds and their range, or how many of them are finite."""
+    reached = np.isfinite(values)
+    middle = float(np.median(values))
+    words = f"{middle:,.{digits}f}" if np.isfinite(middle) else "–"
+    if not reached.all():
+        return f"{words} ({reached.sum()} of {plural(len(values), 'seed')})"
+    return f"{words} ({values.min():,.{digits}f}–{values.max():,.{digits}f})"
+
+
+def score_table(curves: list[Curve], env_id: str) -> list[str]:
+    """Steps and minutes to the scores of a task, a row for each program."""
+    titles = ["", "seeds", "ms per step"]
+    for score in SCORES[env_id]:
+        titles += [f"{score:,}: steps", "minutes"]
+    costs, rows = step_costs(), []
+    for program, curve in compared(curves, env_id).items():
+        cost = costs.get(program)
+        cells = [PROGRAMS[program][0], str(len(curve.seeds)), f"{cost:.1f}" if cost else ""]
+        for score in SCORES[env_id]:
+            steps = steps_to(curve, score)
+            cells += [spread(steps), spread(steps * cost / 6e4, 1) if cost else ""]
+        rows.append(cells)
+    return markdown_table(titles, rows)
+
+
+def efficiency_block(curves: list[Curve]) -> list[str]:
+    """What docs/explain/efficiency.md has between its marks."""
+    lines = []
+    for env_id in SCORES:
+        lines += [f"### {env_id}", "", *score_table(curves, env_id), ""]
+    source = "../../benchmarks/results/efficiency.png"
+    return [*lines, f'<img src="{source}" alt="Returns by steps and by minutes of a CPU core">']
+
+
+def draw_efficiency(curves: list[Curve], path: Path) -> Path:
+    """Returns by steps and by minutes of a core; seeds are thin, means thick.
+
+    Raises UsageError without matplotlib.
+    """
+    figure, panels = pyplot().subplots(2, 2, figsize=(9.6, 6.2), sharey="row", layout="constrained")
+    costs, shown = step_costs(), []
+    for (left, right), env_id in zip(panels, SCORES, strict=True):
+        for program, curve in compared(curves, env_id).items():
+            label, style = PROGRAMS[program]
+            kind = {"ls": style, "color": COLORS.get(curve.algorithm, "0.35")}
+            for axes, scale in ((left, 1.0), (right, costs.get(program, np.nan) / 6e4)):
+                axes.plot(curve.steps * scale, curve.returns.T, lw=0.6, alpha=0.3, **kind)
+                axes.plot(curve.steps * scale, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)
+            shown.append((env_id, program, costs.get(program), curve.returns))
+        left.set(title=env_id, ylabel="return, deterministic policy", xlabel="environment steps")
+        right.set(xlabel="minutes of a core")
+        left.grid(alpha=0.25)
+        name_whole_ticks(left)
+        place_legend(right)
+    return save_figure(figure, path, dpi=150, description=digest(*shown))

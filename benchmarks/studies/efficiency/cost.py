@@ -1,0 +1,60 @@
+"""What a step of each program costs, timed in turns on one machine: benchmarks/studies/efficiency/cost.csv.
+
+    python benchmarks/studies/efficiency/cost.py --peer-python ../peers/bin/python
+
+Each program takes `steps` steps on Hopper-v4 with one thread, as a sweep on a CPU has it, after a warm-up in
+which it compiles. Every second round is run backwards. Rounds are added to those that the file has.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.efficiency import COSTS, PROGRAMS
+from benchmarks.speed.compare import PEER, measure, ours
+from cleanrl_maxent.common.cli import run_script
+
+HERE = Path(__file__).parent
+COLUMNS = ("round", "program", "milliseconds")
+
+
+@dataclass
+class Args:
+    """How long, and how often."""
+
+    peer_python: Path | None = None  # python with sbx-rl and gymnasium[mujoco]; None: without the peers
+    warm: int = 2_000  # steps before the clock starts, 1,000 of them random
+    steps: int = 4_000  # timed steps
+    rounds: int = 3
+    rows: Path = COSTS
+
+
+def command(program: str, args: Args) -> list[str]:
+    """The measurement of a program; empty for a peer without a python that has it."""
+    if program.startswith("SBX "):
+        words = ["sbx", program.removeprefix("SBX "), "Hopper-v4", str(args.warm), str(args.steps)]
+        return [str(args.peer_python.absolute()), PEER, *words] if args.peer_python else []
+    path = HERE / f"{program}.py"
+    algorithm = str(path) if path.exists() else program
+    return ours("run", "--algorithm", algorithm, "--warm", args.warm, "--steps", args.steps)
+
+
+def main(args: Args) -> None:
+    """Adds a row for each program and round, and prints it."""
+    commands = {program: command(program, args) for program in PROGRAMS}
+    begun = args.rows.exists()
+    with args.rows.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if not begun:
+            writer.writerow(COLUMNS)
+        for number in range(args.rounds):
+            for program in list(commands)[:: 1 if number % 2 == 0 else -1]:
+                if commands[program]:
+                    rate = measure(commands[program], NPROC="1", OMP_NUM_THREADS="1")["steps_per_second"]
+                    writer.writerow([number + 1, program, f"{1e3 / rate:.3f}"])
+                    file.flush()
+                    print(f"{program}: {1e3 / rate:.2f} ms a step", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(Args, main)

@@ -1,0 +1,82 @@
+"""Trains a peer's algorithm with our sizes and evaluates it as our runs are: rows for peers.csv.
+
+Runs in the peer's own environment, one seed at a time; a seed that the file has is not trained again:
+
+    PYTHONPATH=. ../peers/bin/python benchmarks/studies/efficiency/peer.py CrossQ Hopper-v4 1
+
+With SBX's defaults but critics of 256, batches of 256, one update per step, and as many random steps as ours:
+10,000 before SAC's learning, 5,000 before CrossQ's.
+"""
+
+import argparse
+import csv
+import importlib
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+ROWS = Path(__file__).with_name("peers.csv")
+COLUMNS = ("program", "env_id", "seed", "step", "return_deterministic")
+STEPS, EVERY, EPISODES = 100_000, 5_000, 10
+SIZES: dict[str, Any] = dict(batch_size=256, buffer_size=STEPS, train_freq=1, gradient_steps=1)
+LEARNING_STARTS = {"SAC": 10_000, "CrossQ": 5_000}
+
+
+def trained(algorithm: str, env_id: str, seed: int) -> set[tuple[str, ...]]:
+    """Whether the file has this seed already: its rows' first columns."""
+    if not ROWS.exists():
+        return set()
+    with ROWS.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return {(row["program"], row["env_id"], row["seed"]) for row in rows} & {
+            (f"SBX {algorithm}", env_id, str(seed))
+        }
+
+
+def evaluate(model: Any, env: Any, seed: int) -> float:
+    """Mean return of the deterministic policy over ten episodes, on the same ten starts at every step."""
+    returns = []
+    for episode in range(EPISODES):
+        obs, _ = env.reset(seed=1_000_000 + EPISODES * seed + episode)
+        total, over = 0.0, False
+        while not over:
+            action, _ = model.predict(obs, deterministic=True)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        returns.append(total)
+    return sum(returns) / EPISODES
+
+
+def main() -> None:
+    """Trains one seed and adds its rows, all at once at the end."""
+    parser = argparse.ArgumentParser(description="Train a peer's algorithm, and add its evaluations.")
+    parser.add_argument("algorithm", choices=LEARNING_STARTS)
+    parser.add_argument("env_id")
+    parser.add_argument("seed", type=int)
+    args = parser.parse_args()
+    if trained(args.algorithm, args.env_id, args.seed):
+        return
+    make, env = getattr(importlib.import_module("sbx"), args.algorithm), gymnasium.make(args.env_id)
+    model = make(
+        "MlpPolicy",
+        gymnasium.make(args.env_id),
+        seed=args.seed,
+        learning_starts=LEARNING_STARTS[args.algorithm],
+        policy_kwargs={"net_arch": [256, 256]},
+        **SIZES,
+    )
+    rows = []
+    for step in range(EVERY, STEPS + 1, EVERY):
+        model.learn(EVERY, reset_num_timesteps=False)
+        value = evaluate(model, env, args.seed)
+        rows.append([f"SBX {args.algorithm}", args.env_id, args.seed, step, f"{value:.1f}"])
+        print(*rows[-1], flush=True)
+    begun = ROWS.exists()
+    with ROWS.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows(rows if begun else [COLUMNS, *rows])
+
+
+if __name__ == "__main__":
+    main()

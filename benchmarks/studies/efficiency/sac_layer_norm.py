@@ -1,0 +1,40 @@
+"""Soft Actor-Critic with layer normalisation in its critics.
+
+Ba et al., "Layer Normalization", 2016, https://arxiv.org/abs/1607.06450.
+
+    python benchmarks/studies/efficiency/sac_layer_norm.py --env-id Hopper-v4
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cleanrl_maxent import sac
+from cleanrl_maxent.common.cli import run_from_command_line
+
+
+@dataclass(frozen=True)
+class Args(sac.Args):
+    """Soft Actor-Critic with layer normalisation in its critics."""
+
+
+class Critic(sac.Critic):
+    """Q_θ(s, a), `(...)`; each hidden layer is normalised before its ReLU."""
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for dim in self.hidden_dims:
+            x = nn.relu(nn.LayerNorm()(sac.linear(x, dim)))
+        return sac.linear(x, 1).squeeze(-1)
+
+
+def train(args):
+    """`sac.train` with these critics."""
+    sac.Critic = Critic
+    return sac.train(args)
+
+
+if __name__ == "__main__":
+    run_from_command_line(Args, train)
