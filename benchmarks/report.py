@@ -5,6 +5,7 @@
     python benchmarks/report.py draw runs/mine --out-dir my_report
     python benchmarks/report.py compare runs/mine            # inside the published band, or outside?
     python benchmarks/report.py compare runs/a runs/b        # which returns more?
+    python benchmarks/report.py compare sac runs/mine        # the collected runs of SAC, or mine?
     python benchmarks/report.py plot losses/entropy runs/mine
 
 Exit status 2 for bad input; 1 if `compare` finds a mean outside.
@@ -32,6 +33,7 @@ from benchmarks.records import (
     read_rows,
     runs_in,
 )
+from cleanrl_maxent import algorithm_names
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import UsageError
 
@@ -59,14 +61,15 @@ class Draw:
 
 @dataclass
 class Compare:
-    """Two paths: which of these sets of runs returns more, task by task? Any other number: does the mean
-    of the seeds lie in the published band, at each published step?
+    """Two sets of runs: which returns more, task by task? Any other number: does the mean of the seeds lie
+    in the published band, at each published step?
 
     The band is the 95% prediction interval for the mean of as many seeds of one more program, from the
     spread of published seeds and between published programs. A quoted pattern is one set: "runs/cpu/*sac*".
+    An algorithm's name, where no folder is named so, stands for its collected runs, without its variants'.
     """
 
-    run_dirs: Paths  # runs, folders of runs, or patterns in quotes
+    run_dirs: Paths  # runs, folders of runs, patterns in quotes, or algorithms
 
 
 @dataclass
@@ -79,12 +82,17 @@ class Plot:
     out_dir: Path = Path(".")  # folder of the figures
 
 
+def is_pattern(path: Path) -> bool:
+    """True if a path has a `*` or `?`."""
+    return bool({"*", "?"}.intersection(str(path)))
+
+
 def matching(path: Path) -> list[Path]:
     """The folders with runs that a pattern with `*` or `?` stands for, or the path itself.
 
     Raises UsageError if nothing is named so.
     """
-    if not {"*", "?"}.intersection(str(path)):
+    if not is_pattern(path):
         return [path]
     if not (found := sorted(map(Path, glob(str(path))))):
         raise UsageError(f"nothing is named like {path}")
@@ -94,6 +102,24 @@ def matching(path: Path) -> list[Path]:
 def curves_of(*paths: Path) -> list[Curve]:
     """The curves of the finished runs among `paths`. Raises UsageError."""
     return group_curves(read_rows(folder for path in paths for folder in matching(path)))
+
+
+def compared_curves(*paths: Path) -> list[Curve]:
+    """`curves_of`, where an algorithm's name stands for its collected runs, without its variants', unless a
+    folder is named so. Raises UsageError."""
+    missing = [path for path in paths if not path.exists() and not is_pattern(path)]
+    if unknown := [path for path in missing if str(path) not in algorithm_names()]:
+        known = ", ".join(algorithm_names())
+        raise UsageError(f"{unknown[0]} is neither a folder nor an algorithm; there are {known}")
+    collected = group_curves(read_results(RESULTS)[0]) if missing else []
+    curves: list[Curve] = []
+    for name in map(str, dict.fromkeys(missing)):
+        own = [curve for curve in collected if curve.algorithm == name and not curve.is_variant]
+        if not own:
+            raise UsageError(f"{RESULTS} has no run of {name}")
+        curves += own
+    folders = [path for path in paths if path not in missing]
+    return curves if curves and not folders else curves + curves_of(*folders)
 
 
 def draw(curves: list[Curve], out_dir: Path) -> str:
@@ -118,9 +144,9 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
             print(path)
     elif isinstance(command, Compare):
         if len(command.run_dirs) == 2:
-            compare_sets(*(curves_of(path) for path in command.run_dirs))
+            compare_sets(*(compared_curves(path) for path in command.run_dirs))
         else:
-            return 0 if compare_with_published(curves_of(*command.run_dirs)) else 1
+            return 0 if compare_with_published(compared_curves(*command.run_dirs)) else 1
     elif command.run_dirs and command.out_dir is None:
         raise UsageError("name an --out-dir for a report of your own runs")
     elif command.run_dirs or command.out_dir:

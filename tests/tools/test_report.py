@@ -225,15 +225,16 @@ def test_unfinished_runs_are_left_out_and_counted(tmp_path, capsys):
 
 def test_damaged_runs_are_named(tmp_path):
     """One line instead of a traceback: what is empty, missing or no JSON."""
-    for file, content, words in (
+    damages = (
         ("seed-1/metrics.jsonl", "", r"metrics.jsonl is empty"),
         ("seed-1/metrics.jsonl", "{]}", r"metrics.jsonl is damaged"),
         ("timing.jsonl", None, r"timing.jsonl is missing"),
-        ("config.json", '{"algorithm": "sac", "ar', r"cannot read .*config.json"),
-        ("config.json", '{"algorithm": "sac"}', r"cannot read .*config.json"),
+        ("config.json", '{"algorithm": "sac", "ar', "config.json is damaged: Unterminated string"),
+        ("config.json", '{"algorithm": "sac"}', "config.json is not a run's"),
         ("result.json", "{", r"result.json is damaged"),
-    ):
-        run = write_run(tmp_path / words / str(content), {"1": [1]})
+    )
+    for number, (file, content, words) in enumerate(damages):
+        run = write_run(tmp_path / str(number), {"1": [1]})
         (run / file).unlink() if content is None else (run / file).write_text(content)
         with pytest.raises(UsageError, match=words):
             report.main(report.Compare((run,)))
@@ -381,6 +382,32 @@ def test_compare_of_two_sets(tmp_path, capsys):
     assert "on average over these tasks: a seed of B beats one of A with probability 0.75\n" in hopper
     assert "Walker2d" not in out
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
+
+
+def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monkeypatch):
+    """Without its variants; on either side, or on both. A folder of that name comes first."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    collected = write_run(tmp_path / "collected", {"1": [1.0, 2.0], "2": [1.0, 4.0]})
+    others = [
+        write_run(tmp_path / "variant", {"1": [0.0, 91.0]}, exp_name="wide", tau=0.02),
+        write_run(tmp_path / "td3", {"1": [0.0, 92.0]}, "td3", tau=0.02),
+    ]
+    records.collect([collected, *others], tmp_path / "results")
+    write_run(tmp_path / "mine", {"1": [0.0, 5.0], "2": [0.0, 6.0]}, exp_name="mine", tau=0.1)
+    out = compared(Path("sac"), Path("mine"), capsys=capsys)
+    assert "A: sac, 2 seeds: 3.0 ±" in out and "B: mine --tau 0.1, 2 seeds: 5.5 ±" in out
+    assert "wide" not in out
+    assert "B: sac, 2 seeds: 3.0 ±" in compared(Path("mine"), Path("sac"), capsys=capsys)
+    assert "B − A: 0.0" in compared(Path("sac"), Path("sac"), capsys=capsys)
+    assert report.main(report.Compare((Path("sac"),))) == 0
+    assert capsys.readouterr().out.startswith("sac on HalfCheetah-v4, seeds 1 2, deterministic")
+    assert "B: td3 --tau 0.02, 1 seed" in compared(Path("sac"), Path("td3"), capsys=capsys)  # the folder
+    with pytest.raises(UsageError, match="results has no run of ppo$"):
+        report.main(report.Compare((Path("ppo"), Path("mine"))))
+    for words in (("sca", "mine"), ("mine", "sca"), ("sca",)):
+        with pytest.raises(UsageError, match=r"^sca is neither a folder nor an algorithm; there are a2c, .*"):
+            report.main(report.Compare(tuple(map(Path, words))))
 
 
 def test_few_seeds_have_no_bootstrap_interval():
