@@ -17,8 +17,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         is_a_runs = isinstance(config["algorithm"], str) and isinstance(config["args"], dict)
     except FileNotFoundError as problem:
         raise UsageError(f"{folder} is not a run: there is no {path}") from problem
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise UsageError(f"{folder} is not a run: cannot read {path}") from problem
+    except OSError as problem:
+        raise UsageError(f"{folder} is not a run: cannot read {path}: {problem.strerror}") from problem
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{path} is damaged: {problem}") from problem
+    except (KeyError, TypeError):
+        is_a_runs = False
     require(is_a_runs, f"{path} is not a run's")
     check_format(folder, config)
     return config

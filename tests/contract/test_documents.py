@@ -2,41 +2,79 @@
 
 import re
 import tomllib
-from pathlib import Path
 
+import pytest
 import tyro
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.breaches import demand
+from tests.support.tree import BLOCK, ROOT
+
 PAGES = ROOT / "docs" / "algorithms"
+TEMPLATE = ["Equation → function", "Defaults and where they come from", "Deviations, and why"]
+AT_THE_END = ["What is recorded", "Published results", "Results"]
 
 
 def page_of(name):
-    """The text of an algorithm's page."""
+    """The text of an algorithm's page; without one, a test is skipped."""
     page = PAGES / f"{name}.md"
-    assert page.exists(), f"{page.relative_to(ROOT)} is missing"
+    if not page.exists():
+        pytest.skip(f"docs/algorithms/{name}.md is missing")
     return page.read_text()
 
 
-def test_an_algorithm_defines_its_arguments_and_its_loop():
-    """A file with one of the two is no algorithm, which nothing else would say."""
-    for path in sorted((ROOT / "cleanrl_maxent").glob("*.py")):
-        text = path.read_text()
-        parts = {part: part in text for part in ("class Args(RunArgs)", "\ndef train(args)")}
-        assert len(set(parts.values())) == 1, f"{path.name} has one of Args(RunArgs) and train(args) alone"
+def test_there_is_a_page(name):
+    demand((PAGES / f"{name}.md").exists(), f"docs/algorithms/{name}.md is missing")
 
 
-def test_page(name):
+def test_marks_of_the_page(name):
     for mark in (
         f"<!-- results of {name}, written by benchmarks/report.py draw -->",
         f"<!-- end of results of {name} -->",
     ):
-        assert mark in page_of(name), f"docs/algorithms/{name}.md lacks the line {mark}"
+        demand(mark in page_of(name), f"docs/algorithms/{name}.md lacks the line {mark}")
+
+
+def test_headings_of_the_page(name):
+    """Sections of its own follow the deviations; that on published results may be missing."""
+    page = f"docs/algorithms/{name}.md"
+    title, *lines = BLOCK.sub("", page_of(name)).splitlines()
+    titled = re.fullmatch(rf"# .+ \(`cleanrl_maxent/{name}\.py`\)", title)
+    demand(titled, f"{page} has the title {title!r}, not # Its name (`cleanrl_maxent/{name}.py`)")
+    sections = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+    own = [section for section in sections if section not in TEMPLATE + AT_THE_END]
+    end = [section for section in AT_THE_END if section in sections or section != "Published results"]
+    wanted = TEMPLATE + own + end
+    demand(sections == wanted, f"{page} has the headings {sections}; the template has them so: {wanted}")
+
+
+def empty_sections(text):
+    """The headings under which a page says nothing: no text, and no deeper heading; comments are not text."""
+    text = re.sub(r"<!--.*?-->", "", BLOCK.sub("code", text), flags=re.DOTALL)
+    _, *parts = re.split(r"^(#+) (.*)$", text, flags=re.MULTILINE)
+    depths, headings, bodies = [len(marks) for marks in parts[::3]], parts[1::3], parts[2::3]
+    below = [*depths[1:], 0]
+    return [
+        heading
+        for heading, body, depth, next_depth in zip(headings, bodies, depths, below, strict=True)
+        if not body.strip() and next_depth <= depth
+    ]
+
+
+def test_an_empty_section_is_found():
+    """A deeper heading or a block of code is enough, a comment is not."""
+    page = "# Page\n## A\ntext\n## B\n\n## C\n### C1\ntext\n## D\n<!-- a\nb -->\n## E\n```\n# 1\n```\n## F\n"
+    assert empty_sections(page) == ["B", "D", "F"]
+
+
+def test_every_section_of_the_page_says_something(name):
+    empty = ", ".join(empty_sections(page_of(name)))
+    demand(not empty, f"docs/algorithms/{name}.md has no text under: {empty}")
 
 
 def test_commands_of_the_page_parse(name, module):
     text = page_of(name)
     commands = re.findall(rf"^python cleanrl_maxent/{name}\.py(.*?)(?:#.*)?$", text, re.MULTILINE)
-    assert commands, f"docs/algorithms/{name}.md has no command: python cleanrl_maxent/{name}.py ..."
+    demand(commands, f"docs/algorithms/{name}.md has no command: python cleanrl_maxent/{name}.py ...")
     for flags in commands:
         tyro.cli(module.Args, args=flags.split())
 
@@ -44,10 +82,9 @@ def test_commands_of_the_page_parse(name, module):
 def test_row_of_the_readme(name):
     lines = (ROOT / "README.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("|") and f"(cleanrl_maxent/{name}.py)" in line]
-    assert rows, f"README.md has no row with a link to cleanrl_maxent/{name}.py"
-    assert f"(docs/algorithms/{name}.md)" in rows[0], (
-        f"the row of {name} in README.md lacks a link to its page"
-    )
+    demand(rows, f"README.md has no row with a link to cleanrl_maxent/{name}.py")
+    linked = f"(docs/algorithms/{name}.md)" in rows[0]
+    demand(linked, f"the row of {name} in README.md lacks a link to docs/algorithms/{name}.md")
 
 
 def test_row_of_a_suite(name):
@@ -56,13 +93,13 @@ def test_row_of_a_suite(name):
         suite: {algorithm for grid in content.get("grid", []) for algorithm in grid["algorithms"]}
         for suite, content in suites.items()
     }
-    assert name in trained.pop("smoke"), f"benchmarks/suites/smoke.toml does not train {name}"
-    assert any(name in names for names in trained.values()), f"no suite besides smoke trains {name}"
+    suites_with_it = {suite for suite, names in trained.items() if name in names}
+    demand("smoke" in suites_with_it, f"benchmarks/suites/smoke.toml does not train {name}")
+    demand(suites_with_it - {"smoke"}, f"no suite besides smoke trains {name}")
 
 
 def test_formulas_are_tested(name):
     tests = [path.read_text() for path in (ROOT / "tests" / "formulas").glob("test_*.py")]
     imported = rf"^from cleanrl_maxent import .*\b{name}\b"
-    assert any(re.search(imported, text, re.MULTILINE) for text in tests), (
-        f"no test in tests/formulas imports {name}"
-    )
+    found = any(re.search(imported, text, re.MULTILINE) for text in tests)
+    demand(found, f"no test in tests/formulas imports {name}: write tests/formulas/test_{name}.py")

@@ -41,6 +41,11 @@ PAIRS = [
         "Policy gather sample_action double_value bellman_target policy_entropy epsilon",
     ),
     Pair(
+        *("sac_discrete", "sql_discrete", 115, 140),
+        "Actor temperature reduce_critics actor_loss alpha_loss improve_policy",
+        "Policy soft_value double_value bellman_target policy_entropy epsilon",
+    ),
+    Pair(
         *("sql_discrete", "fitted_q", 141, 115),
         "double_value policy_entropy move_targets epsilon",
         "warn_of_divergence",

@@ -16,7 +16,7 @@ import pytest
 import tyro
 
 import cleanrl_maxent
-from tests.support.tree import DOCUMENTS, ROOT
+from tests.support.tree import BLOCK, DOCUMENTS, ROOT
 
 
 def text_of(path):
@@ -28,7 +28,6 @@ def text_of(path):
 
 
 TEXTS = {str(path.relative_to(ROOT)): text_of(path) for path in DOCUMENTS}
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OURS = ("cleanrl_maxent", "benchmarks")
 
 
@@ -123,23 +122,6 @@ def test_every_link_leads_somewhere(name):
             found = ((ROOT / name).parent / file).resolve() if file else ROOT / name
             assert found.exists() and found.is_relative_to(ROOT), target
             assert not anchor or anchor in anchors(found.read_text()), target
-
-
-TEMPLATE = ["Equation → function", "Defaults and where they come from", "Deviations, and why"]
-AT_THE_END = ["What is recorded", "Published results", "Results"]
-
-
-@pytest.mark.parametrize("name", cleanrl_maxent.algorithms())
-def test_every_algorithm_has_a_page_of_one_template(name):
-    """Sections of its own follow the deviations; that on published results may be missing."""
-    page = f"docs/algorithms/{name}.md"
-    title, *lines = BLOCK.sub("", (ROOT / page).read_text()).splitlines()
-    assert re.fullmatch(rf"# .+ \(`cleanrl_maxent/{name}\.py`\)", title), f"{page} has the title {title!r}"
-    sections = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
-    own = [section for section in sections if section not in TEMPLATE + AT_THE_END]
-    end = [section for section in AT_THE_END if section in sections or section != "Published results"]
-    wanted = TEMPLATE + own + end
-    assert sections == wanted, f"{page} has the headings {sections}; the template has them so: {wanted}"
 
 
 def test_films_are_small():

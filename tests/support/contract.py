@@ -38,7 +38,7 @@ class Case:
 CASES = [
     Case(name, kind, module)
     for name, module in cleanrl_maxent.algorithms().items()
-    for kind in module.Args.action_spaces
+    for kind in getattr(module.Args, "action_spaces", ())  # none: tests of its arguments say so
 ]
 
 

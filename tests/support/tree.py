@@ -1,6 +1,7 @@
 """The project's own files: where they are, and what they import and define."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ DOCUMENTS = sorted(
         *(ROOT / "benchmarks").rglob("*.md"),
     ]
 )
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)  # fenced: language and text
 
 
 def imported(path: Path) -> Iterator[str]:

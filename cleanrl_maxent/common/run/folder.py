@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.config import check_format
+from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
@@ -106,8 +106,10 @@ def find_checkpoint(
         if checkpoints.paths():
             raise UsageError(f"{folder}/config.json is missing; put it back, or name another --run-dir")
         return None
-    recorded = read_json(folder / "config.json")
-    check_format(folder, recorded)
+    try:
+        recorded = read_config(folder)
+    except UsageError as problem:
+        raise UsageError(f"{problem}; name another --run-dir") from problem
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
     check_same_args(folder, recorded["args"], args)

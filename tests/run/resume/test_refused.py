@@ -132,10 +132,11 @@ def test_one_writer(tmp_path):
     folder.lock(tmp_path / "run").close()
 
 
-@pytest.mark.parametrize("content", ["[]", '{"model": 1}', "{"])
+@pytest.mark.parametrize("content", ["[]", '{"model": 1}', '{"algorithm": "sac"}', "{"])
 def test_folder_with_a_foreign_config(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UsageError, match="is not a run's|is damaged"):
+    line = r"config.json (is not a run's|is damaged: .*); name another --run-dir$"
+    with pytest.raises(UsageError, match=line):
         train(SMALL, tmp_path)
 
 
