@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.commands import check_algorithms, is_file, module_of, script, words
+from benchmarks.commands import algorithm_module, check_algorithms, is_file, script, words
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import recorded_settings
@@ -59,7 +59,7 @@ class Cell:
         """The parsed arguments; raises UsageError, after tyro's message, if a flag is wrong."""
         try:
             program = f"python {os.path.relpath(script(self.algorithm))}"
-            return tyro.cli(module_of(self.algorithm).Args, args=self.command()[2:], prog=program)
+            return tyro.cli(algorithm_module(self.algorithm).Args, args=self.command()[2:], prog=program)
         except SystemExit as problem:
             raise UsageError(f"{self.folder.name}: a flag is wrong, see above") from problem
 
@@ -136,18 +136,21 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
             raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
     check_algorithms((word for word in table["algorithms"] if not is_file(word)), f"{path}: ")
     grid = Grid(**table)
-    return replace(grid, algorithms=[located(word, path.parent) for word in grid.algorithms])
+    return replace(grid, algorithms=[resolve_algorithm(word, path) for word in grid.algorithms])
 
 
-def located(algorithm: str, folder: Path) -> str:
-    """An algorithm's name as it is; the absolute path of a file that a suite in `folder` names.
+def resolve_algorithm(algorithm: str, suite: Path) -> str:
+    """An algorithm's name as it is; the absolute path of a file, which a suite names from its own folder.
 
     Raises UsageError if it is no algorithm's.
     """
     if not is_file(algorithm):
         return algorithm
-    path = str((folder / os.path.expanduser(algorithm)).resolve())
-    module_of(path)
+    path = str((suite.parent / os.path.expanduser(algorithm)).resolve())
+    try:
+        algorithm_module(path)
+    except UsageError as problem:
+        raise UsageError(f"{suite}: {problem}") from problem
     return path
 
 

@@ -1,6 +1,6 @@
 """Command lines of the algorithms, from tables of flags.
 
-An algorithm is named, `sac`, or is the path of a file of the user's, `my/sac_mine.py`.
+An algorithm is a name, `sac`, or the path of a file of the user's, `my/sac_mine.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cleanrl_maxent import algorithms
-from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.enjoy import module_in
+from cleanrl_maxent import algorithms, module_from_file
+from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.errors import UsageError, require
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,13 +28,16 @@ def is_file(algorithm: str) -> bool:
 
 
 @cache
-def module_of(algorithm: str) -> ModuleType:
-    """The module with an algorithm's `Args`. Raises UsageError if a file is missing or defines none."""
+def algorithm_module(algorithm: str) -> ModuleType:
+    """The module of an algorithm. Raises UsageError for a file that is none, or has the name of ours."""
     if not is_file(algorithm):
         return algorithms()[algorithm]
-    module = module_in(Path(algorithm))
-    if not hasattr(module, "Args"):
-        raise UsageError(f"{algorithm} is not an algorithm: it defines no Args")
+    path = Path(algorithm)
+    require(path.stem not in algorithms(), f"{path} has the name of an algorithm of this package; rename it")
+    module = module_from_file(path)
+    args = getattr(module, "Args", None)
+    its_own = isinstance(args, type) and issubclass(args, RunArgs) and args.file().resolve() == path.resolve()
+    require(its_own, f"{path} is not an algorithm: it defines no Args(RunArgs) of its own")
     return module
 
 
@@ -51,7 +54,7 @@ def words(flags: dict[str, Any]) -> Iterator[str]:
 
 def applicable_flags(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
     """Those of the flags that an algorithm has."""
-    known = {field.name for field in fields(module_of(algorithm).Args)}
+    known = {field.name for field in fields(algorithm_module(algorithm).Args)}
     return {name: value for name, value in flags.items() if name in known}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.curves import digest, name_whole_ticks, place_legend
 from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from benchmarks.records import Curve, main_curves, read_csv
-from benchmarks.tables import markdown_table, named
+from benchmarks.tables import markdown_table
 
 HERE = Path(__file__).parent / "studies" / "efficiency"
 COSTS, PEERS = HERE / "cost.csv", HERE / "peers.csv"
@@ -27,6 +27,7 @@ PROGRAMS = {  # by the name of its curve: what it is called, and its line
     "crossq": ("CrossQ", "-"),
     "SBX CrossQ": ("CrossQ of SBX", "-."),
 }
+EVERY = 5_000  # steps between two evaluations
 WINDOW = 3  # evaluations in a row whose mean must reach a score
 
 
@@ -48,27 +49,30 @@ def peer_curves() -> list[Curve]:
     for (program, env_id), seeds in groups.items():
         steps = sorted(set.intersection(*map(set, seeds.values())))
         returns = np.array([[values[step] for step in steps] for values in seeds.values()])
-        kind = program, program, "", env_id, BUDGET, "deterministic"
+        kind = program.removeprefix("SBX ").lower(), program, "", env_id, BUDGET, "deterministic"
         curves.append(Curve(*kind, list(seeds), np.array(steps), returns))
     return curves
 
 
-def compared(curves: list[Curve], env_id: str) -> dict[str, Curve]:
-    """The curves of a task that are compared, by program, in the order of `PROGRAMS`."""
+def select_curves(curves: list[Curve], env_id: str) -> dict[str, Curve]:
+    """The curves of a task by program, in the order of `PROGRAMS`, without those with rarer evaluations."""
+    steps = range(EVERY, BUDGET + 1, EVERY)
     chosen = {
         curve.name: curve
         for curve in [*main_curves(curves), *peer_curves()]
         if (curve.env_id, curve.budget, curve.protocol) == (env_id, BUDGET, "deterministic")
-        if curve.is_variant or named(curve) == curve.name
+        if curve.is_variant or not curve.flags
+        if set(steps) <= set(curve.steps.tolist())
     }
     return {program: chosen[program] for program in PROGRAMS if program in chosen}
 
 
 def steps_to(curve: Curve, score: float) -> np.ndarray:
     """First step at which three evaluations in a row average `score`, `(seeds,)`; inf if there is none."""
-    averages = np.lib.stride_tricks.sliding_window_view(curve.returns, WINDOW, axis=1).mean(axis=-1)
-    reached = averages >= score
-    return np.where(reached.any(axis=1), curve.steps[WINDOW - 1 :][reached.argmax(axis=1)], np.inf)
+    chosen = curve.steps % EVERY == 0
+    steps, returns = curve.steps[chosen], curve.returns[:, chosen]
+    reached = np.lib.stride_tricks.sliding_window_view(returns, WINDOW, axis=1).mean(axis=-1) >= score
+    return np.where(reached.any(axis=1), steps[WINDOW - 1 :][reached.argmax(axis=1)], np.inf)
 
 
 def spread(values: np.ndarray, digits: int = 0) -> str:
@@ -85,14 +89,15 @@ def score_table(curves: list[Curve], env_id: str) -> list[str]:
     """Steps and minutes to the scores of a task, a row for each program."""
     titles = ["", "seeds", "ms per step"]
     for score in SCORES[env_id]:
-        titles += [f"{score:,}: steps", "minutes"]
+        titles += [f"steps to {score:,}", f"minutes to {score:,}"]
     costs, rows = step_costs(), []
-    for program, curve in compared(curves, env_id).items():
+    for program, curve in select_curves(curves, env_id).items():
         cost = costs.get(program)
         cells = [PROGRAMS[program][0], str(len(curve.seeds)), f"{cost:.1f}" if cost else ""]
         for score in SCORES[env_id]:
             steps = steps_to(curve, score)
-            cells += [spread(steps), spread(steps * cost / 6e4, 1) if cost else ""]
+            reached = cost and np.isfinite(np.median(steps))
+            cells += [spread(steps), spread(steps * cost / 6e4, 1) if reached else ""]
         rows.append(cells)
     return markdown_table(titles, rows)
 
@@ -103,27 +108,28 @@ def efficiency_block(curves: list[Curve]) -> list[str]:
     for env_id in SCORES:
         lines += [f"### {env_id}", "", *score_table(curves, env_id), ""]
     source = "../../benchmarks/results/efficiency.png"
-    return [*lines, f'<img src="{source}" alt="Returns by steps and by minutes of a CPU core">']
+    return [*lines, f'<img src="{source}" alt="Returns by steps and by minutes on one core">']
 
 
 def draw_efficiency(curves: list[Curve], path: Path) -> Path:
-    """Returns by steps and by minutes of a core; seeds are thin, means thick.
+    """Returns by steps and by minutes on one core; seeds are thin, means thick.
 
     Raises UsageError without matplotlib.
     """
     figure, panels = pyplot().subplots(2, 2, figsize=(9.6, 6.2), sharey="row", layout="constrained")
     costs, shown = step_costs(), []
     for (left, right), env_id in zip(panels, SCORES, strict=True):
-        for program, curve in compared(curves, env_id).items():
+        for program, curve in select_curves(curves, env_id).items():
             label, style = PROGRAMS[program]
-            kind = {"ls": style, "color": COLORS.get(curve.algorithm, "0.35")}
+            kind = {"ls": style, "color": COLORS[curve.algorithm]}
             for axes, scale in ((left, 1.0), (right, costs.get(program, np.nan) / 6e4)):
                 axes.plot(curve.steps * scale, curve.returns.T, lw=0.6, alpha=0.3, **kind)
                 axes.plot(curve.steps * scale, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)
-            shown.append((env_id, program, costs.get(program), curve.returns))
+            shown.append((env_id, label, style, costs.get(program), curve.steps, curve.returns))
         left.set(title=env_id, ylabel="return, deterministic policy", xlabel="environment steps")
-        right.set(xlabel="minutes of a core")
+        right.set(xlabel="minutes on one core")
         left.grid(alpha=0.25)
+        left.spines[["top", "right"]].set_visible(False)
         name_whole_ticks(left)
         place_legend(right)
     return save_figure(figure, path, dpi=150, description=digest(*shown))

@@ -66,7 +66,7 @@ class Compare:
 
     The band is the 95% prediction interval for the mean of as many seeds of one more program, from the
     spread of published seeds and between published programs. A quoted pattern is one set: "runs/cpu/*sac*".
-    An algorithm's name, where no folder is named so, stands for its collected runs, without its variants'.
+    An algorithm's name stands for its collected runs, without its variants, unless a folder has that name.
     """
 
     run_dirs: Paths  # runs, folders of runs, patterns in quotes, or algorithms
@@ -95,7 +95,7 @@ def matching(path: Path) -> list[Path]:
     if not is_pattern(path):
         return [path]
     if not (found := sorted(map(Path, glob(str(path))))):
-        raise UsageError(f"nothing is named like {path}")
+        raise UsageError(f"nothing matches {path}")
     return [path for path in found if runs_in(path)] or found[:1]
 
 
@@ -105,8 +105,8 @@ def curves_of(*paths: Path) -> list[Curve]:
 
 
 def compared_curves(*paths: Path) -> list[Curve]:
-    """`curves_of`, where an algorithm's name stands for its collected runs, without its variants', unless a
-    folder is named so. Raises UsageError."""
+    """`curves_of`, where an algorithm's name stands for its collected runs, without its variants, unless a
+    folder has that name. Raises UsageError."""
     missing = [path for path in paths if not path.exists() and not is_pattern(path)]
     if unknown := [path for path in missing if str(path) not in algorithm_names()]:
         known = ", ".join(algorithm_names())
@@ -119,7 +119,7 @@ def compared_curves(*paths: Path) -> list[Curve]:
             raise UsageError(f"{RESULTS} has no run of {name}")
         curves += own
     folders = [path for path in paths if path not in missing]
-    return curves if curves and not folders else curves + curves_of(*folders)
+    return curves + (curves_of(*folders) if folders or not missing else [])
 
 
 def draw(curves: list[Curve], out_dir: Path) -> str:

@@ -288,14 +288,14 @@ def suite_cells(args: Args) -> tuple[list[Cell], dict[str, float]]:
     return list(expand(grids, folder, device, seeds_per_run)), gpus
 
 
-def typed(command: list[str]) -> str:
+def command_line(command: list[str]) -> str:
     """A cell's command as a person would type it here; values of the algorithm's flags stay as they are."""
     python, file, *flags, run_dir = command
-    python = "python" if shutil.which("python") == python else from_here(python)
-    return shlex.join([python, from_here(file), *flags, from_here(run_dir)])
+    python = "python" if shutil.which("python") == python else shorten_path(python)
+    return shlex.join([python, shorten_path(file), *flags, shorten_path(run_dir)])
 
 
-def from_here(path: str) -> str:
+def shorten_path(path: str) -> str:
     """A path relative to the current folder if it is below it, else as it is."""
     here = os.getcwd()
     return os.path.relpath(path) if os.path.isabs(path) and Path(path).is_relative_to(here) else path
@@ -309,7 +309,7 @@ def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> No
     else:
         for cell, slot in zip(cells, itertools.cycle(slots), strict=False):
             variables = (f"{variable}={value}" for variable, value in slot.items())
-            print(*variables, typed(cell.command()))
+            print(*variables, command_line(cell.command()))
     print(estimate(cells, len(slots)))
 
 
@@ -322,7 +322,7 @@ def run_cells(cells: list[Cell], executor: Executor, retries: int) -> int:
     failed = [cell for cell in sweep.failed if cell not in done]  # another sweep may have finished it
     for cell in failed:
         log = cell.log().read_text(errors="replace") if cell.log().exists() else ""
-        print(f"failed: {typed(cell.command())}", *log.splitlines()[-5:], sep="\n  ", file=sys.stderr)
+        print(f"failed: {command_line(cell.command())}", *log.splitlines()[-5:], sep="\n  ", file=sys.stderr)
     return status or int(bool(failed))
 
 

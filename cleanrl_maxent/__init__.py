@@ -2,8 +2,10 @@
 
 import os
 import re
+import sys
 from functools import cache
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -62,3 +64,23 @@ def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
             f"{folder} was trained by {name}.py, which is not part of this package; pass algorithm=…"
         )
     return import_module(f"{__name__}.{name}")
+
+
+def module_from_file(path: Path) -> ModuleType:
+    """The module in a file of the user's, which finds modules beside it, as when it is run.
+
+    Raises UsageError if there is no such file, or if it cannot be imported.
+    """
+    from cleanrl_maxent.common.errors import UsageError, require
+
+    require(path.is_file() and path.suffix == ".py", f"algorithm must be a Python file; got {path}")
+    spec = spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    sys.modules[path.stem] = module = module_from_spec(spec)
+    sys.path.append(str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as problem:
+        del sys.modules[path.stem]
+        raise UsageError(f"{path} cannot be imported: {problem}") from problem
+    return module

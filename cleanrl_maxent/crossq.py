@@ -106,7 +106,7 @@ class BatchRenorm(nn.Module):
 
 
 class NormalizedLinear(nn.Module):
-    """Dense layer of normalised inputs, with weights of variance 1/fan_in and zero biases at first."""
+    """Dense layer of normalised inputs; initial weights have variance 1/fan_in, initial biases are 0."""
 
     features: int
     momentum: float

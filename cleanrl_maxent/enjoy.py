@@ -7,8 +7,6 @@ Episodes are reset with the seeds of the run's last evaluation. Without a window
 them returns the same numbers, to the bit.
 """
 
-import importlib.util
-import sys
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
@@ -78,17 +76,7 @@ def find_algorithm(args: Args, folder: Path) -> ModuleType:
     """The module that trained the run; raises UsageError if there is none."""
     if args.algorithm is None:
         return cleanrl_maxent.recorded_algorithm(folder, read_config(folder))
-    return module_in(Path(expanduser(args.algorithm)))
-
-
-def module_in(path: Path) -> ModuleType:
-    """The module in a file of the user's; raises UsageError if there is no such file."""
-    require(path.is_file() and path.suffix == ".py", f"algorithm must be a Python file; got {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return cleanrl_maxent.module_from_file(Path(expanduser(args.algorithm)))
 
 
 def with_time_limit(args: Args, run_args: RunArgs) -> RunArgs:

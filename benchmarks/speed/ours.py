@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.commands import applicable_flags, check_algorithms, is_file, module_of
+from benchmarks.commands import algorithm_module, applicable_flags, check_algorithms, is_file
 from benchmarks.speed.batches import BatchUpdate
 from benchmarks.speed.clock import EnvironmentClock
 from cleanrl_maxent.common.cli import run_script
@@ -84,7 +84,7 @@ def run(chosen: Run) -> dict[str, float]:
 
     Without evaluation and workers, whose environments are others, also steps per second outside them.
     """
-    algorithm, clock = module_of(chosen.algorithm), EnvironmentClock(EnvBatch, "step_wait")
+    algorithm, clock = algorithm_module(chosen.algorithm), EnvironmentClock(EnvBatch, "step_wait")
     flags = {"learning_starts": 1_000, **(DQN if chosen.algorithm == "sql_discrete" else {})}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         algorithm.train(
@@ -124,7 +124,7 @@ def parts(chosen: Parts) -> dict[str, float]:
     """
     set_up_device("auto")
     jax.config.update("jax_enable_compilation_cache", False)
-    algorithm, envs = module_of(chosen.algorithm), make_envs(chosen)
+    algorithm, envs = algorithm_module(chosen.algorithm), make_envs(chosen)
     small = matmul_rate(256, 200)
     figures = time_update(algorithm, chosen, envs)
     small = max(small, matmul_rate(256, 200))
@@ -138,7 +138,7 @@ def parts(chosen: Parts) -> dict[str, float]:
 
 def make_envs(chosen: Parts) -> SeedEnvs:
     """The environments of as many seeds as were chosen."""
-    choice = EnvChoice(chosen.env_id, module_of(chosen.algorithm).Args.action_spaces)
+    choice = EnvChoice(chosen.env_id, algorithm_module(chosen.algorithm).Args.action_spaces)
     return SeedEnvs(choice, list(range(chosen.num_seeds)))
 
 
@@ -181,7 +181,7 @@ def about(chosen: About) -> dict[str, Any]:
 def profile(chosen: Profile) -> dict[str, float]:
     """Kind of operation, as XLA names it → share of the busy time of its threads; from 1%, largest first."""
     set_up_device("cpu")
-    algorithm = module_of(chosen.algorithm)
+    algorithm = algorithm_module(chosen.algorithm)
     update = BatchUpdate(algorithm, algorithm.Args(), make_envs(chosen))
     for index in range(50):
         update(index)

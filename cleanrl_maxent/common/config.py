@@ -18,7 +18,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as problem:
         raise UsageError(f"{folder} is not a run: there is no {path}") from problem
     except OSError as problem:
-        raise UsageError(f"{folder} is not a run: cannot read {path}: {problem.strerror}") from problem
+        raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
     except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path} is damaged: {problem}") from problem
     except (KeyError, TypeError):

@@ -240,7 +240,7 @@ def begin(network, params, tx):
     return network.replace(params=params, tx=tx, opt_state=tx.init(params))
 
 
-def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets_to_the_bit(monkeypatch):
+def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets(monkeypatch):
     """Mean 0 and variance 1 in training too; the targets of sac.py are copies of its critics at all times.
 
     The first update is equal to the bit; later ones differ by rounding, as gradients are summed over 16 rows

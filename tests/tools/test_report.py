@@ -452,7 +452,7 @@ def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
         report.main(report.Compare((tmp_path / "a", tmp_path / "longer")))
     pattern = compared(tmp_path / "a" / "s*", tmp_path / "b" / "td?", capsys=capsys)
     assert "A: sac" in pattern and "B: td3" in pattern
-    with pytest.raises(UsageError, match="nothing is named like .*zzz"):
+    with pytest.raises(UsageError, match="nothing matches .*zzz"):
         report.main(report.Compare((tmp_path / "a", tmp_path / "*zzz")))
 
 

@@ -268,10 +268,10 @@ def test_a_command_is_printed_as_a_person_would_type_it(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sweep.shutil, "which", lambda name: sys.executable)
     of_flags = shlex.join([*flags, "--device", "cpu"])
-    assert sweep.typed(cell.command()) == f"python cleanrl_maxent/sac.py {of_flags} --run-dir runs/s/a"
+    assert sweep.command_line(cell.command()) == f"python cleanrl_maxent/sac.py {of_flags} --run-dir runs/s/a"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep.shutil, "which", lambda name: "/another/python")
-    assert sweep.typed(cell.command()) == shlex.join(cell.command())
+    assert sweep.command_line(cell.command()) == shlex.join(cell.command())
 
 
 def parse(*words):
@@ -459,8 +459,15 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT + "flags = { seed = 7 }\n", "seed is not for a suite's flags"),
         (TEXT + "flags = 3\n", "flags must be a table"),
         (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1"),
-        (TEXT.replace('"sac"', '"sac_mine.py"'), "algorithm must be a Python file; got "),
-        (TEXT.replace('"sac"', f'"{__file__}"'), "test_sweep.py is not an algorithm: it defines no Args"),
+        (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: algorithm must be a Python file; got "),
+        (
+            TEXT.replace('"sac"', f'"{Path(sac.__file__)}"'),
+            "sac.py has the name of an algorithm of this package",
+        ),
+        (
+            TEXT.replace('"sac"', f'"{__file__}"'),
+            "test_sweep.py is not an algorithm: it defines no Args(RunArgs) of its own",
+        ),
         (TEXT.replace("seeds = 1", 'seeds = "1"'), "seeds must be a whole number >= 1"),
         (TEXT.replace("seeds = 1", "seeds = true"), "seeds must be a whole number >= 1"),
     ],

@@ -2,8 +2,9 @@
 
     python benchmarks/studies/efficiency/cost.py --peer-python ../peers/bin/python
 
-Each program takes `steps` steps on Hopper-v4 with one thread, as a sweep on a CPU has it, after a warm-up in
-which it compiles. Every second round is run backwards. Rounds are added to those that the file has.
+Each program takes `steps` steps on Hopper-v4 with one thread, as in a sweep on a CPU, after a warm-up in
+which it compiles. Every second round runs in reverse order. New rounds are appended to the file, which is of
+one machine: delete it on another.
 """
 
 import csv
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.efficiency import COSTS, PROGRAMS
+from benchmarks.records import read_csv
 from benchmarks.speed.compare import PEER, measure, ours
 from cleanrl_maxent.common.cli import run_script
 
@@ -42,16 +44,17 @@ def command(program: str, args: Args) -> list[str]:
 def main(args: Args) -> None:
     """Adds a row for each program and round, and prints it."""
     commands = {program: command(program, args) for program in PROGRAMS}
-    begun = args.rows.exists()
+    rows = read_csv(args.rows)
+    first = 1 + max((int(row["round"]) for row in rows), default=0)
     with args.rows.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if not begun:
+        if not rows:
             writer.writerow(COLUMNS)
-        for number in range(args.rounds):
-            for program in list(commands)[:: 1 if number % 2 == 0 else -1]:
+        for number in range(first, first + args.rounds):
+            for program in list(commands)[:: 1 if number % 2 else -1]:
                 if commands[program]:
                     rate = measure(commands[program], NPROC="1", OMP_NUM_THREADS="1")["steps_per_second"]
-                    writer.writerow([number + 1, program, f"{1e3 / rate:.3f}"])
+                    writer.writerow([number, program, f"{1e3 / rate:.3f}"])
                     file.flush()
                     print(f"{program}: {1e3 / rate:.2f} ms a step", flush=True)
 

@@ -1,8 +1,9 @@
-"""Trains a peer's algorithm with our sizes and evaluates it as our runs are: rows for peers.csv.
+"""Trains a peer's algorithm with our sizes; evaluates it, as ours, on ten whole episodes every 5,000 steps.
 
-Runs in the peer's own environment, one seed at a time; a seed that the file has is not trained again:
+Runs in the peer's own environment, one seed at a time, whose rows go to peers.csv; a seed that it has is not
+trained again:
 
-    PYTHONPATH=. ../peers/bin/python benchmarks/studies/efficiency/peer.py CrossQ Hopper-v4 1
+    ../peers/bin/python benchmarks/studies/efficiency/peer.py CrossQ Hopper-v4 1
 
 With SBX's defaults but critics of 256, batches of 256, one update per step, and as many random steps as ours:
 10,000 before SAC's learning, 5,000 before CrossQ's.
@@ -23,15 +24,14 @@ SIZES: dict[str, Any] = dict(batch_size=256, buffer_size=STEPS, train_freq=1, gr
 LEARNING_STARTS = {"SAC": 10_000, "CrossQ": 5_000}
 
 
-def trained(algorithm: str, env_id: str, seed: int) -> set[tuple[str, ...]]:
-    """Whether the file has this seed already: its rows' first columns."""
+def is_trained(algorithm: str, env_id: str, seed: int) -> bool:
+    """True if the file has this seed."""
     if not ROWS.exists():
-        return set()
+        return False
     with ROWS.open(newline="") as file:
-        rows = csv.DictReader(file)
-        return {(row["program"], row["env_id"], row["seed"]) for row in rows} & {
-            (f"SBX {algorithm}", env_id, str(seed))
-        }
+        rows = list(csv.DictReader(file))
+    wanted = f"SBX {algorithm}", env_id, str(seed)
+    return any((row["program"], row["env_id"], row["seed"]) == wanted for row in rows)
 
 
 def evaluate(model: Any, env: Any, seed: int) -> float:
@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("env_id")
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
-    if trained(args.algorithm, args.env_id, args.seed):
+    if is_trained(args.algorithm, args.env_id, args.seed):
         return
-    make, env = getattr(importlib.import_module("sbx"), args.algorithm), gymnasium.make(args.env_id)
+    make = getattr(importlib.import_module("sbx"), args.algorithm)
+    env, eval_env = gymnasium.make(args.env_id), gymnasium.make(args.env_id)
     model = make(
         "MlpPolicy",
-        gymnasium.make(args.env_id),
+        env,
         seed=args.seed,
         learning_starts=LEARNING_STARTS[args.algorithm],
         policy_kwargs={"net_arch": [256, 256]},
@@ -69,7 +70,7 @@ def main() -> None:
     rows = []
     for step in range(EVERY, STEPS + 1, EVERY):
         model.learn(EVERY, reset_num_timesteps=False)
-        value = evaluate(model, env, args.seed)
+        value = evaluate(model, eval_env, args.seed)
         rows.append([f"SBX {args.algorithm}", args.env_id, args.seed, step, f"{value:.1f}"])
         print(*rows[-1], flush=True)
     begun = ROWS.exists()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.cli import run_from_command_line
+from cleanrl_maxent.sac import act, init, policy, sample_action  # noqa: F401, for enjoy
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Critic(sac.Critic):
 
 def train(args):
     """`sac.train` with these critics."""
-    sac.Critic = Critic
-    return sac.train(args)
+    original, sac.Critic = sac.Critic, Critic
+    try:
+        return sac.train(args)
+    finally:
+        sac.Critic = original
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import jax
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.cli import run_from_command_line
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.ranges import Count
+from cleanrl_maxent.sac import act, init, policy, sample_action  # noqa: F401, for enjoy
 
 update_once = sac.update
 
@@ -20,9 +22,13 @@ class Args(sac.Args):
 
     batch_size: Count = 512  # transitions for both updates, each of which takes a half
 
+    def check(self):
+        super().check()
+        require(self.batch_size % 2 == 0, f"batch_size must be even; got {self.batch_size}")
+
 
 def update(state, batch, key, index, args):
-    """Two steps of Soft Actor-Critic, one after the other; metrics are those of the second."""
+    """Two steps of Soft Actor-Critic, one after the other; returns the metrics of the second."""
     half, keys = args.batch_size // 2, jax.random.split(key)
     state, _ = update_once(state, jax.tree.map(lambda rows: rows[:half], batch), keys[0], index, args)
     return update_once(state, jax.tree.map(lambda rows: rows[half:], batch), keys[1], index, args)
@@ -31,7 +37,10 @@ def update(state, batch, key, index, args):
 def train(args):
     """`sac.train` with these updates."""
     sac.update = update
-    return sac.train(args)
+    try:
+        return sac.train(args)
+    finally:
+        sac.update = update_once
 
 
 if __name__ == "__main__":
