@@ -6,6 +6,7 @@ Ba et al., "Layer Normalization", 2016, https://arxiv.org/abs/1607.06450.
 """
 
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,11 +34,8 @@ class Critic(sac.Critic):
 
 def train(args):
     """`sac.train` with these critics."""
-    original, sac.Critic = sac.Critic, Critic
-    try:
+    with patch.object(sac, "Critic", Critic):
         return sac.train(args)
-    finally:
-        sac.Critic = original
 
 
 if __name__ == "__main__":
