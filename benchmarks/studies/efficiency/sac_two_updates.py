@@ -6,7 +6,6 @@ Each takes half of the step's batch.
 """
 
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import jax
 
@@ -39,8 +38,11 @@ def update(state, batch, key, index, args):
 
 def train(args):
     """`sac.train` with these updates."""
-    with patch.object(sac, "update", update):
+    replaced, sac.update = sac.update, update
+    try:
         return sac.train(args)
+    finally:
+        sac.update = replaced
 
 
 if __name__ == "__main__":
