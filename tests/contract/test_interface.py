@@ -11,7 +11,7 @@ import pytest
 
 import cleanrl_maxent
 from cleanrl_maxent.common.cli import RunArgs
-from tests.support.breaches import SIGNATURES, demand, of_class, of_flag, of_function, stem
+from tests.support.breaches import SIGNATURES, arguments_breach, demand, flag_breach, signature_breach, stem
 from tests.support.tree import PACKAGE
 
 
@@ -26,13 +26,13 @@ def test_a_file_with_one_of_args_and_train_has_the_other(path):
 
 
 def test_args_are_a_dataclass_of_arguments(algorithm):
-    line = of_class(algorithm)
+    line = arguments_breach(algorithm)
     demand(line is None, line)
 
 
 @pytest.mark.parametrize("function", SIGNATURES)
 def test_a_function_has_the_signature_of_the_contract(algorithm, function):
-    line = of_function(algorithm, function)
+    line = signature_breach(algorithm, function)
     demand(line is None, line)
     found = getattr(algorithm, function, None)
     demand(found is None or found.__doc__, f"{stem(algorithm)}.{function} has no docstring")
@@ -49,5 +49,5 @@ def test_a_function_has_the_signature_of_the_contract(algorithm, function):
     ],
 )
 def test_a_number_states_its_range(module, flag):
-    line = of_flag(module, flag)
+    line = flag_breach(module, flag)
     demand(line is None, line)

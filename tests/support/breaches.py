@@ -34,7 +34,7 @@ def stem(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 
-def of_function(module: ModuleType, function: str) -> str | None:
+def signature_breach(module: ModuleType, function: str) -> str | None:
     """What is wrong with a function's signature; None if nothing is."""
     wanted = SIGNATURES[function]
     signature = f"({', '.join(wanted)})"
@@ -48,7 +48,7 @@ def of_function(module: ModuleType, function: str) -> str | None:
     return f"{stem(module)}.{function}({', '.join(found)}): the contract has {signature}"
 
 
-def of_class(module: ModuleType) -> str | None:
+def arguments_breach(module: ModuleType) -> str | None:
     """Why `Args` are not a dataclass of arguments; None if they are one."""
     if not issubclass(module.Args, RunArgs):
         return f"{stem(module)}.Args does not extend RunArgs: the contract has class Args(RunArgs)"
@@ -57,7 +57,7 @@ def of_class(module: ModuleType) -> str | None:
     return None
 
 
-def of_flag(module: ModuleType, flag: str) -> str | None:
+def flag_breach(module: ModuleType, flag: str) -> str | None:
     """That a flag is a number without a range; None if it has one or needs none."""
     kind = get_type_hints(module.Args, include_extras=True)[flag]
     try:
@@ -71,9 +71,9 @@ def of_flag(module: ModuleType, flag: str) -> str | None:
 
 def breaches(module: ModuleType) -> Iterator[str]:
     """Every line on a file; none if it keeps the contract."""
-    lines = [of_class(module), *(of_function(module, function) for function in SIGNATURES)]
+    lines = [arguments_breach(module), *(signature_breach(module, function) for function in SIGNATURES)]
     if issubclass(module.Args, RunArgs):
-        lines += [of_flag(module, field.name) for field in fields(module.Args)]
+        lines += [flag_breach(module, field.name) for field in fields(module.Args)]
     return (line for line in lines if line)
 
 

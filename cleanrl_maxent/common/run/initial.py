@@ -15,7 +15,7 @@ from cleanrl_maxent.common.files import digest, leaf_name, named_arrays, subtree
 from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.policy import recorded_task
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
-from cleanrl_maxent.common.run.result import algorithm_module
+from cleanrl_maxent.common.run.result import module_of
 
 
 class Initial(NamedTuple):
@@ -82,7 +82,7 @@ def read_initial(args: RunArgs, task: Task) -> Initial:
     sha256 = digest(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
     source = {"run_dir": str(folder), "seeds": seeds, "steps": found.steps, "sha256": sha256}
     initial = Initial(arrays, source)
-    init = jax.vmap(lambda key: algorithm_module(args).init(key, task, args))
+    init = jax.vmap(lambda key: module_of(args).init(key, task, args))
     check_networks(jax.eval_shape(init, jax.random.split(jax.random.key(0), len(seeds))), initial)
     return initial
 

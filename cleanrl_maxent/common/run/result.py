@@ -18,7 +18,7 @@ class Result(dict[str, Any]):
 
     def __init__(self, content: dict[str, Any], args: RunArgs):
         super().__init__(content)
-        self.algorithm = algorithm_module(args)
+        self.algorithm = module_of(args)
         self.folder = Path(content["run_dir"]).resolve()  # in case the current folder changes
 
     def policy(self, seed: int | None = None) -> LoadedPolicy:
@@ -26,7 +26,7 @@ class Result(dict[str, Any]):
         return load_policy(self.algorithm, self.folder, seed)
 
 
-def algorithm_module(args: RunArgs) -> ModuleType:
+def module_of(args: RunArgs) -> ModuleType:
     """The module of the algorithm that defines these arguments, or of the one that they extend."""
     modules = (sys.modules[base.__module__] for base in type(args).__mro__)
     return next(module for module in modules if hasattr(module, "act"))
