@@ -44,8 +44,8 @@ def load_policy(
         action = policy(obs)
 
     `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, if it
-    is not of this package. Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them.
-    Raises UsageError, in one line, if they are missing, damaged or foreign, or were written by newer code.
+    is not in this package. Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them.
+    Raises UsageError, in one line, if they are missing, damaged, not this run's, or written by newer code.
     """
     from cleanrl_maxent.common import config, policy  # these import JAX, which a list of names does not need
 
@@ -67,7 +67,7 @@ def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
 
 
 def module_from_file(path: Path) -> ModuleType:
-    """The module in a file of the user's, which finds modules beside it, as when it is run.
+    """The module in a user's file, which finds the modules beside it, as when it is run.
 
     Raises UsageError if there is no such file, or if it cannot be imported.
     """

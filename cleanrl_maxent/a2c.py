@@ -3,7 +3,7 @@
 The synchronous form of A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783: the gradients of all
 environments, at the same parameters, averaged into one step. Deliberate deviations from that paper:
   - a time limit does not end the return;
-  - actor and critic are separate networks, each with its own RMSProp and its own largest gradient norm;
+  - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
   - observations and rewards are scaled by statistics of earlier rollouts.
 
     python cleanrl_maxent/a2c.py --env-id Hopper-v4
@@ -45,7 +45,7 @@ class Args(RunArgs):
     ent_coef: Magnitude = 0.01  # β, entropy bonus, in advantage per nat
     norm_adv: bool = False  # scale advantages to mean 0 and std 1
     learning_rate: Rate = 7e-4  # RMSProp, actor and critic
-    rmsprop: Literal["tensorflow", "pytorch"] = "tensorflow"  # whose; PyTorch's takes longer steps
+    rmsprop: Literal["tensorflow", "pytorch"] = "tensorflow"  # whose version; PyTorch's takes larger steps
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
     log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]

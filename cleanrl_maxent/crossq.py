@@ -47,7 +47,7 @@ class Args(RunArgs):
     q_lr: Rate = 1e-3  # Adam, critics
     adam_b1: Discount = 0.5  # Adam's momentum, actor and critics
     bn_momentum: Decay = 0.99  # weight of the old running statistics
-    bn_warmup: Natural = 100_000  # updates of a network with plain batch normalisation
+    bn_warmup: Natural = 100_000  # first updates, with plain batch normalisation
     alpha: Magnitude = 1.0  # temperature, in reward per nat; the initial one if autotune
     autotune: bool = True  # learn the temperature
     target_entropy_scale: Number = 1.0  # target is -scale * action_dim nats
@@ -70,7 +70,7 @@ class Args(RunArgs):
 class BatchRenorm(nn.Module):
     """Batch renormalisation (Ioffe, 2017, https://arxiv.org/abs/1702.03275), then a learned scale and bias.
 
-    In training features are normalised by the statistics of their batch, `(batch, dim)`, which move the
+    In training, features, `(batch, dim)`, are normalised by the statistics of their batch, which update the
     running ones; after `warmup` batches a factor r and a shift d bring them close to what the running ones
     would give. Otherwise the running ones are used. Returns the slope and the offset of all this, `(dim,)`.
     """

@@ -4,7 +4,7 @@
     python -m cleanrl_maxent.enjoy runs/Hopper-v4__sac__1__1795242568 --video hopper.mp4
 
 Episodes are reset with the seeds of the run's last evaluation. Without a window or a film, the same number of
-them returns the same numbers, to the bit.
+them gives the same results, bit for bit.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ class Args:
 
     run_dir: tyro.conf.Positional[str | None] = None  # a finished run, or one seed of it; None: the newest
     seed: Natural | None = None  # seed to play; None: all, or the first one with --window or --video
-    episodes: Count | None = None  # per seed; None: as the run's evaluations, or 1 with --window or --video
+    episodes: Count | None = None  # per seed; None: as in the run, or 1 with --window or --video
     stochastic: bool = False  # sample actions instead of taking the policy's mode
     window: bool = False  # show episodes in a window; needs a display
     video: str | None = None  # film episodes: FILE.mp4 or FILE.gif
@@ -55,7 +55,7 @@ class Args:
     video_size: Count = 320  # width and height of the film, pixels
     max_episode_steps: Count | None = None  # time limit of an episode; None: that of the run
     algorithm: str | None = None  # file of the algorithm, if it is not of this package
-    # where the networks live; None: as in the run
+    # where the networks run; None: as in the run
     device: Literal["auto", "cpu", "cuda", "tpu"] | None = None
 
 

@@ -41,7 +41,7 @@ class Args(RunArgs):
     env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
     total_timesteps: Count = 20_000  # environment steps of each seed
     dataset: str | None = None  # run whose transitions are the only data; None: play
-    collect_steps: Count = 2_000  # environment steps between fits, uniform before the first
+    collect_steps: Count = 2_000  # environment steps between fits; uniform actions before the first
     iterations: Count | None = None  # iterations per fit; None: 20, or 200 if there is only one fit
     updates_per_iteration: Count = 200  # gradient steps of an iteration
     batch_size: Count = 256  # transitions per gradient step
@@ -64,7 +64,7 @@ class Args(RunArgs):
 
     @property
     def single_fit(self):
-        """Whether all data are there at once."""
+        """Whether all data are available before the first fit, which is then the only one."""
         return self.dataset is not None or self.total_timesteps <= self.collect_steps
 
     @property
@@ -183,7 +183,7 @@ def critic_loss(params, state, batch, args):
 
 
 def update(state, batches, key, index, args):
-    """Iteration `index` of Q on one seed, a gradient step on each batch; neither it nor the key is needed.
+    """Iteration `index` of Q on one seed, a gradient step on each batch; `index` and the key are not used.
 
     `batches`: leaves `(updates_per_iteration, batch_size, ...)`. Returns the new state and scalar metrics,
     those of the last step.

@@ -1,7 +1,7 @@
 """Maximum-entropy policy gradient: an actor-critic whose reward is r - α log π.
 
 Its gradient is derived in docs/algorithms/maxent_pg.md, whose equation numbers are used here.
-Advantages: Schulman et al. 2016 (GAE), https://arxiv.org/abs/1506.02438. Several epochs of a rollout:
+Advantages: Schulman et al. 2016 (GAE), https://arxiv.org/abs/1506.02438. Several epochs on a rollout:
 Schulman et al. 2017 (PPO), https://arxiv.org/abs/1707.06347. What is particular to this file:
   - `--backup-entropy`: the entropy of later states counts in values and advantages, as the objective has it;
     `--no-backup-entropy`: a state's entropy is a bonus to that state alone, as in A3C and PPO;
@@ -58,7 +58,7 @@ class Args(RunArgs):
     alpha: Magnitude = 0.01  # temperature, in scaled reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: Number = 0.5  # share of -action_dim or log n, in nats
+    target_entropy_scale: Number = 0.5  # target: this times -action_dim or log n, nats
     backup_entropy: bool = True  # count the entropy of later states
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return

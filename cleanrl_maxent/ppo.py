@@ -2,7 +2,7 @@
 
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347; equation numbers refer to it. Deliberate deviations:
   - a time limit does not end the return, only the trace of advantages;
-  - actor and critic are separate networks, each with its own Adam and its own largest gradient norm;
+  - actor and critic are separate networks, each with its own Adam and its own gradient clipping;
   - advantages are normalised over the rollout, not over each minibatch;
   - the statistics that scale observations and rewards stay as they are during a rollout and its epochs.
 

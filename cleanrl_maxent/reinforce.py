@@ -2,7 +2,7 @@
 
 Williams 1992, https://doi.org/10.1007/BF00992696. Three estimators of the same gradient:
   - `--no-causality --no-baseline`: every score times the return of the whole episode;
-  - `--no-baseline`: every score times the rewards that come after it, G_t;
+  - `--no-baseline`: every score times the return from its step on, G_t;
   - by default: every score times G_t - V(s_t).
 If the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
 follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out.
@@ -45,7 +45,7 @@ class Args(RunArgs):
     num_steps: Count = 1000  # steps of each environment per rollout, an episode at least
     gamma: Discount = 0.99  # discount per step
     gamma_power: bool = False  # weight step t by γ^t
-    causality: bool = True  # leave out rewards from before an action
+    causality: bool = True  # leave out the rewards before an action
     baseline: bool = True  # subtract V
     update_epochs: Count = 10  # passes of the critic over each rollout
     num_minibatches: Count = 32  # gradient steps of the critic per pass
@@ -281,7 +281,7 @@ def critic_loss(params, state, batch):
 
 
 def actor_loss(params, state, batch):
-    """Minus the mean of log π weighted with advantages, whose gradient is that of the return."""
+    """Minus the mean of log π weighted with advantages: its gradient is minus that of the return."""
     pi = state.actor.apply_fn(params, batch.obs)
     loss = -jnp.mean(batch.weight * pi.log_prob(batch.action) * batch.advantage)
     return loss, {"losses/actor_loss": loss, "losses/entropy": pi.entropy().mean()}

@@ -31,7 +31,7 @@ LOST = (
 
 @dataclass(frozen=True)
 class Args:
-    """Lists the runs below a folder: what they are, where they stand, how well they do, and their size."""
+    """Lists the runs below a folder: what they are, how far they are, how well they do, and their size."""
 
     folder: Positional[Path] = Path("runs")  # folder to search, with its subfolders
     prune: FlagCreatePairsOff[bool] = False  # remove the checkpoints of finished runs, after asking

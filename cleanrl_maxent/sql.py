@@ -236,7 +236,7 @@ def stein_direction(fixed, moved, score):
 def actor_loss(params, state, batch, key, args):
     """Minus ⟨Δf/α, f_φ(ξ; s)⟩ with Δf held constant: by eq. 14 a step down it lowers the KL of eq. 12.
 
-    The fixed samples estimate the mean of eq. 13; the moved ones are drawn apart, so that none repels itself.
+    The fixed samples estimate the mean of eq. 13; the moved ones are drawn separately, so none repels itself.
     """
     (n_moved, n_fixed), (fixed_key, moved_key) = args.particles, jax.random.split(key)
     fixed = sample_particles(policy(state), batch.obs, fixed_key, n_fixed, args)

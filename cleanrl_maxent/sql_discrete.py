@@ -2,7 +2,7 @@
 
 Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", 2017, https://arxiv.org/abs/1702.08165.
 Equation numbers refer to it; its integrals are sums here. Variants by flags:
-  - `--alpha 0` is Q-learning with a replay and a target network, DQN (Mnih et al. 2015), which explores by
+  - `--alpha 0` is Q-learning with a replay and a target network, DQN (Mnih et al. 2015), which explores with
     `--start-e`, `--end-e`; `--double`: van Hasselt et al. 2016;
   - `--n-steps`: returns of n steps, whose target is path-consistent (Nachum et al. 2017);
   - `--munchausen`: the reward gains m α log π (Vieillard et al. 2020).
@@ -49,14 +49,14 @@ class Args(RunArgs):
     alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
     uniform_prior: bool = False  # subtract log n, the uniform policy's entropy
     n_critics: Count = 1  # critics; the minimum of their values is used
-    double: bool = False  # critics choose the next action, targets value it
-    n_steps: Count = 1  # rewards in a target
+    double: bool = False  # critics choose the next action, targets evaluate it
+    n_steps: Count = 1  # rewards summed in a target
     n_step_target: Literal["path", "uncorrected"] = "path"  # subtract α log π along the path, or not
     munchausen: Discount = 0.0  # m, share of α log π in the reward
-    munchausen_clip: Rate | None = None  # α log π is at least minus this there; None: no clip
+    munchausen_clip: Rate | None = None  # clip that α log π to [-this, 0]; None: no clip
     start_e: Decay = 0.0  # share of uniform actions at the start
     end_e: Decay = 0.0  # the same at the end
-    exploration_fraction: Share = 0.5  # share of the run from start_e to end_e
+    exploration_fraction: Share = 0.5  # share of the run until end_e is reached
     train_frequency: Count = 1  # environment steps per update
     target_network_frequency: Count = 1  # critic updates per target update
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
@@ -191,7 +191,7 @@ def bellman_target(state, steps, args):
     """y of the first of n consecutive steps, `(batch,)`; `steps`: leaves `(batch, n, ...)`.
 
     From last to first, y_k = r_k + γ (y_{k+1} - α log π(a_{k+1}|s_{k+1})), or r_k + γ V(s'_k) where the
-    episode or the window ends. By the path-consistent term the fixed point is Q* whatever policy acted.
+    episode or the window ends. With the path-consistent term the fixed point is Q* whatever policy acted.
     """
     obs, next_obs = steps.obs, steps.next_obs
     q, next_q = (state.critics.apply_fn(state.target_critics, x).min(axis=0) for x in (obs, next_obs))

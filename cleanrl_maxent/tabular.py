@@ -4,7 +4,7 @@ Soft values: Haarnoja et al. 2017, https://arxiv.org/abs/1702.08165, and 2018, h
 convergence: Mei et al. 2020, https://arxiv.org/abs/2005.06392; control as inference: Levine 2018,
 https://arxiv.org/abs/1805.00909; robust rewards: Eysenbach & Levine 2022, https://arxiv.org/abs/2103.06257;
 trust regions: Schulman et al. 2015, https://arxiv.org/abs/1502.05477.
-NumPy and float64, so that other programs can be measured against it.
+NumPy and float64, so that other programs can be checked against it.
 
 Everywhere `P` is `(S, A, S)`, probabilities of the next state, and what a row lacks to 1 ends the episode;
 `R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
@@ -197,7 +197,7 @@ def mei_step_size(gamma, alpha, num_actions):
 def bonus_policy(P, R, gamma, alpha):
     """The policy at which `bonus_gradient` vanishes: π = softmax(Q^π/α) with the plain Q of π itself.
 
-    Raises ValueError where repeating this does not settle.
+    Raises ValueError if iterating this does not converge.
     """
     pi = np.full_like(R, 1 / R.shape[1])
     for _ in range(10_000):
@@ -287,7 +287,7 @@ def error(left, right):
 
 
 def claims() -> Iterator[tuple[str, str, str, str]]:
-    """Lecture, what it says, whether it is right, and what is computed: a row each. The MDP has 6 states
+    """Rows of lecture, what it says, whether it is right, and what is computed. The MDP has 6 states
     and 4 actions, the policy is random."""
     P, R, start = random_mdp(seed=0, num_states=6, num_actions=4)
     pi = np.random.default_rng(0).dirichlet(np.ones(4), size=6)

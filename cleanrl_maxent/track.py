@@ -42,12 +42,12 @@ VARIABLES |= {"WANDB__SAVE_REQUIREMENTS": "false", "WANDB_ERROR_REPORTING": "fal
 
 @dataclass(frozen=True)
 class Args:
-    """Sends a run's record to Weights & Biases, or what W&B lacks of it."""
+    """Sends a run's record, or the part that W&B lacks, to Weights & Biases."""
 
     run_dir: Positional[Path]  # the run's folder
     wandb_project_name: str | None = None  # W&B project; by default the run's
     wandb_entity: str | None = None  # W&B team; by default the run's
-    follow: Literal["auto", "online", "offline"] | None = None  # for --track: the mode, as in --wandb-mode
+    follow: Literal["auto", "online", "offline"] | None = None  # used by --track: mode, as in --wandb-mode
 
 
 Say = Callable[[str], None]  # shows a line

@@ -47,7 +47,7 @@ class Args(RunArgs):
     cg_iters: Count = 10  # iterations of conjugate gradient
     cg_damping: Magnitude = 0.1  # added to the diagonal of the Fisher matrix
     fisher_stride: Count = 1  # Fisher matrix from every k-th state
-    line_search: bool = True  # shorten a step until L grows; off: NPG
+    line_search: bool = True  # shorten steps until L grows within δ; off: NPG
     backtrack_coef: Fraction = 0.8  # ratio of successive candidates' lengths
     backtrack_iters: Count = 10  # candidate steps
     update_epochs: Count = 10  # passes of the critic over each rollout

@@ -14,7 +14,7 @@ listeners: list[Callable[[str], None]] = []  # the last one receives the line
 
 @contextmanager
 def doing(what: str, say_time: bool = True) -> Iterator[None]:
-    """An activity, "compiling"; with `say_time`, one of a second or more is reported: "compiling: 3.2 s"."""
+    """Marks an activity; with `say_time`, one that took a second or more is reported: "compiling: 3.2 s"."""
     began = time.perf_counter()
     current.append((what, began))
     try:

@@ -56,17 +56,17 @@ class RunArgs:
     run_dir: str | None = None  # run folder; None: a new one in runs/
     resume: str | None = None  # run folder to resume
     init_from: str | None = None  # run folder whose networks a new run starts from
-    checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: only the last
+    checkpoint_frequency: Natural = 10_000  # steps between checkpoints; 0: at the end
     # fresh: rebuilt for every episode; restart: a resumed run begins a new episode
     env_reset: Literal["reuse", "fresh", "restart"] = "reuse"
     allow_version_change: bool = False  # resume even if versions or hardware differ
-    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where networks live
+    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"  # where networks run
     deterministic: bool = False  # bit-identical runs on a GPU
-    env_workers: Natural | None = None  # processes that step environments; 0: none
-    eval_frequency: Count | None = None  # steps between evaluations; None: 5,000 per seed
+    env_workers: Natural | None = None  # environment processes; 0: none; None: one per core on a GPU or TPU
+    eval_frequency: Count | None = None  # steps between evaluations; None: ≤ 5,000·num_seeds
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
-    capture_video: bool = False  # film evaluation episodes of the first seed, in videos/
-    video_count: Count = 5  # films per run at most, the last at its end
+    capture_video: bool = False  # film the first seed's evaluations, to videos/
+    video_count: Count = 5  # films per run at most, the last at the end
     video_frames: Count = 250  # frames per film at most
     track: bool = False  # log to Weights & Biases
     wandb_project_name: str = "cleanrl_maxent"  # W&B project
@@ -146,7 +146,7 @@ class RunArgs:
 
 
 def check_ranges(args: Any) -> None:
-    """Raises UsageError, naming the value and its range, unless every argument has its type and range."""
+    """Raises UsageError, naming value and range, unless every argument has its type and is in range."""
     kinds = get_type_hints(type(args), include_extras=True)
     for name in (field.name for field in fields(args)):
         value = getattr(args, name)
@@ -226,7 +226,7 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
 
 
 def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
-    """The arguments of the run in `folder`; those that it was written without have their defaults.
+    """The arguments of the run in `folder`; those that did not exist when it was written have their defaults.
 
     Raises UsageError if it holds no run, or one with arguments that are unknown here.
     """

@@ -1,4 +1,4 @@
-"""Transitions, a ring of them that lives on the device, and running statistics."""
+"""Transitions, a ring buffer of them on the device, and running statistics."""
 
 from functools import partial
 
@@ -159,7 +159,7 @@ class DiscountedReturns:
 
     @property
     def std(self) -> jax.Array:
-        """Standard deviation over the steps so far, in reward, at least a hundredth of the mean."""
+        """Standard deviation over the steps so far, in reward units, at least a hundredth of the mean."""
         mean, var = self.statistics.mean, self.statistics.var
         return jnp.sqrt(jnp.maximum(var, 1e-4 * mean**2) + 1e-8)
 

@@ -56,7 +56,7 @@ def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     """Sets XLA's threads on a CPU, `NPROC`, and `XLA_FLAGS`: those given, or those of the run in `run_dir`.
 
     If JAX has already computed in this process, they are fixed and unknown, and a warning says so; raises
-    UsageError if the run should be `deterministic`.
+    UsageError if the run is to be `deterministic`.
     """
     if "NPROC" not in os.environ and backends_are_initialized():
         require(not deterministic, TOO_LATE)
@@ -169,7 +169,7 @@ def per_seed(function: Callable, shared: int = 0, **options) -> Callable:
 
 
 def say_compiling(compiled: Callable, name: str) -> Callable:
-    """`compiled`, whose first call is an activity, "compiling {name}"."""
+    """`compiled`, whose first call is marked as the activity "compiling {name}"."""
     calls = itertools.count()
 
     @wraps(compiled)
@@ -196,7 +196,7 @@ def available_memory() -> float | None:
 def check_memory(needed: int, what: str, flags: str = "--num-seeds", num_seeds: int = 1) -> None:
     """Raises UsageError, with the advice to lower `flags`, unless the `needed` bytes of `what` are available.
 
-    They are those of `num_seeds` seeds, which GPUs and TPUs divide between them.
+    The bytes are for `num_seeds` seeds, which GPUs and TPUs divide among themselves.
     """
     available = available_memory()
     if chosen_device().platform != "cpu":

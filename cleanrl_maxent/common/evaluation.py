@@ -41,7 +41,7 @@ def default_frequency(args: RunArgs) -> int:
 
     EVERY times the number of seeds: they train together in little more time than one, but an evaluation takes
     that many times as long. At most ten times the steps of the longest evaluation, so that evaluations take
-    less than a tenth of the time even if updates were free.
+    less than a tenth of the time even if updates were free; but never less than EVERY.
     """
     frequency, longest = EVERY * args.num_seeds, longest_episode(chosen_env(args))
     if longest is not None:
@@ -115,7 +115,7 @@ class Evaluation:
         return self.act(policy, obs, key, mode == "eval"), jnp.zeros(len(obs))
 
     def seed_actions(self, policy, obs: jax.Array, key: jax.Array, step: int):
-        """The same in all modes; `obs` is `(mode, episode, obs_dim)`."""
+        """`mode_actions` in all modes; `obs` is `(mode, episode, obs_dim)`."""
         key = jax.random.fold_in(key, step)
         pairs = [
             self.mode_actions(mode, policy, rows, key) for mode, rows in zip(self.modes, obs, strict=True)

@@ -1,4 +1,4 @@
-"""Arrays under names, in npz files without pickle, and files that are written whole or not at all."""
+"""Named arrays, in npz files without pickle, and files that are written whole or not at all."""
 
 import errno
 import hashlib

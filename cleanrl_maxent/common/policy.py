@@ -101,7 +101,7 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     """The policy of a seed, by default the first, of the finished run in `folder`.
 
     Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Raises UsageError, in one line,
-    if they are missing, damaged or foreign, or were written by newer code.
+    if they are missing, damaged, not this run's, or written by newer code.
     """
     args = recorded_args(algorithm.Args, str(folder))
     try:

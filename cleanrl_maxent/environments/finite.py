@@ -63,9 +63,9 @@ def random_mdp(seed=0, num_states=5, num_actions=3, end_probability=0.0):
 
 
 class FiniteEnv(gym.Env):
-    """An MDP that is played: observes the state as a one-hot vector, `(S,)` float32; discrete actions.
+    """An MDP as an environment: the state is observed as a one-hot vector, `(S,)` float32; discrete actions.
 
-    Where an episode ends the observation is that of the last state.
+    When an episode ends, the observation is that of the last state.
     """
 
     def __init__(self, mdp: MDP):

@@ -1,7 +1,7 @@
 """A point in the plane and four goals, the example of soft Q-learning.
 
 Dynamics and rewards are those of the code that Haarnoja et al. published with their paper of 2017,
-https://arxiv.org/abs/1702.08165, whose own figure describes another reward.
+https://arxiv.org/abs/1702.08165; a figure of the paper describes a different reward.
 """
 
 import gymnasium as gym
@@ -21,7 +21,7 @@ class MultiGoal(gym.Env):
     """A point at p, moved to p + a until it is at a goal; p is observed; both `(2,)` float32.
 
     A step's reward is -`action_cost` ‖a‖² - `distance_cost` ‖p - g‖² for the new position p and the goal g
-    nearest to it, and `goal_reward` more where ‖p - g‖ < `goal_radius`, which ends the episode. Positions
+    nearest to it, plus `goal_reward` if ‖p - g‖ < `goal_radius`, which ends the episode. Positions
     are clipped to ±BOUND, actions to [-1, 1]; the first position is drawn from N(0, `init_sigma`²). As
     cleanrl_maxent/MultiGoal-v0 an episode is cut off after MAX_EPISODE_STEPS. With `render_mode` "rgb_array",
     `render` draws the goals, the path of the episode and, faintly, the paths of those before it.

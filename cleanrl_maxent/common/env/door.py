@@ -1,4 +1,4 @@
-"""The door between an environment and the program: checks and copies what `reset` and `step` return."""
+"""The wrapper between an environment and the program checks and copies what `reset` and `step` return."""
 
 import math
 import traceback
@@ -22,7 +22,7 @@ class CheckedEnv(gym.Wrapper):
     Observations are float32, of the space's shape, and copies, which the environment cannot overwrite later;
     the reward is a float, `terminated` and `truncated` are bools. Other types that mean the same, such as
     lists, integers and arrays of one element, are converted. The environment's `info` is dropped: nothing
-    needs it, and some cannot be batched. In its place is, at the end of an episode,
+    needs it, and some cannot be batched. Instead, at the end of an episode, it is
     `{"episode": {"return": …, "length": …}}`.
 
     `name`: for messages. `time_limit`: steps after which an episode is truncated, if any. `length`: steps of
@@ -168,7 +168,7 @@ def describe_exception(problem: BaseException) -> str:
 def locate(problem: Exception, name: str, where: str) -> Exception:
     """The exception to raise from `problem`, of the environment `name`, with where it happened.
 
-    Errors of the door and the end of a worker remain one line. An environment's own exception is the cause
+    What CheckedEnv refuses or a worker's end remains one line. An environment's own exception is the cause
     of EnvironmentFailed, so that its own traceback is printed.
     """
     if isinstance(problem, UsageError | NonFiniteError | WorkerDied):

@@ -94,7 +94,7 @@ def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> Checked
 def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[gym.Env, int | None, bool]:
     """Gymnasium's environment, its time limit, and False if the environment itself enforces it.
 
-    The door is next to the environment, so that it sees what `step` returns before Gymnasium's own wrappers
+    CheckedEnv is next to the environment, so that it sees what `step` returns before Gymnasium's own wrappers
     take it apart; it does what TimeLimit and the passive checker would do. Only if the registration
     has wrappers, which may look for a time limit, TimeLimit stays between them.
     """

@@ -99,7 +99,7 @@ def prepare_rendering(env_id: str, render_mode: str) -> None:
 
 
 def check_rendering(env: gym.Env, render_mode: str) -> None:
-    """Raises UsageError, with the packages to install, if MuJoCo renders the environment and cannot."""
+    """Raises UsageError, naming packages to install, if MuJoCo should render the environment and cannot."""
     if not hasattr(env.unwrapped, "mujoco_renderer"):
         return
     if render_mode == "human":

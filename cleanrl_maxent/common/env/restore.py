@@ -1,4 +1,4 @@
-"""Environments that are restored exactly, by replaying their random state and their actions."""
+"""Environments that are restored exactly, from their random state and by replaying their actions."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -39,7 +39,7 @@ class RestorableEnv(gym.Wrapper):
 
     @property
     def checked(self) -> CheckedEnv:
-        """The environment's door."""
+        """The wrapper that checks what the environment returns."""
         return cast(CheckedEnv, self.env)
 
     def reset(self, *, seed=None, options=None):

@@ -47,8 +47,8 @@ class SeedEnvs:
     ):
         """Makes and resets `copies` environments per seed; `choice`: see `make_env`; `env_reset` is the flag.
 
-        `workers`: processes that step them; 0: this one. Raises UsageError as `make_env`, or if the
-        environment cannot be restored exactly, NonFiniteError, EnvironmentFailed, and WorkerDied.
+        `workers`: processes that step them; 0: this one. Raises UsageError like `make_env` and
+        if the environment cannot be restored exactly, NonFiniteError, EnvironmentFailed and WorkerDied.
         """
         self.seeds, self.env_reset, self.copies = seeds, env_reset, copies
         self.env_id = choice if isinstance(choice, str) else choice.env_id

@@ -174,7 +174,7 @@ def serve(requests: Requests, memory: int) -> None:
 
 
 def portable(problem: Exception) -> Exception:
-    """What can be sent to another process of an exception of any class."""
+    """An exception of any class, in a form that can be sent to another process."""
     from cleanrl_maxent.common.env.door import RemoteError, describe_exception
     from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 

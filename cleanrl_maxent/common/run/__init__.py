@@ -1,1 +1,1 @@
-"""A run: its start, folder, record, checkpoints, line on the screen, and result."""
+"""A run: its start, folder, record, checkpoints, status line, and result."""

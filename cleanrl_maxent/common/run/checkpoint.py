@@ -1,6 +1,6 @@
 """The exact state of a run on disk: written whole or not at all, with checksums and without pickle.
 
-    checkpoint/checkpoint-{steps}.json    what belongs together after so many environment steps; its SHA-256s
+    checkpoint/checkpoint-{steps}.json    the files of the state after so many steps, with their SHA-256
     checkpoint/state-{steps}.npz          arrays: all that is learned, and the environments' actions
     checkpoint/segment-{steps}.npz        the transitions since the segment before; never rewritten
 

@@ -29,7 +29,7 @@ class Journal:
     def __init__(self, args: RunArgs, folder: Path, steps: int, meta: Mapping[str, Any]):
         """Opens the files of a run in `folder` that starts or resumes at `steps` environment steps.
 
-        `meta`: that of the checkpoint, empty for a new run; files are cut back to their length then.
+        `meta`: that of the checkpoint, empty for a new run; files are truncated to the lengths in it.
         Raises OSError.
         """
         self.args = args

@@ -1,4 +1,4 @@
-"""What a run's bits depend on besides its arguments: versions, device, threads."""
+"""What bit-identical results depend on besides the arguments: versions, device, threads."""
 
 import os
 import platform

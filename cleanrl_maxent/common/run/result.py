@@ -12,7 +12,7 @@ from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
 class Result(dict[str, Any]):
     """The content of `result.json`, and the policies.
 
-    `run_dir`; `total_timesteps` as given; `seconds`, wall clock, and `evaluation_seconds` of them;
+    `run_dir`; `total_timesteps` as given; `seconds`, wall clock, `evaluation_seconds` of which evaluating;
     `evaluations`, each seed's last.
     """
 

@@ -1,4 +1,4 @@
-"""A run: its folder, its record, its exact state on disk, the line on the terminal, the result."""
+"""A run: its folder, its record, its exact state on disk, its status line, its result."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -137,7 +137,7 @@ class Run:
 
         `steps`: environment steps so far. `state`: everything learned. `losses`, `episodes`: see
         `Journal`. Raises Stopped after a signal (the run saves on its way
-        out), NonFiniteError, and OSError if the disk does not take it; the checkpoint before is kept.
+        out), NonFiniteError, and OSError if it cannot be written; the previous checkpoint is kept.
         """
         self.journal.record_episodes(steps, episodes)
         self.journal.record_losses(steps, losses)

@@ -17,7 +17,7 @@ PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class Terminal:
-    """One live line on a terminal; a plain line now and then if there is none."""
+    """A live status line on a terminal; without a terminal, a plain line now and then."""
 
     def __init__(self, args: RunArgs, folder: Path):
         self.args, self.steps, self.speed, self.evaluation = args, 0, 0.0, ""
