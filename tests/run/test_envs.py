@@ -1,4 +1,4 @@
-"""The door to the environments: true transitions, scaled actions, streams, and what is refused."""
+"""Environments: true transitions, scaled actions, streams, and what is refused."""
 
 import gymnasium as gym
 import numpy as np

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.env.door import locate
 from cleanrl_maxent.common.env.restore import RestorableEnv
+from cleanrl_maxent.common.env.wrapper import locate
 from cleanrl_maxent.common.errors import UsageError, WorkerDied
 
 ALIGNMENT = 64  # bytes; where an array begins in a buffer

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
-from cleanrl_maxent.common.env.door import describe_exception
+from cleanrl_maxent.common.env.wrapper import describe_exception
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
 UNBOUNDED = 1e30  # bounds beyond this mean no bounds

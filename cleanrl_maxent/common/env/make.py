@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from cleanrl_maxent.common.env.checks import check_kwargs, check_name, check_spaces, explain
-from cleanrl_maxent.common.env.door import CheckedEnv
 from cleanrl_maxent.common.env.render import check_rendering, prepare_rendering
+from cleanrl_maxent.common.env.wrapper import CheckedEnv
 from cleanrl_maxent.common.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.env.door import CheckedEnv, locate
+from cleanrl_maxent.common.env.wrapper import CheckedEnv, locate
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
 SEED = 3  # with most others, what survives a reset of BipedalWalkerHardcore does not show

@@ -10,11 +10,11 @@ import numpy as np
 from cleanrl_maxent.common.data import Array, Transition
 from cleanrl_maxent.common.env.batch import locating
 from cleanrl_maxent.common.env.checks import check_finite
-from cleanrl_maxent.common.env.door import LIMIT_IT, LONGEST_EPISODE
 from cleanrl_maxent.common.env.make import TRAINING, EnvChoice, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.pool import Pool
 from cleanrl_maxent.common.env.restore import check_restorable
 from cleanrl_maxent.common.env.task import describe_task
+from cleanrl_maxent.common.env.wrapper import LIMIT_IT, LONGEST_EPISODE
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import subtree
 from cleanrl_maxent.common.output import warn

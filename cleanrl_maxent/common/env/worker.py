@@ -175,7 +175,7 @@ def serve(requests: Requests, memory: int) -> None:
 
 def portable(problem: Exception) -> Exception:
     """An exception of any class, in a form that can be sent to another process."""
-    from cleanrl_maxent.common.env.door import RemoteError, describe_exception
+    from cleanrl_maxent.common.env.wrapper import RemoteError, describe_exception
     from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
     if isinstance(problem, UsageError | NonFiniteError):

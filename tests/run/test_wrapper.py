@@ -1,4 +1,4 @@
-"""The door to an environment: what `reset` and `step` must return, what an environment may be, what is said.
+"""Environments as they come: what `reset` and `step` must return, what one may be, what is said.
 
 Messages are tested as they are read.
 """
@@ -16,8 +16,8 @@ import pytest
 
 from cleanrl_maxent import enjoy, sac
 from cleanrl_maxent.common.cli import validate
-from cleanrl_maxent.common.env import door
 from cleanrl_maxent.common.env import seeds as seeds_module
+from cleanrl_maxent.common.env import wrapper
 from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, UsageError
@@ -172,7 +172,7 @@ class Endless:
 
 
 def test_an_evaluation_without_end_ends(monkeypatch):
-    monkeypatch.setattr(door, "LONGEST_EPISODE", 300)
+    monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 300)
     assert message(UsageError, Endless("NeverEnds-v0").play) == (
         "an episode of NeverEnds-v0 has not ended after 300 steps; add --max-episode-steps N, or "
         "max_episode_steps=N where it is registered (evaluation at step 5000, seed 1)"
@@ -184,7 +184,7 @@ def test_an_evaluation_without_end_ends(monkeypatch):
 
 
 def test_a_film_without_end_ends(monkeypatch):
-    monkeypatch.setattr(door, "LONGEST_EPISODE", 30)
+    monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 30)
     monkeypatch.setattr(probes.Point, "metadata", {"render_modes": ["rgb_array"]})
     monkeypatch.setattr(probes.Point, "render", lambda self: np.zeros((4, 4, 3), np.uint8), raising=False)
     film = Film("NeverEnds-v0")
@@ -205,7 +205,7 @@ def test_training_warns_once_of_an_episode_without_end(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_run_without_end_is_resumed_and_says_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(door, "LONGEST_EPISODE", 400)
+    monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 400)
     args = SMALL | dict(env_id="NeverEnds-v0")
     words = r"an episode of NeverEnds-v0 has not ended after 400 steps; .* \(evaluation at step 140, seed 1\)"
     for _ in range(2):
@@ -366,7 +366,7 @@ def test_an_exception_without_a_message_says_where():
 
 
 def test_an_environment_sees_its_time_limit():
-    """The door keeps the limit, but an environment may read it in its own `spec`."""
+    """The wrapper keeps the limit, but an environment may read it in its own `spec`."""
     for given, limit in ((None, 200), (7, 7)):
         env = make_env(EnvChoice("Pendulum-v1", max_episode_steps=given))
         assert env.unwrapped.spec.max_episode_steps == env.time_limit == limit
