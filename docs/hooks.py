@@ -4,14 +4,17 @@ import html
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 # pages that are not in docs/
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/**/*.md")
 LINK = re.compile(r'(\]\(|src=")([^)#"\s:]+)')  # a relative path, up to its anchor
+NAMED_FILE = re.compile(r'\s(?:src|href)="([^":#?]+)[#?"]')  # of a built page, without other sites' addresses
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 NAMED = r"\\(?:exp|ln|log|max|min|sinh|tanh)(?:[_^]\w)?"
 LATEX = (  # what TeX does and latex2mathml does not: braces, and spaces around named functions and tags
@@ -79,3 +82,11 @@ def on_page_content(content, **_):
         return convert(latex, display="inline" if match[1] == "span" else "block")
 
     return FORMULA.sub(formula, content)
+
+
+def on_post_build(*, config):
+    """Raises PluginError if a page shows a picture, or links to a page, that the site lacks."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        for target in NAMED_FILE.findall(page.read_text()):
+            if page.name != "404.html" and not (page.parent / unquote(target)).exists():
+                raise PluginError(f"{page.relative_to(config.site_dir)} names {target}, which does not exist")
