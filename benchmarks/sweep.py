@@ -3,7 +3,7 @@
     python benchmarks/sweep.py cpu --dry-run     # what benchmarks/suites/cpu.toml would run
     python benchmarks/sweep.py cpu               # runs it, in runs/cpu/, packed on this machine
     python benchmarks/sweep.py my_suite.toml --out-dir runs/mine
-    python benchmarks/sweep.py cpu --executor slurm --sbatch "--partition=short --time=4:00:00"
+    python benchmarks/sweep.py cpu --executor slurm --sbatch="--partition=short --time=4:00:00"
     python benchmarks/sweep.py cpu --list        # a command a line, for any other scheduler; or --cell 7
 
 A cell with a `result.json` is done. Any other is started, or resumed from its last checkpoint, by its own
@@ -48,6 +48,7 @@ from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, UsageError, require
 from cleanrl_maxent.common.output import say
+from cleanrl_maxent.common.ranges import Natural
 from cleanrl_maxent.common.run.inventory import last_checkpoint
 
 MAX_KILLS = 20  # deaths by a signal that a cell survives; more often it is what kills the machine
@@ -74,9 +75,9 @@ class Args:
     retries: int = 2  # times that a failed cell is started again
     dry_run: bool = False  # print commands, time and memory, and run nothing; with Slurm, one cell's script
     list: bool = False  # print every cell's command, one a line, for another scheduler
-    cell: int | None = None  # run this cell alone, in place of this process; counted from 0
+    cell: Natural | None = None  # run this cell alone, in place of this process; counted from 0
     executor: Literal["local", "slurm"] = "local"  # run on this machine, or as jobs of a cluster
-    sbatch: str = ""  # arguments of sbatch: --sbatch "--partition=gpu --gres=gpu:1"
+    sbatch: str = ""  # arguments of sbatch: --sbatch="--partition=gpu --gres=gpu:1"
     save_seconds: int = 120  # seconds before its time limit at which a job of Slurm saves and stops
     poll: float = 10.0  # seconds between queries of Slurm's queue
     cancel: bool = False  # cancel this suite's jobs of Slurm; running ones save first

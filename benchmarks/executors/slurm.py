@@ -22,8 +22,11 @@ from cleanrl_maxent.common.output import say, warn
 PATIENCE = 120  # seconds that a program of Slurm may take
 # complaints of sbatch after which the same command may succeed; the job may even have been taken
 TEMPORARY = re.compile("MaxSubmit|slurm controller|timed out|connection|temporarily|try again|standby", re.I)
-# options that would make another job of the script, or hide it from the sweep
-OURS = re.compile(r"--(array|wrap|wait|test-only|job-name|output|parsable)\b|-[aWJo]")
+# options that would make another job of the script, run a cell twice, or hide it from the sweep
+OURS = re.compile(
+    r"--(array|wrap|wait|test-only|job-name|output|parsable|dependency|signal|open-mode|no-requeue|chdir)\b"
+    r"|-[aWJodD]"
+)
 OUT_OF_MEMORY = 125  # Slurm's exit status of a job that asked for too little
 
 SCRIPT = """\
@@ -109,6 +112,7 @@ class SlurmExecutor:
         self.jobs: dict[Cell, str] = {}  # cells in the queue, and their jobs' numbers
         self.started: set[Cell] = set()  # those that this sweep submitted
         self.answered = False  # Slurm did, the last time it was asked
+        self.reached = False  # it answered at least once
         self.complaint = ""
 
     @property
@@ -138,6 +142,7 @@ class SlurmExecutor:
     def listen(self, complaint: str) -> None:
         """Notes whether Slurm answered; prints a complaint once."""
         self.answered = not complaint
+        self.reached |= self.answered
         if complaint and complaint != self.complaint:
             warn(f"{complaint}; waiting, and trying again")
         self.complaint = complaint
@@ -149,9 +154,12 @@ class SlurmExecutor:
             raise Stopped("cancelled by --cancel; the same command without it resumes the runs")
 
     def ended(self) -> Iterator[tuple[Cell, int]]:
-        """As every executor's. Raises Stopped if somebody cancelled the sweep."""
+        """As every executor's. Raises Stopped if somebody cancelled the sweep, UsageError if Slurm does not
+        work here at all."""
         self.check_not_cancelled()
         queue, complaint = look(self.cells)
+        if complaint and not self.reached and not TEMPORARY.search(complaint):
+            raise UsageError(f"Slurm does not work on this machine: {complaint}")
         self.listen(complaint)
         if complaint:
             return

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -38,13 +39,12 @@ class Range(NamedTuple):
 
 def parse_integer(text: str) -> int:
     """An integer written as `1000`, `1_000` or `1e3`; raises ValueError for `2.5` or `abc`."""
-    try:
+    with suppress(ValueError):
         return int(text)
-    except ValueError:
-        number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a whole number")
-    return int(number)
+    with suppress(ValueError):
+        if (number := float(text)).is_integer():
+            return int(number)
+    raise ValueError(f"{text} is not a whole number")
 
 
 INTEGER = tyro.constructors.PrimitiveConstructorSpec(
@@ -70,6 +70,23 @@ def expanded_path(kind: Any) -> Any:
         instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
+    )
+
+
+@PATHS.primitive_rule
+def optional_number(kind: Any) -> Any:
+    """Reads a number or None, so that a wrong one is called what it is rather than no member of a union."""
+    members = [member for member in get_args(kind.type) if member is not type(None)]
+    number = get_args(members[0])[0] if members and get_origin(members[0]) is Annotated else None
+    if get_origin(kind.type) not in (Union, UnionType) or len(members) > 1 or number not in (int, float):
+        return None
+    parse = parse_integer if number is int else float
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=number.__name__.upper(),
+        instance_from_str=lambda words: None if words[0] == "None" else parse(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, number),
+        str_from_instance=lambda value: [str(value)],
     )
 
 

@@ -15,7 +15,7 @@ from cleanrl_maxent import maxent_pg, sac, sql
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import Count, Range, Rate, Widths, parse_integer, unmet_requirement
+from cleanrl_maxent.common.ranges import PATHS, Count, Range, Rate, Widths, parse_integer, unmet_requirement
 
 SCRIPT = Path(sac.__file__)
 ALGORITHMS = cleanrl_maxent.algorithms()
@@ -264,3 +264,16 @@ def test_integers_and_widths_on_the_command_line():
     args = tyro.cli(sac.Args, args="--total-timesteps 1e6 --hidden-dims 1_000 2e2 --no-autotune".split())
     assert args == sac.Args(total_timesteps=1_000_000, hidden_dims=(1000, 200), autotune=False)
     assert type(args.total_timesteps) is int
+
+
+def test_optional_numbers_on_the_command_line(capsys):
+    def parsed(words):
+        return tyro.cli(sql.Args, args=words.split(), registry=PATHS)
+
+    args = parsed("--eval-frequency 1e3 --env-workers None --reward-scale 2")
+    assert (args.eval_frequency, args.env_workers, args.reward_scale) == (1_000, None, 2.0)
+    for words, line in (("--env-workers two", "two is not a whole number"), ("--reward-scale x", "'x'")):
+        with pytest.raises(SystemExit):
+            parsed(words)
+        printed = capsys.readouterr()
+        assert line in printed.err + printed.out and "Annotated" not in printed.err + printed.out

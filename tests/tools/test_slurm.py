@@ -11,6 +11,7 @@ import tyro
 from benchmarks import sweep
 from benchmarks.executors import slurm
 from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
+from cleanrl_maxent.common.ranges import PATHS
 from cleanrl_maxent.common.usage import join_values
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.suites import make_cells, write_checkpoint, write_config, write_result
@@ -296,6 +297,9 @@ def test_a_sweep_after_cancel_begins_anew(tmp_path, cluster, monkeypatch, capsys
     [
         (["--sbatch=--array=0-3"], "--array=0-3 is not for you to give"),
         (["--sbatch=-p gpu -J mine"], "-J is not for you to give"),
+        (["--sbatch=--dependency=after:1"], "--dependency=after:1 is not for you to give"),
+        (["--sbatch=--signal=TERM@5"], "--signal=TERM@5 is not for you to give"),
+        (["--sbatch=-D /tmp"], "-D is not for you to give"),
         (["--sbatch=--comment='a"], "No closing quotation"),
         (["--list"], "--list is for other schedulers: leave --executor out"),
         (["--cell", "1"], "--cell is for other schedulers: leave --executor out"),
@@ -318,11 +322,24 @@ def test_bad_arguments(tmp_path, cluster, words, message):
     [
         ["smoke", "--sbatch", "--partition=gpu --gres=gpu:1", "--poll", "2"],
         ["smoke", "--sbatch=--partition=gpu --gres=gpu:1", "--poll", "2"],
+        ["smoke", "--sbatch", "--gres=gpu:1", "--poll=2"],
     ],
 )
 def test_a_value_of_sbatch_may_begin_with_dashes(words):
-    args = tyro.cli(sweep.Args, args=join_values(words, sweep.Args))
-    assert (args.sbatch, args.poll) == ("--partition=gpu --gres=gpu:1", 2)
+    args = tyro.cli(sweep.Args, args=join_values(words, sweep.Args), registry=PATHS)
+    assert args.sbatch in ("--partition=gpu --gres=gpu:1", "--gres=gpu:1") and args.poll == 2
+
+
+def test_what_follows_a_flag_without_a_text_is_a_flag():
+    for words in (["--list", "--cell=3"], ["--list", "--nothing=3"]):
+        assert join_values(words, sweep.Args) == words
+
+
+def test_a_slurm_that_is_not_set_up_ends_the_sweep(tmp_path, cluster):
+    """Its programs are there, but know of no cluster: waiting would not help."""
+    cluster.say("down", "squeue: fatal: Could not establish a configuration source\n")
+    with pytest.raises(UsageError, match="^Slurm does not work on this machine: squeue: fatal: Could not"):
+        new_sweep(make_cells(tmp_path / "runs", ["a"])).step()
 
 
 def test_a_machine_without_slurm(tmp_path, monkeypatch):

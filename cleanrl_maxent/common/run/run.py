@@ -92,7 +92,8 @@ class Run:
         found = self.resumed_from
         self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
-            self.journal.terminal.print_line("on a CPU, one process per core and seed is faster; set NPROC=1")
+            advice = "on a CPU, one process per core and seed is faster, as benchmarks/sweep.py runs them"
+            self.journal.terminal.print_line(advice)
         if workers := self.envs.pool.workers:
             self.journal.terminal.print_line(f"environments in {workers} processes")
         self.unsaved: tuple[int, Any] | None = None  # the end of the last step, until it is saved
