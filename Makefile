@@ -50,7 +50,7 @@ release: check test docs wheel
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
+		{ echo "error: $(PYTHON) is missing, or older than 3.11; name another: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt

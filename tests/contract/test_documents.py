@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import tyro
@@ -34,12 +35,17 @@ def test_marks_of_the_page(name):
         demand(mark in page_of(name), f"docs/algorithms/{name}.md lacks the line {mark}")
 
 
+def test_title_of_the_page(name):
+    title = page_of(name).splitlines()[0]
+    titled = re.fullmatch(rf"# .+ \(`cleanrl_maxent/{name}\.py`\)", title)
+    wanted = f"# Its name (`cleanrl_maxent/{name}.py`)"
+    demand(titled, f"docs/algorithms/{name}.md has the title {title!r}, not {wanted}")
+
+
 def test_headings_of_the_page(name):
     """Sections of its own follow the deviations; that on published results may be missing."""
     page = f"docs/algorithms/{name}.md"
-    title, *lines = BLOCK.sub("", page_of(name)).splitlines()
-    titled = re.fullmatch(rf"# .+ \(`cleanrl_maxent/{name}\.py`\)", title)
-    demand(titled, f"{page} has the title {title!r}, not # Its name (`cleanrl_maxent/{name}.py`)")
+    lines = BLOCK.sub("", page_of(name)).splitlines()
     sections = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
     own = [section for section in sections if section not in TEMPLATE + AT_THE_END]
     end = [section for section in AT_THE_END if section in sections or section != "Published results"]
@@ -98,8 +104,11 @@ def test_row_of_a_suite(name):
     demand(suites_with_it - {"smoke"}, f"no suite besides smoke trains {name}")
 
 
-def test_formulas_are_tested(name):
+def test_formulas_are_tested(name, module):
     tests = [path.read_text() for path in (ROOT / "tests" / "formulas").glob("test_*.py")]
     imported = rf"^from cleanrl_maxent import .*\b{name}\b"
-    found = any(re.search(imported, text, re.MULTILINE) for text in tests)
-    demand(found, f"no test in tests/formulas imports {name}: write tests/formulas/test_{name}.py")
+    tests = [text for text in tests if re.search(imported, text, re.MULTILINE)]
+    demand(tests, f"no test in tests/formulas imports {name}: write tests/formulas/test_{name}.py")
+    losses = re.findall(r"^def (\w+_loss)\(", Path(module.__file__).read_text(), re.MULTILINE)
+    untested = [loss for loss in losses if not any(loss in text for text in tests)]
+    demand(not untested, f"no test in tests/formulas that imports {name} calls {', '.join(untested)}")

@@ -15,7 +15,16 @@ from tests.support.pytrees import changed, distance, leaves
 from tests.support.references import ACTION_DIM, OBS_DIM, TASK, finite_difference, make_batch, trained_on
 from tests.support.runs import small_args
 
-ARGS = crossq.Args(hidden_dims=(16, 16), critic_hidden_dims=(16, 16), batch_size=8, alpha=0.3)
+MOMENTUM, WARMUP = 0.9, 4  # of the normalisation, and its updates before r and d count
+ARGS = crossq.Args(
+    hidden_dims=(16, 16),
+    critic_hidden_dims=(16, 16),
+    batch_size=8,
+    alpha=0.3,
+    policy_lr=2e-3,
+    bn_momentum=MOMENTUM,
+    bn_warmup=WARMUP,
+)
 KEY = jax.random.key(7)
 
 critic_loss = jax.jit(jax.value_and_grad(crossq.critic_loss, has_aux=True), static_argnums=4)
@@ -29,41 +38,54 @@ def init(module, args):
 
 
 @cache
-def make_state():
-    """A state after six updates, with their statistics."""
+def make_state(updates=15):
+    """A state after so many updates of the critics and a third as many of the actor."""
     state = init(crossq, ARGS)
-    for index in range(6):
+    for index in range(updates):
         state, _ = update(state, make_batch(64, seed=index), jax.random.key(index), index % 3, ARGS)
     return state
 
 
-def normalized(layer, stats, x, training):
-    """A layer's inputs, normalised, scaled and shifted, before `warmup` ends."""
+def correction(stats, x):
+    """r and d of a layer; 1 and 0 during the warm-up."""
+    if stats["batches"] < WARMUP:
+        return 1.0, 0.0
+    std, of_batch = np.sqrt(stats["var"] + 1e-3), np.sqrt(x.var(axis=0) + 1e-3)
+    return np.clip(of_batch / std, 1 / 3, 3), np.clip((x.mean(axis=0) - stats["mean"]) / std, -5, 5)
+
+
+def dense(layer, stats, x, training, r, d):
+    """What a layer returns before its ReLU."""
     mean, var = (x.mean(axis=0), x.var(axis=0)) if training else (stats["mean"], stats["var"])
-    return (x - mean) / np.sqrt(var + 1e-3) * layer["scale"] + layer["bias"]
+    normalization = layer["BatchRenorm_0"]
+    y = ((x - mean) / np.sqrt(var + 1e-3) * r + d) * normalization["scale"] + normalization["bias"]
+    return y @ layer["kernel"] + layer["bias"]
 
 
-def reference(params, stats, x, training):
-    """A network in float64."""
-    params, stats = jax.tree.map(np.float64, (params, stats))
+def reference(params, stats, x, training, fixed=None):
+    """A network in float64, with r and d as parameters `fixed` give them, by default its own."""
+    params, stats, fixed = jax.tree.map(np.float64, (params, stats, fixed or params))
+    x = at = np.float64(x)
     for name in sorted(params):
-        layer = params[name]
-        x = normalized(layer["BatchRenorm_0"], stats[name]["BatchRenorm_0"], np.float64(x), training)
-        x = x @ layer["kernel"] + layer["bias"]
-        x = x if name == max(params) else np.maximum(x, 0)
+        of_layer = stats[name]["BatchRenorm_0"]
+        r, d = correction(of_layer, at) if training else (1.0, 0.0)
+        x = dense(params[name], of_layer, x, training, r, d)
+        at = dense(fixed[name], of_layer, at, training, r, d)
+        if name != max(params):
+            x, at = np.maximum(x, 0), np.maximum(at, 0)
     return x
 
 
-def reference_q(params, stats, obs, action, training):
+def reference_q(params, stats, obs, action, training, fixed=None):
     """Both critics, `(2, batch)`."""
     x = np.concatenate([obs, action], axis=-1)
-    both = [jax.tree.map(lambda leaf, i=i: leaf[i], (params, stats)) for i in range(2)]
-    return np.stack([reference(*one, x, training)[:, 0] for one in both])
+    both = [jax.tree.map(lambda leaf, i=i: leaf[i], (params, stats, fixed or params)) for i in range(2)]
+    return np.stack([reference(params, stats, x, training, fixed)[:, 0] for params, stats, fixed in both])
 
 
-def reference_sample(params, stats, obs, key, training):
+def reference_sample(params, stats, obs, key, training, fixed=None):
     """Sample and log-density with the textbook Jacobian log(1 - a²)."""
-    out = reference(params, stats, obs, training)
+    out = reference(params, stats, obs, training, fixed)
     mean, log_std = out[:, :ACTION_DIM], np.clip(out[:, ACTION_DIM:], -20, 2)
     noise = np.float64(jax.random.normal(key, mean.shape))
     action = np.tanh(mean + np.exp(log_std) * noise)
@@ -134,6 +156,8 @@ def test_gradients_pass_through_the_batch_statistics_but_not_through_the_correct
 
 # ---- losses
 
+BEFORE_AND_AFTER = pytest.mark.parametrize("updates", [3, 15], ids=["in the warm-up", "after it"])
+
 
 def target(state, batch):
     """y = r + γ(1 - d)[min Q(s', a') - α log π(a'|s')], Q from the joint batch, π by running statistics."""
@@ -145,14 +169,15 @@ def target(state, batch):
     return batch.reward + 0.99 * (1 - batch.terminated) * (next_q.min(axis=0) - alpha * log_prob), joint
 
 
-def test_critic_loss_metrics_and_gradient():
+@BEFORE_AND_AFTER
+def test_critic_loss_metrics_and_gradient(updates):
     """The gradient is that of the first half's residual alone, through statistics of the joint batch."""
-    state, batch = make_state(), make_batch()
+    state, batch = make_state(updates), make_batch()
     y, joint = target(state, batch)
     stats = state.critics.batch_stats
 
     def residuals(variables):
-        q = reference_q(variables["params"], stats, *joint, True)[:, : len(batch.obs)]
+        q = reference_q(variables["params"], stats, *joint, True, state.critics.params)[:, : len(batch.obs)]
         return 0.5 * ((q - y) ** 2).mean(axis=1)
 
     (loss, (metrics, _)), grads = critic_loss(state.critics.params, state, batch, KEY, ARGS)
@@ -179,18 +204,20 @@ def test_the_joint_batch_moves_the_running_statistics():
     before = state.critics.batch_stats["NormalizedLinear_0"]["BatchRenorm_0"]
     (_, (_, stats)), _ = critic_loss(state.critics.params, state, batch, KEY, ARGS)
     after = stats["NormalizedLinear_0"]["BatchRenorm_0"]
-    assert np.allclose(after["mean"], 0.99 * before["mean"] + 0.01 * x.mean(axis=0), atol=1e-5)
-    assert np.allclose(after["var"], 0.99 * before["var"] + 0.01 * x.var(axis=0), atol=1e-5)
-    assert after["batches"].tolist() == (before["batches"] + 1).tolist() == [7, 7]
+    assert np.allclose(after["mean"], MOMENTUM * before["mean"] + (1 - MOMENTUM) * x.mean(axis=0), atol=1e-5)
+    assert np.allclose(after["var"], MOMENTUM * before["var"] + (1 - MOMENTUM) * x.var(axis=0), atol=1e-5)
+    assert after["batches"].tolist() == (before["batches"] + 1).tolist() == [16, 16]
 
 
-def test_actor_loss_metrics_and_gradient():
+@BEFORE_AND_AFTER
+def test_actor_loss_metrics_and_gradient(updates):
     """The actor by statistics of the batch, the critics by their running ones."""
-    state, batch = make_state(), make_batch()
+    state, batch = make_state(updates), make_batch()
     critics, alpha = state.critics, float(crossq.temperature(state))
 
     def losses(variables):
-        sample = reference_sample(variables["params"], state.actor.batch_stats, batch.obs, KEY, True)
+        stats, fixed = state.actor.batch_stats, state.actor.params
+        sample = reference_sample(variables["params"], stats, batch.obs, KEY, True, fixed)
         q = reference_q(critics.params, critics.batch_stats, batch.obs, sample[0], False)
         return (alpha * sample[1] - q.min(axis=0)).mean(), -sample[1].mean()
 
@@ -202,6 +229,15 @@ def test_actor_loss_metrics_and_gradient():
     for path, index in [(("NormalizedLinear_0", "kernel"), (0, 1)), (("NormalizedLinear_2", "bias"), (3,))]:
         derivative = finite_difference(lambda v: losses(v)[0], variables, path, index)
         assert grads[path[0]][path[1]][index] == pytest.approx(derivative, rel=1e-4, abs=1e-6)
+
+
+def test_alpha_loss_and_gradient():
+    """α (H - H̄), whose derivative in log α is itself."""
+    (loss, metrics), grads = jax.value_and_grad(crossq.alpha_loss, has_aux=True)(
+        {"log_alpha": jnp.log(0.3)}, entropy=1.5, target_entropy=-2.0
+    )
+    assert loss == metrics["losses/alpha_loss"] == pytest.approx(0.3 * 3.5)
+    assert grads["log_alpha"] == pytest.approx(0.3 * 3.5)
 
 
 def test_no_gradient_enters_the_target():
@@ -249,7 +285,7 @@ def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets(monkeypa
     of_layer = crossq.BatchRenorm.__call__
     monkeypatch.setattr(crossq, "EPSILON", 0.0)
     monkeypatch.setattr(crossq.BatchRenorm, "__call__", lambda self, x, training: of_layer(self, x, False))
-    sac_args = sac.Args(hidden_dims=(16, 16), alpha=0.3, policy_lr=1e-3, tau=1.0, policy_frequency=3)
+    sac_args = sac.Args(hidden_dims=(16, 16), alpha=0.3, policy_lr=2e-3, tau=1.0, policy_frequency=3)
     state, other = init(crossq, ARGS), init(sac, sac_args)
     tx, first = optax.adam(1e-3, b1=0.5), {}
     for name in ("actor", "critics"):
@@ -273,7 +309,11 @@ def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets(monkeypa
 
 
 def test_init():
-    state = init(crossq, crossq.Args())
+    """Also the authors' constants of the normalisation."""
+    args = crossq.Args()
+    assert (args.bn_momentum, args.bn_warmup) == (0.99, 100_000)
+    state = init(crossq, args)
+    assert all((layer["bias"] == 0).all() for layer in state.critics.params.values())
     for width, name in ((OBS_DIM + ACTION_DIM, "NormalizedLinear_0"), (256, "NormalizedLinear_1")):
         layer = state.critics.params[name]
         assert np.std(layer["kernel"]) == pytest.approx(1 / math.sqrt(width), rel=0.05)
@@ -282,6 +322,13 @@ def test_init():
         for leaf, value in ((stats["mean"], 0), (stats["var"], 1), (normalization["scale"], 1)):
             assert leaf.shape == (2, width) and (leaf == value).all()
     assert float(crossq.temperature(init(crossq, ARGS))) == pytest.approx(0.3)
+
+
+def check_first_step(before, after, grads, rate):
+    """Adam's first step is the sign of the gradient times the rate; half of the gradient is its momentum."""
+    for grad, momentum in leaves(grads, after.opt_state[0].mu):
+        assert np.allclose(momentum, 0.5 * grad, rtol=1e-3, atol=1e-6)
+    assert distance(before.params, after.params) == pytest.approx(rate, rel=1e-2)
 
 
 def test_actor_and_temperature_move_in_every_third_update_and_the_critics_in_all():
@@ -294,9 +341,11 @@ def test_actor_and_temperature_move_in_every_third_update_and_the_critics_in_all
         pairs.append((state.critics.batch_stats, after.critics.batch_stats))
         moved.append([changed(*pair) for pair in pairs])
         if index == 0:
-            grads = critic_loss(state.critics.params, state, make_batch(), jax.random.split(KEY)[0], ARGS)[1]
-            for grad, momentum in leaves(grads, after.critics.opt_state[0].mu):
-                assert np.allclose(momentum, 0.5 * grad, rtol=1e-3, atol=1e-6)
+            keys, batch = jax.random.split(KEY), make_batch()
+            grads = critic_loss(state.critics.params, state, batch, keys[0], ARGS)[1]
+            check_first_step(state.critics, after.critics, grads, ARGS.q_lr)
+            grads = actor_loss(state.actor.params, state.replace(critics=after.critics), batch, keys[1])[1]
+            check_first_step(state.actor, after.actor, grads, ARGS.policy_lr)
         state = after
     *policy, critics, statistics = zip(*moved, strict=True)
     assert all(found == (True, False, False) * 2 for found in policy)

@@ -232,6 +232,24 @@ def test_advantages_are_scaled_over_the_rollout(algorithm):
     assert np.array_equal(scaled.value_target, plain.value_target)
 
 
+# ---- the critics' loss
+
+
+@each(*FAMILY)
+@float64()
+def test_critic_loss_and_gradient(algorithm):
+    args = make_args(algorithm)
+    state, rollout = double((make_state(algorithm, args), make_rollout(algorithm, args)))
+    samples, params = jax.device_get((algorithm.make_samples(state, rollout, args), state.critic.params))
+
+    def half_squared_error(params):
+        return 0.5 * np.mean((reference_value(params, samples.obs) - samples.value_target) ** 2)
+
+    (loss, metrics), grads = jax.value_and_grad(algorithm.critic_loss, has_aux=True)(params, state, samples)
+    assert loss == metrics["losses/value_loss"] == pytest.approx(half_squared_error(params), rel=1e-12)
+    np.testing.assert_allclose(flat(grads), numeric_gradient(half_squared_error, params), rtol=0, atol=1e-8)
+
+
 # ---- gradients that coincide
 
 LOSSES = {
