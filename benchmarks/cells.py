@@ -112,7 +112,7 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
     except ValueError as problem:
         raise UsageError(f"{path}: {problem}") from problem
     tables = suite.get("grid")
-    if not isinstance(tables, list) or not tables:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
         raise UsageError(f"{path} has no [[grid]]")
     return path.stem, [read_grid(path, table) for table in tables]
 
@@ -129,7 +129,9 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
             raise UsageError(f"{path}: {name} must be a list of names; got {names!r}")
     if type(table["seeds"]) is not int or table["seeds"] < 1:
         raise UsageError(f"{path}: seeds must be a whole number >= 1; got {table['seeds']!r}")
-    for name, flags in [("flags", table.get("flags", {})), *table.get("variants", {}).items()]:
+    if not isinstance(variants := table.get("variants", {}), dict):
+        raise UsageError(f"{path}: variants must be tables of flags; got {variants!r}")
+    for name, flags in [("flags", table.get("flags", {})), *variants.items()]:
         if not isinstance(flags, dict):
             raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
         if taken := flags.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
@@ -187,8 +189,12 @@ def memory_bytes(cell: Cell) -> float:
 def check(cells: list[Cell]) -> None:
     """Raises UsageError if a cell could not start, before any of them does."""
     for cell in cells:
-        validate(cell.args)
-        row_bytes(chosen_env(cell.args))
+        try:
+            validate(cell.args)
+            row_bytes(chosen_env(cell.args))
+        except UsageError as problem:
+            raise UsageError(f"{cell.folder.name}: {problem}") from problem
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
-        raise UsageError(f"two cells share the folder {shared[0]}; give one of them another exp_name")
+        another = "another exp_name, or algorithms with the same variants a grid each"
+        raise UsageError(f"two cells share the folder {shared[0]}; give one of them {another}")

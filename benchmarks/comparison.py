@@ -106,6 +106,10 @@ def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
         better = f"{more} returns more: the difference is larger than chance explains (95%)."
     else:
         better = "These seeds cannot tell which of them returns more."
+        if probability_of_improvement(a, b) in (0, 1):
+            more, less = ("B", "A") if mean > 0 else ("A", "B")
+            every = f"Every seed of {more} returns more than every seed of {less}"
+            better = f"{every}, but so few do not exclude a difference of 0."
     return [f"B − A: {number(mean)} (95%: {interval}); {beats}", better]
 
 

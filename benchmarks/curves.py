@@ -21,6 +21,7 @@ from benchmarks.records import Curve, published_at_end
 from benchmarks.tables import score
 
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
+NAMED = 10  # lines of a figure that the legend names
 MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
@@ -40,15 +41,25 @@ class Lines:
     values: np.ndarray  # (seeds, points)
     marks: tuple[float, ...] = ()  # at the end, beside the curves
 
+    def mean(self) -> np.ndarray:
+        """Over the seeds that have a value, `(points,)`; NaN where none has one."""
+        return np.ma.masked_invalid(self.values).mean(axis=0).filled(np.nan)
+
+    def end(self) -> float:
+        """The last finite mean; -inf without one."""
+        mean = self.mean()
+        return mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else -np.inf
+
 
 def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
     """What a figure shows of a curve `beside` others; published means stand by algorithms, not by variants.
 
-    The legend has the changed flags if another curve has this name, and the protocol if they differ in it.
+    The legend has an algorithm's changed flags, a variant's if another curve has its name, and the protocol
+    if they differ in it.
     """
     label = curve.name
-    if sum(other.name == curve.name for other in beside) > 1:
-        label += f" {curve.flags}"
+    if not curve.is_variant or sum(other.name == curve.name for other in beside) > 1:
+        label = f"{label} {curve.flags}".strip()
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
         label += f" ({curve.protocol})"
     marks = [] if curve.is_variant else [float(row["mean"]) for row in published_at_end(curve)]
@@ -72,21 +83,25 @@ def draw_curves(curves: list[Curve], path: Path) -> Path:
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
     """Thin seeds and a thick mean for each of `lines`; the legend has their order at the end, from above.
 
-    The file's description is the `digest` of what it shows.
+    All but the best `NAMED` are grey and without their seeds. The file's description is the `digest` of what
+    it shows.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
+    shown = digest(title, ylabel, *lines)
+    least = sorted((entry.end() for entry in lines), reverse=True)[:NAMED][-1]
+    for entry in (entry for entry in lines if entry.end() < least):
+        axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1)
+    lines = [entry for entry in lines if entry.end() >= least]
     marked = [entry.algorithm for entry in lines if entry.marks]
     handles = {}
     for entry, style in zip(lines, line_styles(lines), strict=True):
         color = COLORS.get(entry.algorithm, OTHER_COLOR)
-        mean = np.ma.masked_invalid(entry.values).mean(axis=0).filled(np.nan)
         if len(entry.values) > 1:
             axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35)
         few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
         label = "\n".join(wrap(entry.label, 30, break_on_hyphens=False))
-        (line,) = axes.plot(entry.steps, mean, ls=style, color=color, lw=2.2, label=label, **few)
-        finite = mean[np.isfinite(mean)]
-        handles[line] = finite[-1] if len(finite) else -np.inf
+        (line,) = axes.plot(entry.steps, entry.mean(), ls=style, color=color, lw=2.2, label=label, **few)
+        handles[line] = entry.end()
         if entry.marks:
             lane = 1.025 + 0.022 * marked.index(entry.algorithm)
             axes.plot([lane * budget] * len(entry.marks), entry.marks, **MARK, color=color)
@@ -97,7 +112,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
     axes.set_xlim(0, budget * (1.03 + 0.022 * len(marked)))
     name_whole_ticks(axes)
-    return save_figure(figure, path, dpi=200, description=digest(title, ylabel, *lines))
+    return save_figure(figure, path, dpi=200, description=shown)
 
 
 def line_styles(lines: Iterable[Lines]) -> list[Any]:

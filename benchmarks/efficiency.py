@@ -13,6 +13,7 @@ from benchmarks.curves import digest, name_whole_ticks, place_legend
 from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from benchmarks.records import Curve, main_curves, read_csv
 from benchmarks.tables import markdown_table
+from cleanrl_maxent import algorithms
 
 HERE = Path(__file__).parent / "studies" / "efficiency"
 COSTS, PEERS = HERE / "cost.csv", HERE / "peers.csv"
@@ -75,6 +76,11 @@ def steps_to(curve: Curve, score: float) -> np.ndarray:
     return np.where(reached.any(axis=1), steps[WINDOW - 1 :][reached.argmax(axis=1)], np.inf)
 
 
+def learning_steps(curve: Curve, steps: np.ndarray) -> np.ndarray:
+    """How many of the first `steps` learn: all after the random ones, which cost next to nothing."""
+    return np.maximum(steps - algorithms()[curve.algorithm].Args().learning_starts, 0)
+
+
 def spread(values: np.ndarray, digits: int = 0) -> str:
     """`45,000 (35,000–60,000)`: the median of the seeds and their range, or how many of them are finite."""
     reached = np.isfinite(values)
@@ -97,7 +103,8 @@ def score_table(curves: list[Curve], env_id: str) -> list[str]:
         for score in SCORES[env_id]:
             steps = steps_to(curve, score)
             reached = cost and np.isfinite(np.median(steps))
-            cells += [spread(steps), spread(steps * cost / 6e4, 1) if reached else ""]
+            minutes = learning_steps(curve, steps) * (cost or np.nan) / 6e4
+            cells += [spread(steps), spread(minutes, 1) if reached else ""]
         rows.append(cells)
     return markdown_table(titles, rows)
 
@@ -108,11 +115,11 @@ def efficiency_block(curves: list[Curve]) -> list[str]:
     for env_id in SCORES:
         lines += [f"### {env_id}", "", *score_table(curves, env_id), ""]
     source = "../../benchmarks/results/efficiency.png"
-    return [*lines, f'<img src="{source}" alt="Returns by steps and by minutes on one core">']
+    return [*lines, f'<img src="{source}" alt="Returns by steps and by minutes of learning">']
 
 
 def draw_efficiency(curves: list[Curve], path: Path) -> Path:
-    """Returns by steps and by minutes on one core; seeds are thin, means thick.
+    """Returns by steps and by minutes of learning; seeds are thin, means thick.
 
     Raises UsageError without matplotlib.
     """
@@ -120,16 +127,19 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
     costs, shown = step_costs(), []
     for (left, right), env_id in zip(panels, SCORES, strict=True):
         for program, curve in select_curves(curves, env_id).items():
-            label, style = PROGRAMS[program]
+            name, style = PROGRAMS[program]
+            label = f"{name}, {plural(len(curve.seeds), 'seed')}"
             kind = {"ls": style, "color": COLORS[curve.algorithm]}
-            for axes, scale in ((left, 1.0), (right, costs.get(program, np.nan) / 6e4)):
-                axes.plot(curve.steps * scale, curve.returns.T, lw=0.6, alpha=0.3, **kind)
-                axes.plot(curve.steps * scale, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)
+            minutes = learning_steps(curve, curve.steps) * costs.get(program, np.nan) / 6e4
+            for axes, x in ((left, curve.steps), (right, minutes)):
+                axes.plot(x, curve.returns.T, lw=0.6, alpha=0.3, **kind)
+                axes.plot(x, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)
             shown.append((env_id, label, style, costs.get(program), curve.steps, curve.returns))
-        left.set(title=env_id, ylabel="return, deterministic policy", xlabel="environment steps")
-        right.set(xlabel="minutes on one core")
+        left.set(title=f"{env_id}, {BUDGET:,} steps", ylabel="return, deterministic policy", xlim=(0, BUDGET))
+        left.set(xlabel="environment steps")
+        right.set(xlabel="minutes of learning, one thread", xlim=0)
         left.grid(alpha=0.25)
         left.spines[["top", "right"]].set_visible(False)
         name_whole_ticks(left)
         place_legend(right)
-    return save_figure(figure, path, dpi=150, description=digest(*shown))
+    return save_figure(figure, path, dpi=200, description=digest(*shown))

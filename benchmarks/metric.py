@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.curves import Lines, draw_lines
 from benchmarks.figures import plural
-from benchmarks.intervals import mean_interval
 from benchmarks.records import enter_holder, group_of, in_last_twentieth, read_lines, run_folders
+from benchmarks.tables import mean_with_interval, number
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.folder import file_name
@@ -70,9 +70,9 @@ def draw_task(
     env_id, budget = task
     lines, names = [], [name for _, name, _ in groups]
     for (algorithm, name, flags), seeds in sorted(groups.items()):
-        name = f"{name} {flags}" if names.count(name) > 1 else name
-        counted = plural(len(seeds), "seed")
-        variant = name.split()[0] != algorithm
+        variant, counted = name != algorithm, plural(len(seeds), "seed")
+        if not variant or names.count(name) > 1:
+            name = f"{name} {flags}".strip()
         steps, values = on_common_steps([(seed.steps, seed.values) for seed in seeds])
         lines.append(Lines(algorithm, f"{name}, {counted}", variant, steps, values))
         print(f"{name} on {env_id}, last 5% of {budget:,} steps: {metric} {end_in_words(seeds)}")
@@ -86,8 +86,8 @@ def end_in_words(seeds: list[Seed]) -> str:
     ends = np.array([value for value in at_end.values() if value is not None])
     words = []
     if len(ends):
-        mean = f"{ends.mean():.4g}" + (f" ± {mean_interval(ends):.2g}" if len(ends) > 1 else "")
-        words.append(f"{mean}, {plural(len(ends), 'seed')}: {', '.join(f'{value:.4g}' for value in ends)}")
+        each = ", ".join(number(value, ends.mean()) for value in ends)
+        words.append(f"{mean_with_interval(ends)}, {plural(len(ends), 'seed')}: {each}")
     words += [
         f"seed {seed.name} left out, last value at step {int(seed.steps[-1]):,}"
         for seed in seeds

@@ -46,6 +46,8 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
     """
     defaults, variants = split(main_curves(curves))
     drawn = [draw_curves(group, figure_of(group, out_dir)) for group in by_task_and_budget(defaults)]
+    for group in sampled_groups(split(curves)[0]):
+        drawn.append(draw_curves(group, figure_of(group, out_dir, sampled=True)))
     for algorithm in sorted({curve.algorithm for curve in variants}):
         for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
             task = group[0].env_id, group[0].budget
@@ -75,6 +77,15 @@ def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
     return grouped(curves, attrgetter("env_id", "budget"))
 
 
+def sampled_groups(curves: Iterable[Curve]) -> list[list[Curve]]:
+    """Sampled evaluations of one task and number of steps, where a mean was published that is set beside one
+    of them, though the other figure shows its deterministic evaluation."""
+    curves = list(curves)
+    main = set(main_curves(curves))
+    groups = by_task_and_budget(curve for curve in curves if curve.protocol == "sampled")
+    return [group for group in groups if any(published_at_end(curve) for curve in set(group) - main)]
+
+
 def grouped(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[Curve]]:
     """Curves of the same `key` together, in the order of the keys."""
     groups = defaultdict(list)
@@ -83,9 +94,9 @@ def grouped(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[C
     return [groups[value] for value in sorted(groups)]
 
 
-def figure_of(group: list[Curve], folder: Path, algorithm: str = "") -> Path:
+def figure_of(group: list[Curve], folder: Path, algorithm: str = "", sampled: bool = False) -> Path:
     """The file of a figure: `Hopper-v4-100000.png`, of variants `sql-Hopper-v4-100000.png`."""
-    name = f"{file_name(group[0].env_id)}-{group[0].budget}.png"
+    name = f"{file_name(group[0].env_id)}-{group[0].budget}{'-sampled' if sampled else ''}.png"
     return folder / (f"{algorithm}-{name}" if algorithm else name)
 
 
@@ -100,15 +111,20 @@ def report(curves: list[Curve]) -> str:
 def task_section(curves: list[Curve], figures: str) -> list[str]:
     """Heading, table and figures of a task; `figures` is the way to their folder, "" for none."""
     lines = [f"### {curves[0].env_id}", "", *task_table(curves)]
-    return [*lines, "", *images(by_task_and_budget(curves), figures)] if figures else lines
+    if not figures:
+        return lines
+    sampled = images(sampled_groups(curves), figures, sampled=True)
+    return [*lines, "", *images(by_task_and_budget(curves), figures), *sampled]
 
 
-def images(groups: list[list[Curve]], folder: str, algorithm: str = "") -> list[str]:
+def images(groups: list[list[Curve]], folder: str, algorithm: str = "", sampled: bool = False) -> list[str]:
     """The figures of some groups of curves, each half as wide as a page."""
     tags = []
     for group in groups:
-        source = f"{folder}/{figure_of(group, Path(), algorithm)}"
-        alt = f"Returns on {group[0].env_id}, {group[0].budget:,} steps"
+        source = f"{folder}/{figure_of(group, Path(), algorithm, sampled)}"
+        alt = (
+            f"Returns on {group[0].env_id}, {group[0].budget:,} steps{', sampled actions' if sampled else ''}"
+        )
         tags.append(f'<img src="{source}" width="49%" alt="{alt}">')
     return tags
 
@@ -175,8 +191,9 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
     published = ""
     if rows:
         low, high = (number(limit(float(row["mean"]) for row in rows)) for limit in (min, max))
-        judged = verdict(mean, published_band(rows, len(returns)))
-        published = (low if low == high else f"{low} to {high}") + f" ({judged})"
+        published = low if low == high else f"{low} to {high}"
+        if band := published_band(rows, len(returns)):
+            published += f" ({verdict(mean, band)} {' to '.join(number(bound, mean) for bound in band)})"
     flags = f", `{curve.flags}`" if curve.flags else ""
     return [f"{curve.env_id}, {curve.budget:,}{evaluation}{flags}", number(mean), published]
 
@@ -187,7 +204,7 @@ def refresh_readme(text: str, curves: list[Curve]) -> str:
     for algorithm in algorithms():
         for place, line in enumerate(lines):
             if line.startswith("|") and f"(cleanrl_maxent/{algorithm}.py)" in line:
-                cells = line.split("|")[1:5]
+                cells = line.split("|")[1:4]
                 lines[place] = f"|{'|'.join(cells)}| {' | '.join(readme_cells(curves, algorithm))} |"
     return "\n".join(lines) + "\n"
 

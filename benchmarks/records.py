@@ -73,7 +73,7 @@ def finished_runs(paths: Iterable[Path]) -> list[Path]:
 
 def run_folders(paths: Iterable[Path]) -> list[Path]:
     """The runs among `paths` and one level below, each once; raises UsageError if a path holds none."""
-    found: dict[Path, Path] = {}
+    paths, found = list(paths), dict[Path, Path]()
     for path in (path for path in paths if not path.is_file()):
         runs = runs_in(path)
         if not runs:
@@ -81,7 +81,7 @@ def run_folders(paths: Iterable[Path]) -> list[Path]:
         for folder in runs:
             found.setdefault(folder.resolve(), folder)
     if not found:
-        raise UsageError("name a run, or a folder of runs")
+        raise UsageError(f"name a run, or a folder of runs; got {' '.join(map(str, paths)) or 'nothing'}")
     return list(found.values())
 
 
@@ -189,7 +189,9 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
 
 
 def rounded(value: float) -> str:
-    """A return as evaluations.csv has it."""
+    """A return as evaluations.csv has it: four digits or more."""
+    if abs(value) < 1:
+        return f"{value:.4g}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
@@ -240,12 +242,17 @@ def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Rows of evaluations.csv, each with its run's changed flags, and manifest.json.
 
     The flags are those that differ from today's defaults, which may have changed since the runs were
-    collected. Raises UsageError if the rows are of an earlier version, which did not state them.
+    collected. Raises UsageError if a file is damaged, or if the rows are of an earlier version, which did
+    not state them.
     """
-    stored, path = read_csv(results / "evaluations.csv"), results / "manifest.json"
-    if stored and "flags" not in stored[0]:
-        raise UsageError(f"{results} is of an earlier version: collect its runs into a new folder")
-    entries = json.loads(path.read_text()) if path.exists() else {}
+    path, manifest_path = results / "evaluations.csv", results / "manifest.json"
+    stored = read_csv(path)
+    if path.exists() and "flags" not in path.read_text().partition("\n")[0].split(","):
+        raise UsageError(f"{path} is damaged or of an earlier version: collect its runs into a new folder")
+    try:
+        entries = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
+    except ValueError as problem:
+        raise UsageError(f"{manifest_path} is damaged: {problem}") from problem
     flags = {key: changed_flags(entry) for key, entry in entries.items()}
     rows, manifest, holders = [], {}, {}
     for before in stored:

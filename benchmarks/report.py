@@ -21,7 +21,14 @@ import tyro
 from benchmarks.comparison import compare_sets, compare_with_published
 from benchmarks.curves import draw_curves
 from benchmarks.metric import plot_metric
-from benchmarks.pages import by_task_and_budget, draw_results, figure_of, refreshed_pages, report
+from benchmarks.pages import (
+    by_task_and_budget,
+    draw_results,
+    figure_of,
+    refreshed_pages,
+    report,
+    sampled_groups,
+)
 from benchmarks.records import (
     RESULTS,
     Curve,
@@ -127,6 +134,8 @@ def draw(curves: list[Curve], out_dir: Path) -> str:
     out_dir.mkdir(parents=True, exist_ok=True)
     for group in by_task_and_budget(main_curves(curves)):
         draw_curves(group, figure_of(group, out_dir))
+    for group in sampled_groups(curves):
+        draw_curves(group, figure_of(group, out_dir, sampled=True))
     text = report(curves)
     (out_dir / "report.md").write_text(text)
     return text

@@ -1,5 +1,6 @@
 """Tables in Markdown of curves beside published means, and the verdict on each."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -35,8 +36,11 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def number(value: float, like: float | None = None) -> str:
-    """A return: `5,152`, `−4.3`; with as many digits as `like` would have."""
-    digits = 0 if abs(value if like is None else like) >= 100 else 1
+    """A return: `5,152`, `−4.3`, `0.0143`; with as many digits as `like` would have."""
+    size = abs(value if like is None else like)
+    digits = 0 if size >= 100 else 1
+    if 0 < size < 1:
+        digits = min(2 - math.floor(math.log10(size)), 12)
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -157,20 +161,27 @@ def published_table(curves: list[Curve]) -> list[str]:
 
 
 def verdicts(curves: Iterable[Curve]) -> str:
-    """How many means lie inside their band, and which do not, in a sentence."""
-    inside, outside = 0, []
+    """How many means lie inside their band, and which do not, in a sentence.
+
+    Also how many of these bands reach from the positive means that they are made of to below 0.
+    """
+    inside, wide, outside = 0, 0, []
     for curve in worth_a_row(curves):
-        mean = float(curve.final().mean())
-        if band := published_band(published_at_end(curve), len(curve.seeds)):
+        mean, rows = float(curve.final().mean()), published_at_end(curve)
+        if band := published_band(rows, len(curve.seeds)):
             if verdict(mean, band) == "inside":
                 inside += 1
+                wide += band[0] < 0 < min(float(row["mean"]) for row in rows)
             else:
                 side = "above" if mean > band[1] else "below"
                 place = f"{named(curve)} on {curve.env_id} after {curve.budget:,} steps"
                 outside.append(f"{place} ({curve.protocol}, {side})")
     count = inside + len(outside)
-    others = f"; outside: {', '.join(outside)}" if outside else ""
-    return f"Of {count} means that have a band, {inside} lie inside{others}." if count else ""
+    if not count:
+        return ""
+    judged = f"Of {count} means that have a band, {inside} lie inside"
+    judged += f", {wide} of them in bands that reach below 0 and so say little" if wide else ""
+    return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 
 
 def score(curve: Curve) -> np.ndarray:

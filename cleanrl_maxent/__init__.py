@@ -60,9 +60,8 @@ def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
 
     name = config["algorithm"]
     if name not in algorithm_names():
-        raise UsageError(
-            f"{folder} was trained by {name}.py, which is not part of this package; pass algorithm=…"
-        )
+        its_file = f"{name}.py, which is not part of this package"
+        raise UsageError(f"{folder} was trained by {its_file}: name it, by algorithm=… or --algorithm")
     return import_module(f"{__name__}.{name}")
 
 
@@ -73,7 +72,8 @@ def module_from_file(path: Path) -> ModuleType:
     """
     from cleanrl_maxent.common.errors import UsageError, require
 
-    require(path.is_file() and path.suffix == ".py", f"algorithm must be a Python file; got {path}")
+    require(path.is_file(), f"there is no file {path}")
+    require(path.suffix == ".py", f"an algorithm must be a Python file; got {path}")
     spec = spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     sys.modules[path.stem] = module = module_from_spec(spec)

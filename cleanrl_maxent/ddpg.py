@@ -177,8 +177,8 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the step's number from 0, which decides whether a delayed step is due. Returns the new state and
-    metrics, scalars measured before each step.
+    `index`: the number of the step from 0, or of one like it, which decides whether a delayed step is due.
+    Returns the new state and metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch, args)
     state = state.replace(critic=state.critic.apply_gradients(grads=grads))

@@ -79,7 +79,7 @@ def test_a_file_of_the_users_own(run, tmp_path):
         enjoy.evaluate(enjoy.Args(str(mine)))
     evaluation, played = enjoy.evaluate(enjoy.Args(str(mine), algorithm=str(tmp_path / "my_sac.py")))
     assert played.returns[0, 0].mean() == run[1]["evaluations"]["3"]["eval/return_mean"]
-    with pytest.raises(UsageError, match="algorithm must be a Python file; got my_sac"):
+    with pytest.raises(UsageError, match="there is no file my_sac"):
         enjoy.evaluate(enjoy.Args(str(mine), algorithm="my_sac"))
 
 

@@ -59,7 +59,7 @@ def test_what_is_compared(tmp_path, monkeypatch):
     assert table[2:] == [
         "| SAC | 1 |  | 15,000 (15,000–15,000) |  | 25,000 (25,000–25,000) |  |",
         "| SAC, two updates per step | 2 |  | – (1 of 2 seeds) |  | – (0 of 2 seeds) |  |",
-        "| SAC of SBX | 2 | 6.0" + 2 * " | 15,000 (15,000–15,000) | 1.5 (1.5–1.5)" + " |",
+        "| SAC of SBX | 2 | 6.0" + 2 * " | 15,000 (15,000–15,000) | 0.5 (0.5–0.5)" + " |",
     ]
 
 

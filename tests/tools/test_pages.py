@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from benchmarks import curves, efficiency, pages, records, tables
 from cleanrl_maxent.common.errors import UsageError
+from tests.support.breaches import demand
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def test_committed_pages_are_what_the_rows_give(committed):
     """docs/results.md, README.md, report.md, every page of an algorithm with marks; else `report.py draw`."""
     fresh = pages.refreshed_pages(committed)
     assert len(fresh) >= 16
-    assert [path.name for path, text in fresh.items() if path.read_text() != text] == []
+    stale = [path.name for path, text in fresh.items() if path.read_text() != text]
+    demand(not stale, f"python benchmarks/report.py draw would change {', '.join(stale)}")
 
 
 def test_every_row_is_on_a_page(committed):
@@ -91,7 +94,7 @@ def test_what_the_readme_shows_of_an_algorithm():
     """HalfCheetah before others, the longest runs there, never a variant; sampled where that has a band."""
     others = [of_three_seeds("Hopper-v4"), of_three_seeds("Ant-v4"), of_three_seeds(budget=50_000)]
     cells = pages.readme_cells([*others, of_three_seeds(name="sac-x"), of_three_seeds()], "sac")
-    assert cells == ["HalfCheetah-v4, 100,000", "5,500", "5,233 to 6,156 (inside)"]
+    assert cells == ["HalfCheetah-v4, 100,000", "5,500", "5,233 to 6,156 (inside 4,249 to 7,182)"]
     kinds = ("deterministic", "sampled", "training")
     ppo = [of_three_seeds("Hopper-v4", 10**6, "ppo", "ppo", kind) for kind in kinds]
     assert pages.readme_cells(ppo, "ppo")[0] == "Hopper-v4, 1,000,000, sampled"
@@ -159,6 +162,38 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     )
     assert axes.get_title() == "HalfCheetah-v4, 100,000 steps" and axes.get_xlabel() == "environment steps"
     curves.pyplot().close(drawn[0])
+
+
+def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):
+    """The trials of a search: two of twelve are grey, without their seeds."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    trials = [
+        made_up(flags=f"--tau 0.{number}", returns=np.array([[float(number)], [number + 1.0]]))
+        for number in range(10, 22)
+    ]
+    curves.draw_curves(trials, tmp_path)
+    axes = drawn[0].axes[0]
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named[0].startswith("sac --tau 0.21, 2") and "0.11" not in "".join(named)
+    assert len([name for name in named if name.startswith("sac")]) == 10
+    assert [line.get_ydata()[-1] for line in axes.lines if line.get_color() == "0.8"] == [10.5, 11.5]
+    curves.pyplot().close(drawn[0])
+
+
+def test_sampled_evaluations_have_a_figure_where_something_is_published():
+    """Of PPO on Hopper, not of SAC, whose published means are deterministic; all algorithms share it."""
+    both = [
+        made_up("Hopper-v4", 300_000, name, name, protocol)
+        for name in ("ppo", "maxent_pg", "sac")
+        for protocol in ("deterministic", "sampled")
+    ]
+    (group,) = pages.sampled_groups([*both, made_up("Walker2d-v4", 100_000, protocol="sampled")])
+    assert [(curve.name, curve.protocol) for curve in group] == [
+        (curve.name, "sampled") for curve in both[::2]
+    ]
+    assert pages.figure_of(group, Path("x"), sampled=True) == Path("x/Hopper-v4-300000-sampled.png")
+    assert pages.sampled_groups(both[1:2]) == []  # its only evaluation, which the main figure shows
 
 
 def test_profiles_are_drawn(tmp_path):

@@ -178,8 +178,14 @@ def test_numbers_of_steps_and_variants_are_kept_apart(tmp_path):
 
 
 def test_results_of_an_earlier_version_are_refused(tmp_path):
-    (tmp_path / "evaluations.csv").write_text("algorithm,exp_name,total_timesteps\nsac,sac,9\n")
-    with pytest.raises(UsageError, match="earlier version"):
+    """So are files that are something else: nothing is overwritten."""
+    for content in ("algorithm,exp_name,total_timesteps\nsac,sac,9\n", "x\n", ""):
+        (tmp_path / "evaluations.csv").write_text(content)
+        with pytest.raises(UsageError, match="evaluations.csv is damaged or of an earlier version"):
+            records.read_results(tmp_path)
+    (tmp_path / "evaluations.csv").unlink()
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UsageError, match="manifest.json is damaged"):
         records.read_results(tmp_path)
 
 
@@ -384,6 +390,15 @@ def test_compare_of_two_sets(tmp_path, capsys):
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
 
 
+def test_compare_of_small_returns(tmp_path, capsys):
+    """An environment whose returns are thousandths; every seed of B is above every one of A."""
+    for side, returns in (("a", [0.0011, 0.0035]), ("b", [0.0041, 0.0045])):
+        write_run(tmp_path / side, {str(seed): [value] for seed, value in enumerate(returns)}, env_id="My-v0")
+    out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    assert "A: sac, 2 seeds: 0.00230 ± 0.01525" in out and "B − A: 0.00200 (95%: " in out
+    assert "Every seed of B returns more than every seed of A, but" in out
+
+
 def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monkeypatch):
     """Without its variants; on either side, or on both. A folder of that name comes first."""
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
@@ -479,7 +494,10 @@ def test_plot_of_a_metric(tmp_path, capsys):
     plot = report.Plot("eval/return_mean", (tmp_path / "runs",), tmp_path / "out")
     assert report.main(plot) == 0
     out = capsys.readouterr().out
-    assert "sac on HalfCheetah-v4, last 5% of 10,000 steps: eval/return_mean 5 ± 38, 2 seeds: 2, 8" in out
+    assert (
+        "sac on HalfCheetah-v4, last 5% of 10,000 steps: eval/return_mean 5.0 ± 38.1, 2 seeds: 2.0, 8.0"
+        in out
+    )
     assert (tmp_path / "out" / "eval_return_mean-HalfCheetah-v4-10000.png").exists()
     report.main(report.Plot("charts/episodic_return", (tmp_path / "runs",), tmp_path / "out"))
     assert "charts/episodic_return 1.5, 1 seed: 1.5" in capsys.readouterr().out
@@ -498,10 +516,8 @@ def test_the_mean_of_a_metric_leaves_out_seeds_under_way(tmp_path, capsys):
         (run / "config.json").write_text(json.dumps(config))
     (begun / "result.json").unlink()
     assert report.main(report.Plot("eval/return_mean", (done, early, begun), tmp_path)) == 0
-    assert (
-        "eval/return_mean 3 ± 13, 2 seeds: 2, 4; seed 3 left out, last value at step 9,000; seed 4 left out"
-        in (capsys.readouterr().out)
-    )
+    line = "eval/return_mean 3.0 ± 12.7, 2 seeds: 2.0, 4.0; "
+    assert line + "seed 3 left out, last value at step 9,000; seed 4 left out" in capsys.readouterr().out
     report.main(report.Plot("eval/return_mean", (begun,), tmp_path))
     assert "last 5% of 10,000 steps: eval/return_mean seed 3 left out" in capsys.readouterr().out
 

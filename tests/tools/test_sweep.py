@@ -239,7 +239,7 @@ def test_an_algorithm_without_runs_is_as_slow_as_the_slowest():
         {"algorithm": name, "seconds": seconds, "args": {"env_id": "Ant-v4", "total_timesteps": 100}}
         for name, seconds in (("ppo", 1.0), ("ppo", 3.0), ("sac", 50.0), ("sac", 70.0), ("td3", 90.0))
     ]
-    names = ("ppo", "new", "sac_mine")  # a file of the user's is about as slow as what it extends
+    names = ("ppo", "new", "sac_of_a_user")  # a file of the user's is about as slow as what it extends
     arguments = [SimpleNamespace(env_id="Hopper-v4", algorithm=lambda name=name: name) for name in names]
     cells = [SimpleNamespace(args=args) for args in arguments]
     assert [sweep.seconds_per_step(cell, runs) for cell in cells] == [0.02, 0.9, 0.6]
@@ -454,12 +454,14 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT.replace("Pendulum", "Pendulun"), "Did you mean Pendulum-v1?"),
         (TEXT.replace('["Pendulum-v1"]', '"Pendulum-v1"'), "env_ids must be a list of names"),
         (TEXT.replace('["Pendulum-v1"]', "[]"), "env_ids must be a list of names"),
-        (TEXT + "flags = { gamma = 2.0 }\n", "gamma must be in [0, 1); got 2.0"),
+        (TEXT + "flags = { gamma = 2.0 }\n", "Pendulum-v1__sac__1: gamma must be in [0, 1); got 2.0"),
         (TEXT + "flags = { gama = 0.9 }\n", "Pendulum-v1__sac__1: a flag is wrong"),
         (TEXT + "flags = { seed = 7 }\n", "seed is not for a suite's flags"),
         (TEXT + "flags = 3\n", "flags must be a table"),
+        (TEXT + "variants = 3\n", "variants must be tables of flags; got 3"),
+        ("grid = [1, 2]\n", "has no [[grid]]"),
         (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1"),
-        (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: algorithm must be a Python file; got "),
+        (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: there is no file "),
         (
             TEXT.replace('"sac"', f'"{Path(sac.__file__)}"'),
             "sac.py has the name of an algorithm of this package",

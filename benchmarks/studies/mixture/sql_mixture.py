@@ -269,7 +269,7 @@ def stein_direction(fixed, moved, score):
 def actor_loss(params, state, batch, key, args):
     """Minus ⟨Δf/α, f_φ(ξ; s)⟩ with Δf held constant: by eq. 14 a step down it lowers the KL of eq. 12.
 
-    The fixed samples estimate the mean of eq. 13; the moved ones are drawn apart, so that none repels itself.
+    The fixed samples estimate the mean of eq. 13; the moved ones are drawn separately, so none repels itself.
     """
     (n_moved, n_fixed), (fixed_key, moved_key) = args.particles, jax.random.split(key)
     fixed = sample_particles(policy(state), batch.obs, fixed_key, n_fixed, args)
@@ -289,8 +289,8 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the step's number from 0, which decides whether a delayed step is due. Returns the new state and
-    metrics, scalars measured before each step.
+    `index`: the number of the step from 0, or of one like it, which decides whether a delayed step is due.
+    Returns the new state and metrics, scalars measured before each step.
     """
     key, noise_key = jax.random.split(key)
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
@@ -303,7 +303,7 @@ def update(state, batch, key, index, args):
 
 
 def train(args):
-    """Trains all seeds side by side; returns the content of `result.json`. Raises as `start` and `Run` do."""
+    """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
     # about the largest array of an update: a layer over all particles, or pairs of fixed and moved ones
@@ -349,6 +349,7 @@ def train(args):
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
+                # one number, and one compiled program, per kind of update
                 index = equivalent_index(step - args.learning_starts, args.target_network_frequency)
                 state, losses = learn(state, replay, keys.update, step, index)
             # the update just dispatched runs while the environments step
