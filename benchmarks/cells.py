@@ -196,5 +196,5 @@ def check(cells: list[Cell]) -> None:
             raise UsageError(f"{cell.folder.name}: {problem}") from problem
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
-        another = "another exp_name, or algorithms with the same variants a grid each"
-        raise UsageError(f"two cells share the folder {shared[0]}; give one of them {another}")
+        others = "give them different exp_names, or variants different names"
+        raise UsageError(f"two cells share the folder {shared[0]}; {others}")

@@ -95,12 +95,13 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
 
 def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
     """What the final returns of the seeds of A and B say of the difference, in two sentences."""
-    mean = float(b.mean() - a.mean())
+    mean, like = float(b.mean() - a.mean()), float(max(abs(a.mean()), abs(b.mean())))
+    difference = f"B − A: {number(mean, like)}"
     if min(len(a), len(b)) < 2:
-        return [f"B − A: {number(mean)}; one seed does not say how much seeds differ"]
+        return [f"{difference}; one seed does not say how much seeds differ"]
     low, high = difference_interval(a, b)
     beats = f"a seed of B beats one of A with probability {chance([(a, b)])}"
-    interval = f"{number(low, mean)} to {number(high, mean)}"
+    interval = f"{number(low, like)} to {number(high, like)}"
     if low > 0 or high < 0:
         more = "B" if low > 0 else "A"
         better = f"{more} returns more: the difference is larger than chance explains (95%)."
@@ -109,8 +110,8 @@ def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
         if probability_of_improvement(a, b) in (0, 1):
             more, less = ("B", "A") if mean > 0 else ("A", "B")
             every = f"Every seed of {more} returns more than every seed of {less}"
-            better = f"{every}, but so few do not exclude a difference of 0."
-    return [f"B − A: {number(mean)} (95%: {interval}); {beats}", better]
+            better = f"{every}, but with so few seeds the 95% interval still contains 0."
+    return [f"{difference} (95%: {interval}); {beats}", better]
 
 
 def chance(tasks: list[tuple[np.ndarray, np.ndarray]]) -> str:

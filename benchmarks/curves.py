@@ -83,8 +83,8 @@ def draw_curves(curves: list[Curve], path: Path) -> Path:
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
     """Thin seeds and a thick mean for each of `lines`; the legend has their order at the end, from above.
 
-    All but the best `NAMED` are grey and without their seeds. The file's description is the `digest` of what
-    it shows.
+    All but the `NAMED` lines that end highest are grey, without their seeds. The file's description is the
+    `digest` of what it shows.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     shown = digest(title, ylabel, *lines)

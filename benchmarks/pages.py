@@ -78,8 +78,8 @@ def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
 
 
 def sampled_groups(curves: Iterable[Curve]) -> list[list[Curve]]:
-    """Sampled evaluations of one task and number of steps, where a mean was published that is set beside one
-    of them, though the other figure shows its deterministic evaluation."""
+    """Sampled evaluations by task and number of steps, if a published mean belongs beside one of them that
+    the main figure does not show."""
     curves = list(curves)
     main = set(main_curves(curves))
     groups = by_task_and_budget(curve for curve in curves if curve.protocol == "sampled")

@@ -189,7 +189,7 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
 
 
 def rounded(value: float) -> str:
-    """A return as evaluations.csv has it: four digits or more."""
+    """A return as evaluations.csv has it, with three significant digits or more."""
     if abs(value) < 1:
         return f"{value:.4g}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -62,15 +62,15 @@ def value(folder: Path) -> float:
     return float(np.mean([next(last[name] for name in names if name in last) for last in evaluations]))
 
 
-def rounded(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with three significant digits, as a person would type them."""
-    return {name: float(f"{x:.3g}") if isinstance(x, float) else x for name, x in parameters.items()}
+def round_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with six significant digits, as a person would type them."""
+    return {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in parameters.items()}
 
 
 def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
     """The run of a trial."""
     shared = {name: asdict(args)[name] for name in ("env_id", "total_timesteps", "num_seeds")}
-    flags = *words(shared | rounded(parameters)), *shlex.split(args.flags)
+    flags = *words(shared | round_parameters(parameters)), *shlex.split(args.flags)
     return Cell(args.algorithm, flags, args.folder / f"trial-{number}", args.device)
 
 
@@ -140,7 +140,7 @@ def main(args: Args) -> None:
     finished = [trial for trial in study.trials if trial.value is not None]
     require(bool(finished), f"every trial failed; see the messages above, and {args.folder}")
     best = max(finished, key=lambda trial: trial.value)
-    flags = " ".join(words(rounded(best.params)))
+    flags = " ".join(words(round_parameters(best.params)))
     print(f"best of {len(finished)}: trial-{best.number}, {best.value:.1f}: {flags}")
 
 

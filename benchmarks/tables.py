@@ -39,7 +39,7 @@ def number(value: float, like: float | None = None) -> str:
     """A return: `5,152`, `−4.3`, `0.0143`; with as many digits as `like` would have."""
     size = abs(value if like is None else like)
     digits = 0 if size >= 100 else 1
-    if 0 < size < 1:
+    if 0 < size < 1 and abs(value) < 1:
         digits = min(2 - math.floor(math.log10(size)), 12)
     return f"{value:,.{digits}f}".replace("-", "−")
 
@@ -163,7 +163,7 @@ def published_table(curves: list[Curve]) -> list[str]:
 def verdicts(curves: Iterable[Curve]) -> str:
     """How many means lie inside their band, and which do not, in a sentence.
 
-    Also how many of these bands reach from the positive means that they are made of to below 0.
+    Also how many of these bands reach below 0 although every published mean is positive.
     """
     inside, wide, outside = 0, 0, []
     for curve in worth_a_row(curves):

@@ -60,8 +60,8 @@ def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
 
     name = config["algorithm"]
     if name not in algorithm_names():
-        its_file = f"{name}.py, which is not part of this package"
-        raise UsageError(f"{folder} was trained by {its_file}: name it, by algorithm=… or --algorithm")
+        outside = f"{folder} was trained by {name}.py, which is not part of this package"
+        raise UsageError(f"{outside}; give algorithm=… (--algorithm)")
     return import_module(f"{__name__}.{name}")
 
 

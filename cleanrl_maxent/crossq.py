@@ -287,7 +287,7 @@ def improve_policy(state, batch, key, args):
 def update(state, batch, key, index, args):
     """One gradient step on one seed; the key is consumed.
 
-    `index`: the number of the step from 0, or of one like it, which decides whether a delayed step is due.
+    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
     Returns the new state and metrics, scalars measured before each step.
     """
     key, noise_key = jax.random.split(key)
@@ -339,7 +339,7 @@ def train(args):
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
-                # one number, and one compiled program, per kind of update
+                # steps with the same delayed updates share an index, and so a compiled program
                 index = equivalent_index(step - args.learning_starts, args.policy_frequency)
                 state, losses = learn(state, replay, keys.update, step, index)
             # the update just dispatched runs while the environments step

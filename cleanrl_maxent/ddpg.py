@@ -177,7 +177,7 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the number of the step from 0, or of one like it, which decides whether a delayed step is due.
+    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
     Returns the new state and metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch, args)

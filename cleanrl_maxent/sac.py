@@ -205,7 +205,7 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the number of the step from 0, or of one like it, which decides whether a delayed step is due.
+    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
     Returns the new state and metrics, scalars measured before each step.
     """
     key, noise_key = jax.random.split(key)
@@ -258,7 +258,7 @@ def train(args):
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:
-                # one number, and one compiled program, per kind of update
+                # steps with the same delayed updates share an index, and so a compiled program
                 index = equivalent_index(step - args.learning_starts, *frequencies)
                 state, losses = learn(state, replay, keys.update, step, index)
             # the update just dispatched runs while the environments step

@@ -240,7 +240,7 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step on one seed; the key is not needed.
 
-    `index`: the number of the step from 0, or of one like it, which decides whether a delayed step is due.
+    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
     Returns the new state and metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, args)
@@ -307,7 +307,7 @@ def train(args):
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             since = step - args.learning_starts
             if since >= 0 and since % args.train_frequency == 0:
-                # one number, and one compiled program, per kind of update
+                # steps with the same delayed updates share an index, and so a compiled program
                 index = equivalent_index(since // args.train_frequency, args.target_network_frequency)
                 state, losses = learn(state, replay, keys.update, step, index)
             # the update just dispatched runs while the environments step

@@ -20,12 +20,14 @@ from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
 from cleanrl_maxent.common.output import say, warn
 
 PATIENCE = 120  # seconds that a program of Slurm may take
-# complaints of sbatch after which the same command may succeed; the job may even have been taken
-TEMPORARY = re.compile("MaxSubmit|slurm controller|timed out|connection|temporarily|try again|standby", re.I)
-# options that would make another job of the script, run a cell twice, or hide it from the sweep
+# complaints of sbatch and squeue after which the same command may succeed; the job may even have been taken
+TEMPORARY = re.compile(
+    "MaxSubmit|slurm controller|timed out|connection|temporarily|try again|standby|zero bytes", re.I
+)
+# options that the script sets or relies on, or that would make another job of it or hide it from the sweep
 OURS = re.compile(
-    r"--(array|wrap|wait|test-only|job-name|output|parsable|dependency|signal|open-mode|no-requeue|chdir)\b"
-    r"|-[aWJodD]"
+    r"--(array|wrap|wait|test-only|job-name|output|parsable|dependency|signal|open-mode|no-requeue|chdir"
+    r"|clusters)(=|$)|-[aWJodDM]"
 )
 OUT_OF_MEMORY = 125  # Slurm's exit status of a job that asked for too little
 

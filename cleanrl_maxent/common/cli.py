@@ -26,7 +26,7 @@ from cleanrl_maxent.common.errors import (
 from cleanrl_maxent.common.output import ERRORS, make_output_lossy, say
 from cleanrl_maxent.common.ranges import (
     LARGEST,
-    PATHS,
+    READERS,
     Count,
     JsonObject,
     Natural,
@@ -51,7 +51,7 @@ class RunArgs:
     max_episode_steps: Count | None = None  # longest episode, in steps; None: as registered
     total_timesteps: Count = 1_000_000  # environment steps per seed
     seed: Natural = 1  # first seed
-    num_seeds: Count = 1  # seeds side by side; 0.12 GB each on a GPU (SAC)
+    num_seeds: Count = 1  # seeds side by side: seed, seed + 1, …; a GPU holds hundreds
     exp_name: str = ""  # part of the run folder's name; by default the algorithm's
     run_dir: str | None = None  # run folder; None: a new one in runs/
     resume: str | None = None  # run folder to resume
@@ -200,13 +200,16 @@ def put_current_folder_first() -> None:
     sys.path[:] = [here, *(path for path in sys.path if path != here and os.path.realpath(path) != PACKAGE)]
 
 
-def parse(args_class: Any) -> Any:
-    """The arguments on the command line; `--help` prints those of an algorithm in groups, and exits."""
+def parse(args_class: Any, **default: Any) -> Any:
+    """The arguments on the command line; `--help` prints those of an algorithm in groups, and exits.
+
+    `default`: the arguments that hold where the command line states none, if not those of the class.
+    """
     is_algorithm = isinstance(args_class, type) and issubclass(args_class, RunArgs)
     if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
         print(help_text(args_class, RunArgs, EXAMPLES))
         sys.exit(FINISHED)
-    return tyro.cli(args_class, args=join_values(sys.argv[1:], args_class), registry=PATHS)
+    return tyro.cli(args_class, args=join_values(sys.argv[1:], args_class), registry=READERS, **default)
 
 
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:
@@ -217,7 +220,7 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
     def start_or_resume(args: RunArgs) -> None:
         if args.resume is not None:
             require(args.run_dir is None, "give --resume or --run-dir, not both")
-            args = tyro.cli(args_class, default=recorded_args(args_class, args.resume))
+            args = parse(args_class, default=recorded_args(args_class, args.resume))
             args = replace(args, run_dir=args.resume, resume=None)
         say(f"imports: {seconds_since_start():.1f} s")
         train(args)

@@ -56,10 +56,10 @@ INTEGER = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
-PATHS = tyro.constructors.ConstructorRegistry()
+READERS = tyro.constructors.ConstructorRegistry()
 
 
-@PATHS.primitive_rule
+@READERS.primitive_rule
 def expanded_path(kind: Any) -> Any:
     """Reads a path on the command line: `~` is the user's home."""
     if kind.type is not Path:
@@ -73,12 +73,14 @@ def expanded_path(kind: Any) -> Any:
     )
 
 
-@PATHS.primitive_rule
+@READERS.primitive_rule
 def optional_number(kind: Any) -> Any:
-    """Reads a number or None, so that a wrong one is called what it is rather than no member of a union."""
-    members = [member for member in get_args(kind.type) if member is not type(None)]
-    number = get_args(members[0])[0] if members and get_origin(members[0]) is Annotated else None
-    if get_origin(kind.type) not in (Union, UnionType) or len(members) > 1 or number not in (int, float):
+    """Reads a number or None; tyro's own error would list the members of the union."""
+    if get_origin(kind.type) not in (Union, UnionType):
+        return None
+    member, *others = (part for part in get_args(kind.type) if part is not type(None))
+    number = get_args(member)[0] if get_origin(member) is Annotated else None
+    if others or number not in (int, float):
         return None
     parse = parse_integer if number is int else float
     return tyro.constructors.PrimitiveConstructorSpec(

@@ -67,13 +67,13 @@ def describe_flag(field: Field, kind: type, meaning: str, width: int) -> list[st
 
 
 def join_values(words: list[str], args_class: type) -> list[str]:
-    """A command line in which `--text "--with=dashes"` is one word, if `--text` alone is a flag, of text."""
+    """Joins a text flag and a value that begins with dashes into one word: `--sbatch "--gres=gpu:1"`."""
     kinds = get_type_hints(args_class) if hasattr(args_class, "__dataclass_fields__") else {}
     flags = {f"--{name.replace('_', '-')}": kind for name, kind in kinds.items()}
     joined: list[str] = []
     for word in words:
         name, equals, _ = word.partition("=")
-        is_value = word.startswith("--") and (" " in word or equals) and name not in flags
+        is_value = word.startswith("--") and (" " in word or equals) and name.replace("_", "-") not in flags
         if is_value and joined and flags.get(joined[-1]) in (str, str | None):
             joined[-1] += f"={word}"
         else:

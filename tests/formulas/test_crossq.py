@@ -63,16 +63,19 @@ def dense(layer, stats, x, training, r, d):
 
 
 def reference(params, stats, x, training, fixed=None):
-    """A network in float64, with r and d as parameters `fixed` give them, by default its own."""
+    """A network in float64.
+
+    r and d come from the activations under `fixed`, so that differences in `params` do not move them.
+    """
     params, stats, fixed = jax.tree.map(np.float64, (params, stats, fixed or params))
-    x = at = np.float64(x)
+    x = x_fixed = np.float64(x)
     for name in sorted(params):
-        of_layer = stats[name]["BatchRenorm_0"]
-        r, d = correction(of_layer, at) if training else (1.0, 0.0)
-        x = dense(params[name], of_layer, x, training, r, d)
-        at = dense(fixed[name], of_layer, at, training, r, d)
+        layer_stats = stats[name]["BatchRenorm_0"]
+        r, d = correction(layer_stats, x_fixed) if training else (1.0, 0.0)
+        x = dense(params[name], layer_stats, x, training, r, d)
+        x_fixed = dense(fixed[name], layer_stats, x_fixed, training, r, d)
         if name != max(params):
-            x, at = np.maximum(x, 0), np.maximum(at, 0)
+            x, x_fixed = np.maximum(x, 0), np.maximum(x_fixed, 0)
     return x
 
 

@@ -408,7 +408,10 @@ def test_temperature_is_learned_and_bounded(discrete):
     state, target = make_state(args, discrete), 0.5 * math.log(2) if discrete else -1.0
     samples = make_samples(state, make_rollout(args, state), args)
     improve = jax.jit(maxent_pg.adapt_temperature, static_argnums=2)
+    gradient = jax.grad(maxent_pg.alpha_loss, has_aux=True)
     for entropy, sign in ((target + 0.5, -1), (target - 0.5, 1)):
+        grads, _ = gradient(state.alpha.params, entropy, target)
+        assert grads["log_alpha"] == pytest.approx(0.3 * (entropy - target), rel=1e-4)
         spread = jnp.linspace(-1, 1, len(samples.log_prob))
         samples = samples.replace(log_prob=spread - entropy)  # whose mean is what counts
         moved, metrics = improve(state, samples, args)

@@ -15,7 +15,7 @@ from cleanrl_maxent import maxent_pg, sac, sql
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import PATHS, Count, Range, Rate, Widths, parse_integer, unmet_requirement
+from cleanrl_maxent.common.ranges import READERS, Count, Range, Rate, Widths, parse_integer, unmet_requirement
 
 SCRIPT = Path(sac.__file__)
 ALGORITHMS = cleanrl_maxent.algorithms()
@@ -268,7 +268,7 @@ def test_integers_and_widths_on_the_command_line():
 
 def test_optional_numbers_on_the_command_line(capsys):
     def parsed(words):
-        return tyro.cli(sql.Args, args=words.split(), registry=PATHS)
+        return tyro.cli(sql.Args, args=words.split(), registry=READERS)
 
     args = parsed("--eval-frequency 1e3 --env-workers None --reward-scale 2")
     assert (args.eval_frequency, args.env_workers, args.reward_scale) == (1_000, None, 2.0)

@@ -45,7 +45,8 @@ def cluster(request):
     if "slurm" not in request.config.option.markexpr:
         pytest.skip("only `python -m pytest -m slurm` runs it")
     if reason := missing():
-        (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
+        give_up = pytest.fail if "CI" in os.environ else pytest.skip
+        give_up(reason)
     with tempfile.TemporaryDirectory() as folder:
         with Cluster(Path(folder) / "slurm") as running:
             yield running

@@ -11,7 +11,7 @@ import tyro
 from benchmarks import sweep
 from benchmarks.executors import slurm
 from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
-from cleanrl_maxent.common.ranges import PATHS
+from cleanrl_maxent.common.ranges import READERS
 from cleanrl_maxent.common.usage import join_values
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.suites import make_cells, write_checkpoint, write_config, write_result
@@ -318,16 +318,18 @@ def test_bad_arguments(tmp_path, cluster, words, message):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, sbatch",
     [
-        ["smoke", "--sbatch", "--partition=gpu --gres=gpu:1", "--poll", "2"],
-        ["smoke", "--sbatch=--partition=gpu --gres=gpu:1", "--poll", "2"],
-        ["smoke", "--sbatch", "--gres=gpu:1", "--poll=2"],
+        (["--sbatch", "--partition=gpu --gres=gpu:1"], "--partition=gpu --gres=gpu:1"),
+        (["--sbatch=--partition=gpu --gres=gpu:1"], "--partition=gpu --gres=gpu:1"),
+        (["--sbatch", "--gres=gpu:1"], "--gres=gpu:1"),
     ],
 )
-def test_a_value_of_sbatch_may_begin_with_dashes(words):
-    args = tyro.cli(sweep.Args, args=join_values(words, sweep.Args), registry=PATHS)
-    assert args.sbatch in ("--partition=gpu --gres=gpu:1", "--gres=gpu:1") and args.poll == 2
+def test_a_value_of_sbatch_may_begin_with_dashes(words, sbatch):
+    args = tyro.cli(
+        sweep.Args, args=join_values(["smoke", *words, "--poll", "2"], sweep.Args), registry=READERS
+    )
+    assert (args.sbatch, args.poll) == (sbatch, 2)
 
 
 def test_what_follows_a_flag_without_a_text_is_a_flag():

@@ -92,7 +92,7 @@ class Run:
         found = self.resumed_from
         self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
-            advice = "on a CPU, one process per core and seed is faster, as benchmarks/sweep.py runs them"
+            advice = "on a CPU, one process per seed is faster, as many as cores: see benchmarks/sweep.py"
             self.journal.terminal.print_line(advice)
         if workers := self.envs.pool.workers:
             self.journal.terminal.print_line(f"environments in {workers} processes")
