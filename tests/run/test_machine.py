@@ -449,7 +449,7 @@ def test_a_tilde_is_the_home_wherever_a_path_is_taken(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=f"^{re.escape(home)} is not a run"):
             read("~/x")
     algorithm = enjoy.Args("~/x", algorithm="~/x.txt")
-    with pytest.raises(UsageError, match=f"got {re.escape(home)}.txt"):
+    with pytest.raises(UsageError, match=f"there is no file {re.escape(home)}.txt"):
         enjoy.find_algorithm(algorithm, Path(home))
     assert sac.Args(run_dir="~nobody-of-this-name/x").run_dir == "~nobody-of-this-name/x"
 
