@@ -76,9 +76,10 @@ def steps_to(curve: Curve, score: float) -> np.ndarray:
     return np.where(reached.any(axis=1), steps[WINDOW - 1 :][reached.argmax(axis=1)], np.inf)
 
 
-def learning_steps(curve: Curve, steps: np.ndarray) -> np.ndarray:
-    """How many of the first `steps` learn: all after the random ones, which cost next to nothing."""
-    return np.maximum(steps - algorithms()[curve.algorithm].Args().learning_starts, 0)
+def minutes_to(curve: Curve, steps: np.ndarray, milliseconds: float) -> np.ndarray:
+    """Minutes of the first `steps`: those that learn, since the random ones before cost next to nothing."""
+    learning = np.maximum(steps - algorithms()[curve.algorithm].Args().learning_starts, 0)
+    return learning * milliseconds / 6e4
 
 
 def spread(values: np.ndarray, digits: int = 0) -> str:
@@ -102,9 +103,9 @@ def score_table(curves: list[Curve], env_id: str) -> list[str]:
         cells = [PROGRAMS[program][0], str(len(curve.seeds)), f"{cost:.1f}" if cost else ""]
         for score in SCORES[env_id]:
             steps = steps_to(curve, score)
-            reached = cost and np.isfinite(np.median(steps))
-            minutes = learning_steps(curve, steps) * (cost or np.nan) / 6e4
-            cells += [spread(steps), spread(minutes, 1) if reached else ""]
+            cells.append(spread(steps))
+            reached = np.isfinite(np.median(steps))
+            cells.append(spread(minutes_to(curve, steps, cost), 1) if cost and reached else "")
         rows.append(cells)
     return markdown_table(titles, rows)
 
@@ -130,7 +131,7 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
             name, style = PROGRAMS[program]
             label = f"{name}, {plural(len(curve.seeds), 'seed')}"
             kind = {"ls": style, "color": COLORS[curve.algorithm]}
-            minutes = learning_steps(curve, curve.steps) * costs.get(program, np.nan) / 6e4
+            minutes = minutes_to(curve, curve.steps, costs.get(program, np.nan))
             for axes, x in ((left, curve.steps), (right, minutes)):
                 axes.plot(x, curve.returns.T, lw=0.6, alpha=0.3, **kind)
                 axes.plot(x, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)

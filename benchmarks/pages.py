@@ -45,9 +45,7 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
     Returns the figures' paths. Raises UsageError without matplotlib.
     """
     defaults, variants = split(main_curves(curves))
-    drawn = [draw_curves(group, figure_of(group, out_dir)) for group in by_task_and_budget(defaults)]
-    for group in sampled_groups(split(curves)[0]):
-        drawn.append(draw_curves(group, figure_of(group, out_dir, sampled=True)))
+    drawn = draw_tasks(split(curves)[0], out_dir)
     for algorithm in sorted({curve.algorithm for curve in variants}):
         for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
             task = group[0].env_id, group[0].budget
@@ -57,6 +55,14 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
     for budget, group in shared_tasks(curves).items():
         drawn.append(draw_profiles(group, out_dir / f"profiles-{budget}.png"))
     return [*drawn, draw_efficiency(curves, out_dir / "efficiency.png")]
+
+
+def draw_tasks(curves: list[Curve], out_dir: Path) -> list[Path]:
+    """Draws the main curves of each task and number of steps, and `sampled_groups`; returns the paths."""
+    main = by_task_and_budget(main_curves(curves))
+    drawn = [draw_curves(group, figure_of(group, out_dir)) for group in main]
+    sampled = sampled_groups(curves)
+    return drawn + [draw_curves(group, figure_of(group, out_dir, sampled=True)) for group in sampled]
 
 
 def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:

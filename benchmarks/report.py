@@ -19,23 +19,14 @@ from typing import Annotated
 import tyro
 
 from benchmarks.comparison import compare_sets, compare_with_published
-from benchmarks.curves import draw_curves
 from benchmarks.metric import plot_metric
-from benchmarks.pages import (
-    by_task_and_budget,
-    draw_results,
-    figure_of,
-    refreshed_pages,
-    report,
-    sampled_groups,
-)
+from benchmarks.pages import draw_results, draw_tasks, refreshed_pages, report
 from benchmarks.records import (
     RESULTS,
     Curve,
     collect,
     finished_runs,
     group_curves,
-    main_curves,
     read_results,
     read_rows,
     runs_in,
@@ -132,10 +123,7 @@ def compared_curves(*paths: Path) -> list[Curve]:
 def draw(curves: list[Curve], out_dir: Path) -> str:
     """Draws every curve of a task and number of steps together; writes report.md, whose text is returned."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    for group in by_task_and_budget(main_curves(curves)):
-        draw_curves(group, figure_of(group, out_dir))
-    for group in sampled_groups(curves):
-        draw_curves(group, figure_of(group, out_dir, sampled=True))
+    draw_tasks(curves, out_dir)
     text = report(curves)
     (out_dir / "report.md").write_text(text)
     return text
