@@ -54,17 +54,19 @@ class Lines:
 def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
     """What a figure shows of a curve `beside` others; published means stand by algorithms, not by variants.
 
-    The legend has an algorithm's changed flags, a variant's if another curve has its name, and the protocol
-    if they differ in it.
+    The legend has the protocol if they differ in it.
     """
-    label = curve.name
-    if not curve.is_variant or sum(other.name == curve.name for other in beside) > 1:
-        label = f"{label} {curve.flags}".strip()
+    label = kind_in_words(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
         label += f" ({curve.protocol})"
     marks = [] if curve.is_variant else [float(row["mean"]) for row in published_at_end(curve)]
     label += f", {plural(len(curve.seeds), 'seed')}"
     return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks))
+
+
+def kind_in_words(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
+    """A name with its changed flags, which a variant needs only if another of the `names` is the same."""
+    return f"{name} {flags}".strip() if not is_variant or names.count(name) > 1 else name
 
 
 def draw_curves(curves: list[Curve], path: Path) -> Path:
@@ -99,7 +101,8 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
         if len(entry.values) > 1:
             axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35)
         few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
-        label = "\n".join(wrap(entry.label, 30, break_on_hyphens=False))
+        words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
+        label = "\n".join(wrap(words, 30, break_on_hyphens=False))
         (line,) = axes.plot(entry.steps, entry.mean(), ls=style, color=color, lw=2.2, label=label, **few)
         handles[line] = entry.end()
         if entry.marks:

@@ -150,7 +150,7 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     curves.draw_curves([made_up(name="sac-x"), made_up(), made_up(name="td3", algorithm="td3")], tmp_path)
     axes = drawn[0].axes[0]
     thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 2}
-    sac, variant, td3 = (thick[f"{name}, 2 seeds"] for name in ("sac", "sac-x", "td3"))
+    sac, variant, td3 = (thick[f"{name}, 2\N{NO-BREAK SPACE}seeds"] for name in ("sac", "sac-x", "td3"))
     assert sac.get_color() == variant.get_color() == curves.COLORS["sac"] != td3.get_color()
     assert sac.get_linestyle() == td3.get_linestyle() == "-" != variant.get_linestyle()
     alone = curves.lines_of(made_up(name="sac-x"), [])
