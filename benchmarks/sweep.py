@@ -146,7 +146,7 @@ class Sweep:
     def table(self) -> Group:
         """The running cells and the counts of the others, for the screen."""
         table = Table(box=None)
-        table.add_column("running")
+        table.add_column("running or queued")
         for title in ("step", "", "SPS", "left"):
             table.add_column(title, justify="right")
         running = sorted(self.executor.running, key=lambda cell: cell.folder)
@@ -223,9 +223,10 @@ def estimate(cells: list[Cell], workers: int) -> str:
         seconds_per_step(cell, runs) * cell.args.total_timesteps * cell.args.num_seeds for cell in cells
     )
     largest, workers = max(map(memory_bytes, cells)), min(workers, len(cells))
+    kind = "GPU memory" if cells[0].device == "cuda" else "memory"
     return (
         f"{len(cells)} runs to do, {workers} at a time: about {duration(seconds / workers)} at the pace of "
-        f"benchmarks/results, measured on CPU cores; up to {largest / 1e9:.1f} GB each, "
+        f"benchmarks/results, measured on CPU cores; up to {largest / 1e9:.1f} GB of {kind} each, "
         f"{largest * workers / 1e9:.1f} GB together"
     )
 
@@ -250,16 +251,19 @@ def check_args(args: Args) -> None:
 
 
 def run_here(cells: list[Cell], number: int) -> int:
-    """Runs a cell in this process's place, so that signals reach the run; returns only if it is done.
+    """Runs a cell in this process's place, so that signals reach the run; returns 0 only if it is done.
 
-    While another process of this machine writes it, waits. Raises UsageError if there is no such cell.
+    While another process of this machine writes it, waits, and returns STOPPED if a signal comes. Raises
+    UsageError if there is no such cell.
     """
     last = len(cells) - 1
     require(0 <= number <= last, f"cell must be in 0 ... {last}, the suite's cells; got {number}")
     cell = cells[number]
     while cell.in_use():
+        signals.listen()
         say(f"waiting: another process writes {cell.folder}")
-        time.sleep(10)
+        if sleep_unless_signalled(10):
+            return STOPPED
     if cell.finished():
         say(f"{cell.folder} is done")
         return 0
@@ -306,7 +310,7 @@ def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> No
     """Prints what a sweep of unfinished cells would run, with Slurm the script of the first, and its cost."""
     if args.executor == "slurm":
         print("# read by:", shlex.join(["sbatch", *check_arguments(args.sbatch)]))
-        print(job_script(cells[0], args.save_seconds))
+        print(job_script(cells[0], args.save_seconds, check_arguments(args.sbatch)))
     else:
         for cell, slot in zip(cells, itertools.cycle(slots), strict=False):
             variables = (f"{variable}={value}" for variable, value in slot.items())

@@ -7,27 +7,39 @@ from collections.abc import Iterator
 
 from benchmarks.cells import Cell
 from cleanrl_maxent.common.devices import cpu_count
-from cleanrl_maxent.common.errors import STOPPED
+from cleanrl_maxent.common.errors import STOPPED, UsageError
 from cleanrl_maxent.common.output import say
 
 GPU_SHARE = 0.9  # of its memory, given to runs
 
 
 def gpu_bytes() -> dict[str, float]:
-    """Memory of every GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by index or UUID."""
+    """Memory of every GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by the name it has there.
+
+    Raises UsageError if CUDA_VISIBLE_DEVICES names something else, such as a part of a GPU, or if the size of
+    a memory is not told.
+    """
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    allowed = None if visible is None else visible.split(",")
-    found = {}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        for line in done.stdout.splitlines():
-            index, uuid, mebibytes = line.split(", ")
-            names = [index, uuid] if allowed is None else [name for name in (index, uuid) if name in allowed]
-            if names:
-                found[names[0]] = float(mebibytes) * 2**20
-    except (OSError, subprocess.CalledProcessError, ValueError):
+    except (OSError, subprocess.CalledProcessError):
         return {}
+    lines = [line.split(", ") for line in done.stdout.splitlines()]
+    listed = [words for words in lines if len(words) == 3]
+    if not listed:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in listed))
+    found = {}
+    for name in (word.strip() for word in visible.split(",")):
+        if name in ("", "-1"):
+            break  # as CUDA does
+        # CUDA takes the beginning of a UUID too
+        memory = [size for index, uuid, size in listed if name == index or uuid.startswith(name)]
+        try:
+            found[name] = float(memory[0]) * 2**20
+        except (IndexError, ValueError) as problem:
+            advice = "give --device cpu, or another CUDA_VISIBLE_DEVICES"
+            raise UsageError(f"nvidia-smi knows no memory of the GPU {name}; {advice}") from problem
     return found
 
 

@@ -6,12 +6,14 @@ its jobs again, on any login node, and no cell has two jobs that run: Slurm star
 """
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.cells import Cell
 from benchmarks.executors import CANCELLED, LOST
@@ -22,14 +24,33 @@ from cleanrl_maxent.common.output import say, warn
 PATIENCE = 120  # seconds that a program of Slurm may take
 # complaints of sbatch and squeue after which the same command may succeed; the job may even have been taken
 TEMPORARY = re.compile(
-    "MaxSubmit|slurm controller|timed out|connection|temporarily|try again|standby|zero bytes", re.I
+    "(Max|Grp)Submit|slurm controller|timed out|connection|temporarily|try again|standby|zero bytes"
+    "|partition not available|I/O error",
+    re.I,
 )
 # options that the script sets or relies on, or that would make another job of it or hide it from the sweep
-OURS = re.compile(
-    r"--(array|wrap|wait|test-only|job-name|output|parsable|dependency|signal|open-mode|no-requeue|chdir"
-    r"|clusters)(=|$)|-[aWJodDM]"
+OURS = """
+    --array --chdir --clusters --dependency --error --job-name --no-requeue --open-mode --output --parsable
+    --quiet --signal --test-only --wait --wrap
+""".split()
+OURS_SHORT = re.compile("-[aDMdeJoQW]")
+# variables of the user's that would do the same, or narrow what squeue shows
+VARIABLES = re.compile(
+    "SQUEUE_.*|SCANCEL_.*|SLURM_CLUSTERS|SBATCH_(ARRAY_INX|CLUSTERS|ERROR|JOB_NAME|NO_REQUEUE|OPEN_MODE|OUTPUT"
+    "|SIGNAL|WAIT)"
 )
+CPUS = re.compile("--(cpus-per-gpu|tres-per-task)")  # options that --cpus-per-task would contradict
 OUT_OF_MEMORY = 125  # Slurm's exit status of a job that asked for too little
+NO_LOG = 53  # its signal when it cannot open a job's output file
+# states of a job that has left the queue for good
+ENDED = """
+    COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL DEADLINE REVOKED
+""".split()
+# how scancel ends jobs in each state, "" for the others, such as SUSPENDED; in this order, because a job that
+# starts meanwhile comes into a later state
+CANCEL = {"PENDING": ["--state=PENDING"], "": [], "RUNNING": ["--batch", "--signal=TERM"]}
+# reasons why a job waits that need no word
+USUAL = {"None", "Priority", "Resources", "Dependency", "BeginTime"}
 
 SCRIPT = """\
 #!/bin/sh
@@ -38,11 +59,19 @@ SCRIPT = """\
 #SBATCH --output="{log}"
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --cpus-per-task=1
-#SBATCH --signal=B:USR1@{seconds}
+{cpus}#SBATCH --signal=B:USR1@{seconds}
 export NPROC={threads}
 exec {command}
 """
+
+
+class Job(NamedTuple):
+    """A line of squeue."""
+
+    cell: Cell
+    number: str
+    state: str
+    reason: str  # why it waits
 
 
 def job_name(cell: Cell) -> str:
@@ -52,28 +81,32 @@ def job_name(cell: Cell) -> str:
     return f"{readable}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 
 
-def job_script(cell: Cell, seconds: int) -> str:
-    """What sbatch reads; `seconds` before its time limit the run is told to save.
+def job_script(cell: Cell, seconds: int, arguments: list[str]) -> str:
+    """What sbatch, given `arguments`, reads; `seconds` before its time limit the run is told to save.
 
     `exec` makes the run the batch process, which alone gets the signal. The job's machine decides how many
     threads XLA has, but a run that has begun keeps its number: exact resume needs as many.
     """
+    cpus = "" if any(map(CPUS.match, arguments)) else "#SBATCH --cpus-per-task=1\n"
     return SCRIPT.format(
         name=job_name(cell),
         log=str(cell.log().resolve()).replace("%", "%%"),
+        cpus=cpus,
         seconds=seconds,
-        threads=cell.threads() or "$SLURM_CPUS_PER_TASK",
+        threads=cell.threads() or "${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}",
         command=shlex.join(cell.command()),
     )
 
 
 def ask(*command: str, text: str = "") -> tuple[str, str]:
     """What a program of Slurm prints, given `text`; and its complaint in one line, "" if it succeeded."""
+    environment = {name: value for name, value in os.environ.items() if not VARIABLES.fullmatch(name)}
     try:
         # a session of its own: Ctrl-C is for the sweep
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=PATIENCE, start_new_session=True
-        )
+            command, input=text, capture_output=True, text=True, errors="replace", env=environment,
+            timeout=PATIENCE, start_new_session=True,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "", f"{command[0]} timed out"
     except OSError as problem:
@@ -83,13 +116,20 @@ def ask(*command: str, text: str = "") -> tuple[str, str]:
     return done.stdout, " ".join(done.stderr.split()) or f"{command[0]} ended with status {done.returncode}"
 
 
-def exit_status(job: str) -> int:
-    """How a job that has left the queue ended, as `Executor.ended` says; Slurm forgets it after minutes."""
-    text, _ = ask("scontrol", "show", "job", job, "--oneliner")
+def exit_status(job: str) -> int | None:
+    """How a job that squeue does not show ended, as `Executor.ended` says; Slurm forgets it after minutes.
+
+    None if it has not ended, or if Slurm does not say now.
+    """
+    text, complaint = ask("scontrol", "show", "job", job, "--oneliner")
+    if TEMPORARY.search(complaint):
+        return None
     found = re.search(r"\bJobState=(\w+).*?\bExitCode=(\d+):(\d+)", text)
     if not found:
         return LOST
     state, code, signal = found[1], int(found[2]), int(found[3])
+    if state not in ENDED:
+        return None
     known = {"COMPLETED": 0, "CANCELLED": CANCELLED, "OUT_OF_MEMORY": OUT_OF_MEMORY}
     if state in known:
         return known[state]
@@ -97,6 +137,8 @@ def exit_status(job: str) -> int:
         return STOPPED
     if state != "FAILED":  # NODE_FAIL, TIMEOUT, PREEMPTED …
         return LOST
+    if signal == NO_LOG:
+        return NO_LOG
     if signal:
         return -signal
     return code if code < 128 else 128 - code  # a shell reports death by signal n as 128 + n
@@ -113,9 +155,11 @@ class SlurmExecutor:
         self.arguments = check_arguments(arguments)
         self.jobs: dict[Cell, str] = {}  # cells in the queue, and their jobs' numbers
         self.started: set[Cell] = set()  # those that this sweep submitted
+        self.late: set[Cell] = set()  # those that ended well, but had no result yet at the last look
+        self.reasons: set[str] = set()  # why jobs wait, as far as it was said
         self.answered = False  # Slurm did, the last time it was asked
         self.reached = False  # it answered at least once
-        self.complaint = ""
+        self.complaints: dict[str, str] = {}  # the last of each program, "" if it succeeded
 
     @property
     def room(self) -> int:
@@ -129,25 +173,24 @@ class SlurmExecutor:
         """Submits a cell's job. Raises UsageError if Slurm refuses it for good, Stopped as `ended` does."""
         self.check_not_cancelled()
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
-        name = f"--job-name={job_name(cell)}"  # on the command line it wins over SBATCH_JOB_NAME
-        script = job_script(cell, self.seconds)
-        answer, complaint = ask("sbatch", "--parsable", *self.arguments, name, text=script)
-        self.listen(complaint)
+        script = job_script(cell, self.seconds, self.arguments)
+        answer, complaint = ask("sbatch", "--parsable", *self.arguments, text=script)
         if complaint and not TEMPORARY.search(complaint):
             raise UsageError(f"{complaint.removeprefix('sbatch: error: ')} (sbatch, for {cell.folder})")
+        self.listen("sbatch", complaint)
         if complaint:
             return ""
         self.jobs[cell] = answer.split()[-1].partition(";")[0]  # number;cluster
         self.started.add(cell)
         return "queued"
 
-    def listen(self, complaint: str) -> None:
-        """Notes whether Slurm answered; prints a complaint once."""
+    def listen(self, program: str, complaint: str) -> None:
+        """Notes whether Slurm answered; prints a complaint once, until the program succeeds."""
         self.answered = not complaint
         self.reached |= self.answered
-        if complaint and complaint != self.complaint:
+        if complaint and complaint != self.complaints.get(program):
             warn(f"{complaint}; waiting, and trying again")
-        self.complaint = complaint
+        self.complaints[program] = complaint
 
     def check_not_cancelled(self) -> None:
         """Raises Stopped if somebody cancelled the sweep."""
@@ -162,15 +205,32 @@ class SlurmExecutor:
         queue, complaint = look(self.cells)
         if complaint and not self.reached and not TEMPORARY.search(complaint):
             raise UsageError(f"Slurm does not work on this machine: {complaint}")
-        self.listen(complaint)
+        self.listen("squeue", complaint)
         if complaint:
             return
-        gone = {cell: job for cell, job in self.jobs.items() if cell not in queue}
-        self.jobs = {cell: job for cell, (job, _) in queue.items()}
-        for cell, job in gone.items():
-            if cell in self.started:
+        self.say_why(queue)
+        before, self.jobs = self.jobs, {job.cell: job.number for job in queue}
+        for cell, number in before.items():
+            if cell in self.started - self.jobs.keys():
+                status = exit_status(number)
+                # a network file system may show a result a little later
+                late = status == 0 and not cell.finished() and cell not in self.late
+                if status is None or late:
+                    self.jobs[cell] = number
+                    self.late.update([cell] if late else [])
+                    continue
+                if status == NO_LOG:
+                    warn(f"Slurm could not open {cell.log().resolve()}: do its nodes see this folder?")
                 self.started.remove(cell)
-                yield cell, exit_status(job)
+                self.late.discard(cell)
+                yield cell, status
+
+    def say_why(self, queue: list[Job]) -> None:
+        """Prints, once, each unusual reason why jobs wait."""
+        for job in queue:
+            if job.state == "PENDING" and job.reason not in USUAL | self.reasons:
+                self.reasons.add(job.reason)
+                warn(f"Slurm lets {job.cell.folder} wait: {job.reason}")
 
     def stop(self) -> None:
         """Leaves the jobs in the queue: they need no sweep to run."""
@@ -185,9 +245,17 @@ def check_arguments(arguments: str) -> list[str]:
         words = shlex.split(arguments)
     except ValueError as problem:
         raise UsageError(f"--sbatch {arguments!r}: {problem}") from problem
-    if taken := [word for word in words if OURS.match(word)]:
+    if taken := [word for word in words if is_ours(word)]:
         raise UsageError(f"--sbatch: {taken[0]} is not for you to give: the sweep sets it, or cannot use it")
     return words
+
+
+def is_ours(word: str) -> bool:
+    """True for an option that is the sweep's own; sbatch takes any beginning of a name for the name."""
+    name = word.partition("=")[0]
+    if name.startswith("--"):
+        return name != "--" and any(option.startswith(name) for option in OURS)
+    return bool(OURS_SHORT.match(word))
 
 
 def check_present() -> None:
@@ -197,12 +265,16 @@ def check_present() -> None:
         raise UsageError(f"Slurm is not on this machine: there is no {missing[0]}; use a login node")
 
 
-def look(cells: list[Cell]) -> tuple[dict[Cell, tuple[str, str]], str]:
-    """Number and state of the job of every cell in the queue; and squeue's complaint, "" if it answered."""
+def look(cells: list[Cell]) -> tuple[list[Job], str]:
+    """The jobs of the cells in the queue; and squeue's complaint, "" if it answered.
+
+    A cell has two if two sweeps submitted it.
+    """
     names = {job_name(cell): cell for cell in cells}
-    answer, complaint = ask("squeue", "--me", "--noheader", "--format=%i %T %j")
-    jobs = [words for line in answer.splitlines() if len(words := line.split()) == 3]
-    return {names[name]: (job, state) for job, state, name in jobs if name in names}, complaint
+    answer, complaint = ask("squeue", "--all", "--me", "--noheader", "--format=%i %T %j %r")
+    lines = [words for line in answer.splitlines() if len(words := line.split(maxsplit=3)) == 4]
+    jobs = [Job(names[name], number, state, reason) for number, state, name, reason in lines if name in names]
+    return jobs, complaint
 
 
 def cancel_file(cells: list[Cell]) -> Path:
@@ -213,19 +285,22 @@ def cancel_file(cells: list[Cell]) -> Path:
 def cancel(cells: list[Cell]) -> None:
     """Takes the cells' waiting jobs out of the queue, and tells those that run to save and end.
 
-    Raises UsageError if Slurm does not answer.
+    Raises UsageError if no sweep has begun in their folder, or if Slurm does not answer.
     """
     file = cancel_file(cells)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.parent.is_dir():
+        raise UsageError(f"nothing to cancel: there is no {file.parent}")
     file.touch()  # before the look: a sweep must not submit anything after it
-    counts = []
-    # in this order: a job that starts between the two is told to end
-    for state, how in (("PENDING", ["--state=PENDING"]), ("RUNNING", ["--batch", "--signal=TERM"])):
+    counts = dict.fromkeys(CANCEL, 0)
+    for state, how in CANCEL.items():
         queue, complaint = look(cells)
-        jobs = [job for job, now in queue.values() if now == state]
+        # a job that is completing has no process any more
+        jobs = [job for job in queue if job.state != "COMPLETING"]
+        jobs = [job.number for job in jobs if state == (job.state if job.state in CANCEL else "")]
         if jobs and not complaint:
             _, complaint = ask("scancel", *how, *jobs)
         if complaint:
-            raise UsageError(f"cancelled {sum(counts)} jobs, then: {complaint}; try again")
-        counts.append(len(jobs))
-    say(f"cancelled {plural(counts[0], 'waiting job')}, and told {counts[1]} that run to save and end")
+            raise UsageError(f"cancelled {sum(counts.values())} jobs, then: {complaint}; try again")
+        counts[state] = len(jobs)
+    waiting = plural(counts["PENDING"] + counts[""], "waiting job")
+    say(f"cancelled {waiting}, and told {counts['RUNNING']} that run to save and end")

@@ -40,8 +40,8 @@ def default_frequency(args: RunArgs) -> int:
     """Environment steps between evaluations: a function of the arguments alone, never of the clock.
 
     EVERY times the number of seeds: they train together in little more time than one, but an evaluation takes
-    that many times as long. At most ten times the steps of the longest evaluation, so that evaluations take
-    less than a tenth of the time even if updates were free; but never less than EVERY.
+    that many times as long. At most ten times the steps of the longest evaluation: evaluations then take less
+    than a tenth of the time even if updates were free. Never less than EVERY.
     """
     frequency, longest = EVERY * args.num_seeds, longest_episode(chosen_env(args))
     if longest is not None:

@@ -12,9 +12,9 @@ done
 # a job is a file: name, state, exit code
 PROGRAMS = {
     "sbatch": """
-        for word; do case $word in --job-name=*) name=${word#*=};; esac; done
         number=$(($(ls $FOLDER/jobs | wc -l) + 1))
         cat > $FOLDER/scripts/$number
+        name=$(sed -n 's/^#SBATCH --job-name=//p' $FOLDER/scripts/$number)
         for word; do echo "$word"; done > $FOLDER/arguments/$number
         echo "$name PENDING 0:0" > $FOLDER/jobs/$number
         if [ -e $FOLDER/mute ]; then echo "sbatch: error: Socket timed out" >&2; exit 1; fi
@@ -23,8 +23,12 @@ PROGRAMS = {
     "squeue": """
         for number in $(ls $FOLDER/jobs); do
             read name state code < $FOLDER/jobs/$number
-            case $state in PENDING|RUNNING|COMPLETING) echo "$number $state $name";; esac
+            case $state in
+                PENDING|RUNNING|COMPLETING|CONFIGURING|SUSPENDED)
+                    echo "$number $state $name $(cat $FOLDER/reason 2> /dev/null || echo None)";;
+            esac
         done
+        env | sed -n 's/=.*//p' > $FOLDER/variables
     """,
     "scontrol": """
         if [ -e $FOLDER/forgetful ]; then echo "error: Invalid job id specified" >&2; exit 1; fi
@@ -81,7 +85,8 @@ class FakeSlurm:
         return (self.folder / "scripts" / str(number)).read_text()
 
     def say(self, name, text=""):
-        """`down`, `sbatch_down`, `mute` or `forgetful`, from now on, with what is said; `unsay` ends it."""
+        """`down`, `sbatch_down`, `mute`, `forgetful` or `reason`, from now on, with what is said; `unsay`
+        ends it."""
         (self.folder / name).write_text(text)
 
     def unsay(self, name):

@@ -45,24 +45,29 @@ def new_sweep(cells, most=50, retries=2):
 
 def test_the_script(tmp_path):
     (cell,) = make_cells(tmp_path / "100% my runs", ["A-v0__it's__1"], "auto")
-    script = slurm.job_script(cell, 90)
+    script = slurm.job_script(cell, 90, ["--time=60"])
     name = slurm.job_name(cell)
     assert re.fullmatch(r"A-v0__it_s__1-[0-9a-f]{12}", name)
     assert f"#SBATCH --job-name={name}\n#SBATCH --dependency=singleton\n" in script
     assert f'#SBATCH --output="{tmp_path}/100%% my runs/A-v0__it\'s__1.log"\n' in script
     assert "#SBATCH --open-mode=append\n#SBATCH --requeue\n" in script
-    assert "#SBATCH --signal=B:USR1@90\nexport NPROC=$SLURM_CPUS_PER_TASK\nexec " in script
-    shown = subprocess.run(
-        ["sh"], input=script.replace("exec ", "printf '%s\\n' $NPROC "), capture_output=True, text=True,
-        env={"SLURM_CPUS_PER_TASK": "3", "PATH": os.environ["PATH"]},
-    )  # fmt: skip
-    assert shown.stdout.splitlines() == ["3", *cell.command()] and "auto" in cell.command()
+    assert "#SBATCH --cpus-per-task=1\n#SBATCH --signal=B:USR1@90\nexport NPROC=" in script
+    for variables, threads in (
+        ({"SLURM_CPUS_PER_TASK": "3", "SLURM_CPUS_ON_NODE": "4"}, "3"),
+        ({"SLURM_CPUS_ON_NODE": "4"}, "4"),
+    ):
+        shown = subprocess.run(
+            ["sh"], input=script.replace("exec ", "printf '%s\\n' $NPROC "), capture_output=True, text=True,
+            env={**variables, "PATH": os.environ["PATH"]},
+        )  # fmt: skip
+        assert shown.stdout.splitlines() == [threads, *cell.command()] and "auto" in cell.command()
+    assert "cpus-per-task" not in slurm.job_script(cell, 90, ["--cpus-per-gpu=8"])
 
 
 def test_a_run_keeps_its_number_of_threads(tmp_path):
     (cell,) = make_cells(tmp_path, ["begun"])
     write_config(cell, cpu_threads=2)
-    assert "export NPROC=2\n" in slurm.job_script(cell, 90)
+    assert "export NPROC=2\n" in slurm.job_script(cell, 90, [])
 
 
 def test_a_name_is_that_of_a_folder_however_it_is_reached(tmp_path, monkeypatch):
@@ -89,6 +94,9 @@ def test_a_name_is_that_of_a_folder_however_it_is_reached(tmp_path, monkeypatch)
         ("PREEMPTED", "0:15", slurm.LOST),
         ("OUT_OF_MEMORY", "0:125", 125),
         ("CANCELLED", "0:15", slurm.CANCELLED),
+        ("FAILED", "0:53", slurm.NO_LOG),
+        ("PENDING", "0:0", None),
+        ("REQUEUED", "0:0", None),
     ],
 )
 def test_how_a_job_ended(cluster, state, code, status):
@@ -96,6 +104,8 @@ def test_how_a_job_ended(cluster, state, code, status):
     assert slurm.exit_status("1") == status
     cluster.say("forgetful")
     assert slurm.exit_status("1") == slurm.LOST
+    cluster.say("scontrol_down", DOWN)
+    assert slurm.exit_status("1") is None
 
 
 def test_what_becomes_of_a_cell(tmp_path, cluster):
@@ -202,7 +212,7 @@ def test_a_job_that_was_taken_without_an_answer_is_not_submitted_again(tmp_path,
     assert [job.name for job in cluster.jobs().values()] == [slurm.job_name(cell) for cell in cells]
 
 
-def test_a_full_queue_is_waited_for_and_a_refusal_ends_the_sweep(tmp_path, cluster):
+def test_a_full_queue_is_waited_for_and_a_refusal_ends_the_sweep(tmp_path, cluster, capsys):
     (cell,) = make_cells(tmp_path / "runs", ["a"])
     sweeper = new_sweep([cell])
     cluster.say("sbatch_down", FULL)
@@ -210,8 +220,10 @@ def test_a_full_queue_is_waited_for_and_a_refusal_ends_the_sweep(tmp_path, clust
     cluster.say(
         "sbatch_down", "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
     )
+    assert capsys.readouterr().err.count("waiting, and trying again") == 1
     with pytest.raises(UsageError, match="^Batch job submission failed: Invalid partition name specified "):
         sweeper.step()
+    assert not capsys.readouterr().err
     cluster.unsay("sbatch_down")
     assert sweeper.step() == [f"queued   {cell.folder}"]
 
@@ -234,14 +246,74 @@ def test_dry_run_prints_a_script_and_submits_nothing(tmp_path, cluster, capsys):
 
 
 def test_arguments_of_the_user_reach_sbatch(tmp_path, cluster, monkeypatch):
-    """They come before the job's name, which so holds whatever they say."""
     monkeypatch.setattr(sweep.signals, "received", [signal.SIGTERM])
-    words = "--partition=gpu --gres=gpu:1 --comment='two words' -A me"
+    words = "--partition=gpu --gres=gpu:1 --comment='two words' -A me --export=ALL --wait-all-nodes=1"
     assert run_main(tmp_path, f"--sbatch={words}", "--workers", "1") == STOPPED
-    name = cluster.jobs()[1].name
     given = ["--parsable", "--partition=gpu", "--gres=gpu:1", "--comment=two words", "-A", "me"]
-    assert cluster.arguments(1) == [*given, f"--job-name={name}"]
-    assert len(cluster.jobs()) == 1 and name in cluster.script(1)
+    given += ["--export=ALL", "--wait-all-nodes=1"]
+    assert cluster.arguments(1) == given and len(cluster.jobs()) == 1
+
+
+def test_variables_of_the_user_hide_no_job_and_change_no_script(tmp_path, cluster, monkeypatch):
+    for name in (
+        "SQUEUE_STATES",
+        "SBATCH_SIGNAL",
+        "SBATCH_ARRAY_INX",
+        "SBATCH_PARTITION",
+        "SBATCH_WAIT_ALL_NODES",
+    ):
+        monkeypatch.setenv(name, "0")
+    new_sweep(make_cells(tmp_path / "runs", ["a"])).step()
+    seen = set((cluster.folder / "variables").read_text().split())
+    assert {name for name in seen if name.startswith(("SQUEUE", "SBATCH"))} == {
+        "SBATCH_PARTITION",
+        "SBATCH_WAIT_ALL_NODES",
+    }
+
+
+def test_a_job_that_squeue_does_not_show_is_not_submitted_again(tmp_path, cluster):
+    """Such as a job in a partition that is hidden."""
+    (cell,) = make_cells(tmp_path / "runs", ["a"])
+    sweeper = new_sweep([cell])
+    sweeper.step()
+    cluster.set(1, "STAGE_OUT")
+    assert sweeper.step() == sweeper.step() == [] and sweeper.executor.running == {cell}
+    cluster.set(1, "NODE_FAIL")
+    assert [line.split()[0] for line in sweeper.step()] == ["killed", "queued"]
+
+
+def test_a_result_may_appear_after_the_end_of_its_job(tmp_path, cluster):
+    cells = make_cells(tmp_path / "runs", ["late", "never"])
+    sweeper = new_sweep(cells, retries=0)
+    sweeper.step()
+    for number in (1, 2):
+        cluster.set(number, "COMPLETED")
+    assert sweeper.step() == [] and not sweeper.over
+    write_result(cells[0])
+    sweeper.step()
+    assert sweeper.done == cells[:1] and sweeper.failed == cells[1:] and len(cluster.jobs()) == 2
+
+
+def test_nodes_that_do_not_see_the_folder(tmp_path, cluster, capsys):
+    """Slurm's 0:53 is a failure, of which the log that could not be opened says nothing."""
+    (cell,) = make_cells(tmp_path / "runs", ["a"])
+    sweeper = new_sweep([cell], retries=1)
+    while not sweeper.over:
+        sweeper.step()
+        cluster.set(len(cluster.jobs()), "FAILED", "0:53")
+    assert len(cluster.jobs()) == 2
+    assert f"Slurm could not open {cell.log()}: do its nodes see this folder?" in capsys.readouterr().err
+
+
+def test_why_jobs_wait_is_said_once(tmp_path, cluster, capsys):
+    sweeper = new_sweep(make_cells(tmp_path / "runs", ["a", "b"]))
+    cluster.say("reason", "Priority")
+    sweeper.step(), sweeper.step()
+    assert not capsys.readouterr().err
+    cluster.say("reason", "launch failed requeued held")
+    sweeper.step(), sweeper.step()
+    said = capsys.readouterr().err
+    assert said == f"warning: Slurm lets {tmp_path}/runs/a wait: launch failed requeued held\n"
 
 
 def test_after_a_signal_jobs_stay_in_the_queue(tmp_path, cluster, capsys):
@@ -285,7 +357,23 @@ def test_cancel(tmp_path, cluster, capsys):
         slurm.cancel(cells)
 
 
+def test_cancel_ends_every_job_of_a_cell_in_every_state(tmp_path, cluster, capsys):
+    """Two sweeps have submitted cell a; the job that runs is listed after the one that waits."""
+    cells = make_cells(tmp_path / "runs", ["a", "b", "c", "d"])
+    new_sweep(cells).step()
+    (cluster.folder / "jobs" / "5").write_text(f"{slurm.job_name(cells[0])} RUNNING 0:0\n")
+    for number, state in ((2, "CONFIGURING"), (3, "SUSPENDED"), (4, "COMPLETING")):
+        cluster.set(number, state)
+    slurm.cancel(cells)
+    assert capsys.readouterr().out == "cancelled 3 waiting jobs, and told 1 that run to save and end\n"
+    states = [job.state for job in cluster.jobs().values()]
+    assert states == ["CANCELLED", "CANCELLED", "CANCELLED", "COMPLETING", "FAILED"]
+
+
 def test_a_sweep_after_cancel_begins_anew(tmp_path, cluster, monkeypatch, capsys):
+    with pytest.raises(UsageError, match="nothing to cancel: there is no .*/runs/suite"):
+        run_main(tmp_path, "--cancel")
+    (tmp_path / "runs" / "suite").mkdir(parents=True)
     assert run_main(tmp_path, "--cancel") == 0
     assert capsys.readouterr().out == "cancelled 0 waiting jobs, and told 0 that run to save and end\n"
     monkeypatch.setattr(sweep.signals, "received", [signal.SIGTERM])
@@ -300,6 +388,9 @@ def test_a_sweep_after_cancel_begins_anew(tmp_path, cluster, monkeypatch, capsys
         (["--sbatch=--dependency=after:1"], "--dependency=after:1 is not for you to give"),
         (["--sbatch=--signal=TERM@5"], "--signal=TERM@5 is not for you to give"),
         (["--sbatch=-D /tmp"], "-D is not for you to give"),
+        (["--sbatch=--arr=0-3"], "--arr=0-3 is not for you to give"),
+        (["--sbatch=-Q"], "-Q is not for you to give"),
+        (["--sbatch=--error=x"], "--error=x is not for you to give"),
         (["--sbatch=--comment='a"], "No closing quotation"),
         (["--list"], "--list is for other schedulers: leave --executor out"),
         (["--cell", "1"], "--cell is for other schedulers: leave --executor out"),

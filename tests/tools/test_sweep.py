@@ -433,9 +433,24 @@ def test_gpu_slots_share_its_memory(monkeypatch, tmp_path):
     slots = sweep.make_slots(sweep.gpu_bytes(), workers=0, largest=15e9)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "2", "0", "2"]
     assert {(slot["XLA_CLIENT_MEM_FRACTION"], slot["NPROC"]) for slot in slots} == {("0.450", "2")}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
-    assert sweep.gpu_bytes() == {"GPU-b": 40000 * 2**20}
+    size = 40000 * 2**20
+    for visible, found in (
+        ("GPU-b", {"GPU-b": size}),
+        ("1, 0", {"1": size, "0": size}),
+        ("2,-1,0", {"2": size}),
+        ("", {}),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert sweep.gpu_bytes() == found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5")
+    with pytest.raises(UsageError, match="nvidia-smi knows no memory of the GPU MIG-5; give --device cpu"):
+        sweep.gpu_bytes()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert list(sweep.gpu_bytes()) == ["0", "1", "2"]
     fake.write_text("#!/bin/sh\necho 0, GPU-a, [N/A]\n")
+    with pytest.raises(UsageError, match="no memory of the GPU 0"):
+        sweep.gpu_bytes()
+    fake.write_text("#!/bin/sh\necho No devices were found\n")
     assert sweep.gpu_bytes() == {}
 
 
