@@ -16,6 +16,7 @@ import tyro
 
 from benchmarks.commands import algorithm_module, check_algorithms, is_file, script, words
 from cleanrl_maxent.common.cli import validate
+from cleanrl_maxent.common.config import has_changed
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import recorded_settings
 from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
@@ -61,7 +62,7 @@ class Cell:
             program = f"python {os.path.relpath(script(self.algorithm))}"
             return tyro.cli(algorithm_module(self.algorithm).Args, args=self.command()[2:], prog=program)
         except SystemExit as problem:
-            raise UsageError(f"{self.folder.name}: a flag is wrong, see above") from problem
+            raise UsageError("a flag is wrong, see above") from problem
 
     def finished(self) -> bool:
         """True if the folder holds this very run, with as many steps as the suite asks for.
@@ -75,6 +76,10 @@ class Cell:
             return False
         enough = result.get("total_timesteps", 0) >= self.args.total_timesteps
         return enough and config["algorithm"] == self.args.algorithm()
+
+    def is_outdated(self) -> bool:
+        """True if the algorithm's file has changed since the run was started."""
+        return has_changed(self.args, read_json(self.folder / "config.json"))
 
     def in_use(self) -> bool:
         """True while a process of this machine holds the lock of the run's folder."""
@@ -196,5 +201,14 @@ def check(cells: list[Cell]) -> None:
             raise UsageError(f"{cell.folder.name}: {problem}") from problem
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
-        others = "give them different exp_names, or variants different names"
+        others = "give variants different names, and algorithms that share a name grids of their own"
         raise UsageError(f"two cells share the folder {shared[0]}; {others}")
+
+
+def check_begun(cells: list[Cell]) -> None:
+    """Raises UsageError if a folder holds another run than its cell's, as after an edit of the suite."""
+    advice = "give the suite another name, or the sweep another --out-dir"
+    for cell in cells:
+        if (cell.folder / "config.json").exists():
+            begun = read_json(cell.folder / "config.json")
+            check_same_args(cell.folder, begun["args"], cell.args, advice)

@@ -15,6 +15,7 @@ from benchmarks.tables import (
     rows_with_spread,
     verdict,
 )
+from cleanrl_maxent import algorithm_names
 from cleanrl_maxent.common.errors import UsageError
 
 FEWEST_SEEDS = 5  # of each side, for a bootstrap interval: fewer draw too few different samples
@@ -27,12 +28,20 @@ def compare_with_published(curves: list[Curve]) -> bool:
         points = points_with_bands(curve)
         if points or curve in main:
             how = "returns in training" if curve.protocol == "training" else f"{curve.protocol} evaluation"
-            print(f"{whole_name(curve)} on {curve.env_id}, seeds {' '.join(curve.seeds)}, {how}")
+            seeds = "seed" if len(curve.seeds) == 1 else "seeds"
+            print(f"{whole_name(curve)} on {curve.env_id}, {seeds} {' '.join(curve.seeds)}, {how}")
         if not points and curve in main:
-            print("  nothing published to compare with at these steps")
+            print(f"  nothing published to compare with{why_not(curve)}")
         for step, returns, rows in points:
             inside &= compare_at(step, returns, rows)
     return inside
+
+
+def why_not(curve: Curve) -> str:
+    """Why nothing is published of an algorithm: the steps, or the name of a user's file."""
+    if curve.algorithm in algorithm_names():
+        return " at these steps"
+    return f": {curve.algorithm}.py is no algorithm of ours; a file named sac_….py is compared with sac"
 
 
 def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bool:

@@ -33,7 +33,7 @@ class Seed:
         return float(self.values[late].mean()) if late.any() else None
 
 
-def plot_metric(metric: str, run_dirs: tuple[Path, ...], out_dir: Path) -> list[Path]:
+def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     """Draws a metric for each task and number of steps, and prints its mean over the last 5% of the steps.
 
     Returns the figures' paths. Raises UsageError, with the metrics that there are, if no run has it; if it is

@@ -115,11 +115,13 @@ def changed_flags(config: dict[str, Any]) -> str:
     """The flags that change what a run learns from the algorithm's defaults, as on a command line.
 
     Flags that today's version of an algorithm does not have are left out; those that a file of the user's
-    adds to the algorithm it extends are not.
+    adds to the algorithm it extends are not. For a file that extends none, its own defaults count.
     """
     algorithm = algorithms().get(known_algorithm(config["algorithm"]))
     defaults = json.loads(json.dumps(asdict(algorithm.Args() if algorithm else RunArgs())))
     given = {name: value for name, value in config["args"].items() if name not in NOT_LEARNED}
+    if algorithm is None and "changed" in config:
+        return " ".join(words({name: value for name, value in given.items() if name in config["changed"]}))
     if is_ours(config):
         given = {name: value for name, value in given.items() if name in defaults}
     changed = {
@@ -173,8 +175,8 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     for seed in result["evaluations"]:
         path = folder / f"seed-{seed}" / "metrics.jsonl"
         record = read_lines(path)
-        if not record:
-            raise UsageError(f"{path} is empty")
+        if not record or record[-1]["global_step"] < result["evaluations"][seed].get("global_step", 0):
+            raise UsageError(f"{path} is damaged: it ends before the run does")
         evaluations: dict[int, dict[str, str]] = defaultdict(dict)
         for metrics in record:
             for column, name in METRICS.items():
@@ -270,11 +272,16 @@ def identity(row: dict[str, str]) -> str:
     return " ".join(row[name] for name in names).strip()
 
 
-def collect(run_dirs: Iterable[Path], results: Path) -> None:
-    """Reads every run into evaluations.csv and manifest.json. Raises UsageError."""
+def collect(run_dirs: Iterable[Path], results: Path) -> int:
+    """Reads every run into evaluations.csv and manifest.json; returns how many runs there it replaced.
+
+    Raises UsageError.
+    """
     rows, manifest = read_results(results)
+    replaced = 0
     for added, entry in read_runs(run_dirs):
         identities = {identity(row) for row in added}
+        replaced += len(identities & manifest.keys())
         rows = [row for row in rows if identity(row) not in identities] + added
         manifest |= dict.fromkeys(identities, entry)
     order = ("exp_name", "env_id", "total_timesteps", "algorithm", "flags", "seed", "step")
@@ -286,6 +293,7 @@ def collect(run_dirs: Iterable[Path], results: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     (results / "manifest.json").write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
+    return replaced
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@
 Exit status 2 for bad input; 1 if `compare` finds a mean outside.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.comparison import compare_sets, compare_with_published
+from benchmarks.figures import plural
 from benchmarks.metric import plot_metric
 from benchmarks.pages import draw_results, draw_tasks, refreshed_pages, report
 from benchmarks.records import (
@@ -44,7 +46,7 @@ class Collect:
     algorithm, name, environment, steps, seed and changed flags, is replaced.
     A policy that an algorithm does not have leaves its column empty."""
 
-    run_dirs: Paths  # runs, or folders of runs
+    run_dirs: Paths  # runs, folders of runs, or patterns in quotes
     results: Path = RESULTS  # folder of evaluations.csv and manifest.json
 
 
@@ -53,8 +55,9 @@ class Draw:
     """Draws learning curves and writes report.md with the tables. Without `run_dirs`, of the collected
     results, also in docs/results.md, README.md and the algorithms' pages."""
 
-    run_dirs: Paths = ()  # runs, or folders of runs; none: results/
-    out_dir: Path | None = None  # folder of the figures and of report.md; needed with run_dirs
+    run_dirs: Paths = ()  # runs, folders of runs, or patterns in quotes; none: what is collected in results
+    out_dir: Path | None = None  # folder of the figures and of report.md; needed with run_dirs or --results
+    results: Path = RESULTS  # folder of evaluations.csv and manifest.json
 
 
 @dataclass
@@ -76,7 +79,7 @@ class Plot:
     prints its mean over the last 5% of the steps, of the seeds that have reached them."""
 
     metric: tyro.conf.Positional[str]  # such as losses/entropy; a wrong one lists those that there are
-    run_dirs: Paths  # runs, or folders of runs
+    run_dirs: Paths  # runs, folders of runs, or patterns in quotes
     out_dir: Path = Path(".")  # folder of the figures
 
 
@@ -97,9 +100,14 @@ def matching(path: Path) -> list[Path]:
     return [path for path in found if runs_in(path)] or found[:1]
 
 
+def all_matching(paths: Iterable[Path]) -> list[Path]:
+    """`matching` of every path."""
+    return [folder for path in paths for folder in matching(path)]
+
+
 def curves_of(*paths: Path) -> list[Curve]:
     """The curves of the finished runs among `paths`. Raises UsageError."""
-    return group_curves(read_rows(folder for path in paths for folder in matching(path)))
+    return group_curves(read_rows(all_matching(paths)))
 
 
 def compared_curves(*paths: Path) -> list[Curve]:
@@ -132,26 +140,35 @@ def draw(curves: list[Curve], out_dir: Path) -> str:
 def main(command: Collect | Draw | Compare | Plot) -> int:
     """Exit status of a command. Raises UsageError."""
     if isinstance(command, Collect):
-        folders = finished_runs(command.run_dirs)
-        collect(folders, command.results)
+        folders = finished_runs(all_matching(command.run_dirs))
+        replaced = collect(folders, command.results)
         hint = "; report.py draw makes the figures and tables" if command.results == RESULTS else ""
-        print(f"{len(folders)} runs are in {command.results}{hint}")
+        counted = f"{plural(len(folders), 'run')} collected in {command.results}"
+        print(f"{counted}, {plural(replaced, 'earlier one')} replaced{hint}")
     elif isinstance(command, Plot):
-        for path in plot_metric(command.metric, command.run_dirs, command.out_dir):
+        for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
             print(path)
     elif isinstance(command, Compare):
         if len(command.run_dirs) == 2:
             compare_sets(*(compared_curves(path) for path in command.run_dirs))
         else:
             return 0 if compare_with_published(compared_curves(*command.run_dirs)) else 1
-    elif command.run_dirs and command.out_dir is None:
+    elif command.out_dir:
+        own = command.run_dirs
+        print(draw(curves_of(*own) if own else collected_curves(command.results), command.out_dir))
+    elif command.run_dirs or command.results != RESULTS:
         raise UsageError("name an --out-dir for a report of your own runs")
-    elif command.run_dirs or command.out_dir:
-        curves = curves_of(*command.run_dirs) if command.run_dirs else group_curves(read_results(RESULTS)[0])
-        print(draw(curves, command.out_dir or RESULTS))
     else:
         refresh_documents()
     return 0
+
+
+def collected_curves(results: Path) -> list[Curve]:
+    """The curves of the collected runs; raises UsageError if there are none."""
+    rows, _ = read_results(results)
+    if not rows:
+        raise UsageError(f"{results} has no collected runs: there is no evaluations.csv, or it is empty")
+    return group_curves(rows)
 
 
 def refresh_documents() -> None:

@@ -32,7 +32,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from benchmarks.cells import HERE, Cell, check, expand, memory_bytes, read_suite
+from benchmarks.cells import HERE, Cell, check, check_begun, expand, memory_bytes, read_suite
 from benchmarks.executors import CANCELLED, Executor
 from benchmarks.executors.local import LocalExecutor, gpu_bytes, make_slots
 from benchmarks.executors.slurm import (
@@ -43,11 +43,12 @@ from benchmarks.executors.slurm import (
     check_present,
     job_script,
 )
+from benchmarks.figures import plural
 from benchmarks.records import known_algorithm
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, UsageError, require
-from cleanrl_maxent.common.output import say
+from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.ranges import Natural
 from cleanrl_maxent.common.run.inventory import last_checkpoint
 
@@ -166,6 +167,8 @@ class Sweep:
 def duration(seconds: float) -> str:
     """Hours and minutes, or days."""
     minutes = int(seconds / 60)
+    if minutes == 0:
+        return "less than a minute"
     return f"{minutes // 1440} days" if minutes >= 2880 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
@@ -346,7 +349,11 @@ def main(args: Args) -> int:
     if args.cancel:
         cancel(cells)
         return 0
+    check_begun(cells)
     todo = [cell for cell in cells if not cell.finished()]
+    outdated = [cell for cell in cells if cell not in todo and cell.is_outdated()]
+    for file, count in Counter(cell.args.file().name for cell in outdated).items():
+        warn(f"{file} has changed since {plural(count, 'run')} of it ended; another --out-dir starts anew")
     if args.executor == "slurm":
         slots = [{}] * (args.workers or MAX_JOBS)
     elif args.device == "tpu":

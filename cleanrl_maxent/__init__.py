@@ -36,21 +36,25 @@ def algorithms() -> dict[str, ModuleType]:
 
 
 def load_policy(
-    run_dir: str | Path, seed: int | None = None, algorithm: ModuleType | None = None
+    run_dir: str | Path, seed: int | None = None, algorithm: ModuleType | str | Path | None = None
 ) -> "LoadedPolicy":
     """The trained policy of a seed, by default the first, of the finished run in `run_dir`.
 
         policy = load_policy("runs/Hopper-v4__sac__1__1795242568")
         action = policy(obs)
 
-    `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, if it
-    is not in this package. Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them.
-    Raises UsageError, in one line, if they are missing, damaged, not this run's, or written by newer code.
+    `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, or
+    its file, if it is not in this package. Needs only `config.json` and `policy-{seed}.npz`, and executes
+    nothing in them. Raises UsageError, in one line, if they are missing, damaged, not this run's, or written
+    by newer code.
     """
     from cleanrl_maxent.common import config, policy  # these import JAX, which a list of names does not need
 
     folder = Path(os.path.expanduser(run_dir))
-    algorithm = algorithm or recorded_algorithm(folder, config.read_config(folder))
+    if algorithm is None:
+        algorithm = recorded_algorithm(folder, config.read_config(folder))
+    elif isinstance(algorithm, str | Path):
+        algorithm = module_from_file(Path(os.path.expanduser(algorithm)))
     return policy.load_policy(algorithm, folder, seed)
 
 
@@ -61,7 +65,7 @@ def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
     name = config["algorithm"]
     if name not in algorithm_names():
         outside = f"{folder} was trained by {name}.py, which is not part of this package"
-        raise UsageError(f"{outside}; give algorithm=… (--algorithm)")
+        raise UsageError(f"{outside}; add --algorithm {name}.py (in Python, algorithm='{name}.py')")
     return import_module(f"{__name__}.{name}")
 
 
@@ -72,8 +76,8 @@ def module_from_file(path: Path) -> ModuleType:
     """
     from cleanrl_maxent.common.errors import UsageError, require
 
-    require(path.is_file(), f"there is no file {path}")
     require(path.suffix == ".py", f"an algorithm must be a Python file; got {path}")
+    require(path.is_file(), f"there is no file {path}")
     spec = spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     sys.modules[path.stem] = module = module_from_spec(spec)

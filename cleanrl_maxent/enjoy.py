@@ -21,7 +21,7 @@ from scipy.stats import sem, t
 
 import cleanrl_maxent
 from cleanrl_maxent.common.activity import doing
-from cleanrl_maxent.common.cli import RunArgs, check_ranges, run_script
+from cleanrl_maxent.common.cli import RunArgs, run_script
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
 from cleanrl_maxent.common.env.make import chosen_env
@@ -36,7 +36,7 @@ from cleanrl_maxent.common.evaluation import (
 )
 from cleanrl_maxent.common.film import Film, Window, check_video_path
 from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
-from cleanrl_maxent.common.ranges import Count, Magnitude, Natural
+from cleanrl_maxent.common.ranges import Count, Magnitude, Natural, check_ranges
 from cleanrl_maxent.common.run.initial import split_seed
 from cleanrl_maxent.common.run.start import split_keys
 

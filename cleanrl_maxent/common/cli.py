@@ -1,11 +1,12 @@
 """The arguments that every run has, their checks, and the command line."""
 
+import filecmp
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn
 
 import tyro
 
@@ -30,9 +31,9 @@ from cleanrl_maxent.common.ranges import (
     Count,
     JsonObject,
     Natural,
+    check_ranges,
     json_text,
     plain,
-    unmet_requirement,
 )
 from cleanrl_maxent.common.signals import listen
 from cleanrl_maxent.common.usage import help_text, join_values
@@ -145,28 +146,25 @@ class RunArgs:
         return steps // frequency > (steps - self.steps_per_update) // frequency
 
 
-def check_ranges(args: Any) -> None:
-    """Raises UsageError, naming value and range, unless every argument has its type and is in range."""
-    kinds = get_type_hints(type(args), include_extras=True)
-    for name in (field.name for field in fields(args)):
-        value = getattr(args, name)
-        try:
-            words = unmet_requirement(value, kinds[name])
-        except TypeError as problem:
-            raise UsageError(f"{name}: {problem}") from problem
-        if words is not None:
-            got = repr(value) if isinstance(value, str) else value
-            raise UsageError(f"{name} must be {words}; got {got}")
-
-
 def validate(args: RunArgs) -> None:
     """Checks everything about the arguments that needs no environment and no device.
 
     Raises UsageError, naming the value and what to do.
     """
     check_ranges(args)
+    check_file(args.file())
     RunArgs.check(args)
     args.check()
+
+
+def check_file(file: Path) -> None:
+    """Raises UsageError for a changed copy of one of this package's files with the same name.
+
+    The tools go by names, and would take its runs for those of the original.
+    """
+    original = Path(PACKAGE, file.name)
+    same = not original.exists() or not file.exists() or filecmp.cmp(file, original, shallow=False)
+    require(same, f"{file} differs from this package's {file.name}; give it another name")
 
 
 def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
@@ -238,5 +236,6 @@ def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
     require(config["algorithm"] == name, f"{folder} is a run of {config['algorithm']}, not of {name}")
     given = config["args"]
     unknown = given.keys() - {field.name for field in fields(args_class)}
-    require(not unknown, f"{folder} was written by newer code: {name} has no {min(unknown, default='')}")
+    other = f"{folder} was written by other code: {args_class.file().name} has no {min(unknown, default='')}"
+    require(not unknown, other)
     return args_class(**{**given, "allow_version_change": False})

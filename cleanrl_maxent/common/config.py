@@ -1,12 +1,37 @@
 """`config.json`: what a run is, written when it starts."""
 
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cleanrl_maxent.common.errors import UsageError, require
 
 FORMAT = 1  # of run folders; raised when code that is older could misread one. CHANGELOG.md says what changed
+
+
+def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
+    """What `config.json` says of a run with these `RunArgs` and `Task`, apart from its machine."""
+    given, defaults = asdict(args), asdict(type(args)())
+    return {
+        "format": FORMAT,
+        "algorithm": args.algorithm(),
+        "algorithm_sha256": digest_of(args.file()),
+        "args": given,
+        "changed": [name for name in given if given[name] != defaults[name]],
+        "task": task._asdict(),
+    }
+
+
+def digest_of(file: Path) -> str | None:
+    """The SHA-256 of a file's content; None if there is no such file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def has_changed(args: Any, recorded: dict[str, Any]) -> bool:
+    """True if the algorithm's file is not the one that wrote a `config.json`. Earlier runs do not say."""
+    return recorded.get("algorithm_sha256") not in (None, digest_of(args.file()))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -17,6 +42,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         is_a_runs = isinstance(config["algorithm"], str) and isinstance(config["args"], dict)
     except FileNotFoundError as problem:
         raise UsageError(f"{folder} is not a run: there is no {path}") from problem
+    except NotADirectoryError as problem:
+        raise UsageError(f"{folder} is a file; name the folder of a run") from problem
     except OSError as problem:
         raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
     except (ValueError, RecursionError) as problem:

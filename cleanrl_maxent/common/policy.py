@@ -134,7 +134,8 @@ def read_parameters(path: Path, expected: Any) -> Any:
         arrays = read_arrays(path.read_bytes(), shapes)
     except Exception as problem:  # a damaged header may raise anything
         reason = repr(str(problem) or type(problem).__name__)  # which may have characters of the file
-        raise UsageError(f"{path} is damaged, or not this run's policy: {reason}") from problem
+        other = "damaged, or not this run's policy, or the algorithm's file has changed since"
+        raise UsageError(f"{path} is {other}: {reason}") from problem
     leaves = [jnp.asarray(arrays[name]) for name in shapes]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
 

@@ -11,11 +11,14 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
+
+from cleanrl_maxent.common.errors import UsageError
 
 LARGEST = 2**31 - 1  # counts that reach the device have 32 bits
 MAX = sys.float_info.max  # exceeded by infinity and by integers that no float holds
@@ -159,3 +162,26 @@ def unmet_requirement(value: Any, kind: Any) -> str | None:
     if kind in (int, float) or origin:
         raise TypeError(f"{getattr(kind, '__name__', kind)} states no range: use a type of {__name__}")
     return None if isinstance(value, kind) else f"of type {kind.__name__}"
+
+
+def check_ranges(args: Any) -> None:
+    """Raises UsageError, naming value and range, unless every field has its type and is in range.
+
+    Also for a value of the dataclass without a type: it would silently be no field, and so no flag.
+    """
+    kinds = get_type_hints(type(args), include_extras=True)
+    for base in type(args).__mro__:
+        for name, value in vars(base).items():
+            known = name in kinds or name.startswith("_")
+            if not known and isinstance(value, bool | int | float | str | tuple):
+                typed = f"write {name}: Number = {value!r}, say"
+                raise UsageError(f"{name} of {base.__name__} has no type, so it is no flag; {typed}")
+    for name in (field.name for field in fields(args)):
+        value = getattr(args, name)
+        try:
+            words = unmet_requirement(value, kinds[name])
+        except TypeError as problem:
+            raise UsageError(f"{name}: {problem}") from problem
+        if words is not None:
+            got = repr(value) if isinstance(value, str) else value
+            raise UsageError(f"{name} must be {words}; got {got}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cleanrl_maxent
+from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.journal import LOSSES_EVERY
 from cleanrl_maxent.common.schedule import equivalent_index, every
 from tests.support.runs import rows, small_args
@@ -57,6 +58,15 @@ def test_a_representative_is_divided_by_the_same_frequencies(frequencies):
         assert [number % f == 0 for f in frequencies] == [index % f == 0 for f in frequencies]
     divided = {tuple(index % f == 0 for f in frequencies) for index in indices}
     assert len(set(found)) == len(divided)
+
+
+def test_a_step_whose_frequency_the_representative_does_not_know_is_refused():
+    """It would never be taken: 1, which stands for all updates then, is divided by 1 alone."""
+    state = {"sum": 1, "kept": 0}
+    with pytest.raises(UsageError, match="add is due every 3 updates: give that frequency to"):
+        every(3, equivalent_index(4, 2), add, state, 1)
+    assert every(1, equivalent_index(4), add, state, 1) == add(state, 1)
+    assert every(2, equivalent_index(4, 2), add, state, 1) == add(state, 1)
 
 
 def test_a_representative_of_any_two_frequencies_up_to_twelve():

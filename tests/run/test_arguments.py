@@ -13,7 +13,7 @@ import tyro
 import cleanrl_maxent
 from cleanrl_maxent import maxent_pg, sac, sql
 from cleanrl_maxent.common import devices
-from cleanrl_maxent.common.cli import RunArgs, run_script, validate
+from cleanrl_maxent.common.cli import RunArgs, check_file, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.ranges import READERS, Count, Range, Rate, Widths, parse_integer, unmet_requirement
 
@@ -115,6 +115,27 @@ def test_a_number_without_a_range_is_named():
         validate(Args())
     with pytest.raises(TypeError, match="int states no range"):
         unmet_requirement(1, int | None)
+
+
+def test_a_value_without_a_type_is_named():
+    """It would be no flag, and nothing would say so."""
+
+    @dataclass(frozen=True)
+    class Args(sac.Args):
+        beta = 0.5
+
+    with pytest.raises(UsageError, match="^beta of Args has no type, .* write beta: Number = 0.5"):
+        validate(Args())
+
+
+def test_a_changed_copy_needs_a_name_of_its_own(tmp_path):
+    copy = tmp_path / "sac.py"
+    text = Path(sac.__file__).read_text()
+    copy.write_text(text)
+    check_file(copy)
+    copy.write_text(text.replace("gamma: Discount = 0.99", "gamma: Discount = 0.9"))
+    with pytest.raises(UsageError, match="sac.py differs from this package's sac.py; give it another name"):
+        check_file(copy)
 
 
 def test_an_algorithm_gives_its_name_and_its_own_rules(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cleanrl_maxent import enjoy, sac
+from cleanrl_maxent import enjoy, load_policy, sac
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import UsageError
 
@@ -80,8 +80,10 @@ def test_a_file_of_the_users_own(run, tmp_path):
         enjoy.evaluate(enjoy.Args(str(mine)))
     evaluation, played = enjoy.evaluate(enjoy.Args(str(mine), algorithm=str(tmp_path / "my_sac.py")))
     assert played.returns[0, 0].mean() == run[1]["evaluations"]["3"]["eval/return_mean"]
-    with pytest.raises(UsageError, match="there is no file my_sac"):
+    with pytest.raises(UsageError, match="an algorithm must be a Python file; got my_sac"):
         enjoy.evaluate(enjoy.Args(str(mine), algorithm="my_sac"))
+    loaded, own = load_policy(mine, algorithm=str(tmp_path / "my_sac.py")), load_policy(run[0])
+    assert (loaded([1.0, 0.0, 0.0]) == own([1.0, 0.0, 0.0])).all()
 
 
 @pytest.mark.parametrize(

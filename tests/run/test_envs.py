@@ -116,13 +116,16 @@ def test_wrong_shape_is_named():
         SeedEnvs("WrongShape-v0", [1])
 
 
-@pytest.mark.parametrize(("env_id", "tensor"), [("NanReward-v0", "reward"), ("NanObs-v0", "next_obs")])
+@pytest.mark.parametrize(
+    ("env_id", "tensor", "place"),
+    [("NanReward-v0", "reward", "it"), ("NanObs-v0", "next_obs", r"\[0\]")],
+)
 @pytest.mark.filterwarnings("ignore")
-def test_nan_names_step_seed_and_tensor(env_id, tensor):
+def test_nan_names_step_seed_and_tensor(env_id, tensor, place):
     envs = SeedEnvs(env_id, [7])
     action = np.zeros((1, 2), np.float32)
     envs.step(action), envs.step(action)
-    with pytest.raises(NonFiniteError, match=f"non-finite {tensor} at step 3, seed 7"):
+    with pytest.raises(NonFiniteError, match=f"non-finite {tensor} at step 3, seed 7: {place} is nan"):
         envs.step(action)
 
 
@@ -139,6 +142,12 @@ def test_discrete_actions_are_taken_where_asked_for():
     assert scale_action(np.array(1), gym.spaces.Discrete(3, start=5)) == 6
     with pytest.raises(UsageError, match=r"action space Box\(.*a discrete one \(Discrete\) is needed"):
         make_env(EnvChoice("Pendulum-v1", ("Discrete",)))
+
+
+def test_actions_that_no_algorithm_takes():
+    args = cleanrl_maxent.algorithms()["sac"].Args(env_id="ManyActions-v0")
+    with pytest.raises(UsageError, match=r"action space MultiDiscrete\(.*; a continuous one .* is needed$"):
+        make_env(chosen_env(args))
 
 
 @pytest.mark.parametrize(

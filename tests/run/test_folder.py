@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,8 @@ def test_config(run):
         config["versions"][name] for name in ("python", "jax", "gymnasium", "mujoco", "cleanrl_maxent")
     )
     assert config["cpu_threads"] >= 1
+    assert config["algorithm_sha256"] == sha256(Path(sac.__file__).read_bytes()).hexdigest()
+    assert {"env_id", "hidden_dims"} <= set(config["changed"]) <= config["args"].keys() - {"tau", "gamma"}
     spaces = dict(obs_dim=3, action_dim=1, discrete=False, low=[-2.0], high=[2.0])
     assert config["task"] == spaces | dict(first_action=0, action_dtype="float32")
 
@@ -95,3 +99,15 @@ def test_folder_of_an_earlier_version_is_refused(run, tmp_path):
         "name another --run-dir\n"
     )
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_change_of_the_algorithms_file_is_said(run, tmp_path, capsys):
+    """Whether there is something left to do or not."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    args = sac.Args(**{**config["args"], "run_dir": str(folder)})
+    said = f"warning: sac.py has changed since {folder} was started; another --run-dir starts it anew\n"
+    for digest, expected in ((None, ""), (config["algorithm_sha256"], ""), ("0" * 64, said)):
+        (folder / "config.json").write_text(json.dumps(config | {"algorithm_sha256": digest}))
+        sac.train(args)
+        assert capsys.readouterr().err == expected

@@ -448,8 +448,8 @@ def test_a_tilde_is_the_home_wherever_a_path_is_taken(tmp_path, monkeypatch):
     for read in (cleanrl_maxent.load_policy, lambda path: recorded_args(sac.Args, path)):
         with pytest.raises(UsageError, match=f"^{re.escape(home)} is not a run"):
             read("~/x")
-    algorithm = enjoy.Args("~/x", algorithm="~/x.txt")
-    with pytest.raises(UsageError, match=f"there is no file {re.escape(home)}.txt"):
+    algorithm = enjoy.Args("~/x", algorithm="~/x.py")
+    with pytest.raises(UsageError, match=f"there is no file {re.escape(home)}.py"):
         enjoy.find_algorithm(algorithm, Path(home))
     assert sac.Args(run_dir="~nobody-of-this-name/x").run_dir == "~nobody-of-this-name/x"
 

@@ -68,7 +68,7 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
     drawn = {path.name for path in (tmp_path / "out").iterdir()}
     assert drawn == {"Pendulum-v1-2000.png", "report.md"}
     assert report.main(report.Compare((EARLIER,))) == 0
-    assert re.search("sac .* on Pendulum-v1, seeds 1, deterministic evaluation", capsys.readouterr().out)
+    assert re.search("sac .* on Pendulum-v1, seed 1, deterministic evaluation", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_unfinished_runs_are_left_out_and_counted(tmp_path, capsys):
 def test_damaged_runs_are_named(tmp_path):
     """One line instead of a traceback: what is empty, missing or no JSON."""
     damages = (
-        ("seed-1/metrics.jsonl", "", r"metrics.jsonl is empty"),
+        ("seed-1/metrics.jsonl", "", r"metrics.jsonl is damaged: it ends before the run does"),
         ("seed-1/metrics.jsonl", "{]}", r"metrics.jsonl is damaged"),
         ("timing.jsonl", None, r"timing.jsonl is missing"),
         ("config.json", '{"algorithm": "sac", "ar', "config.json is damaged: Unterminated string"),
@@ -247,6 +247,43 @@ def test_damaged_runs_are_named(tmp_path):
         if file == "config.json":
             with pytest.raises(UsageError, match=words):
                 report.main(report.Plot("eval/return_mean", (run,)))
+
+
+def test_a_record_that_ends_before_the_run_is_damaged(tmp_path):
+    run = write_run(tmp_path / "run", {"1": [1, 2, 3]})
+    result = json.loads((run / "result.json").read_text())
+    result["evaluations"]["1"]["global_step"] = 15_000
+    (run / "result.json").write_text(json.dumps(result))
+    assert curves_of(run)
+    record = run / "seed-1" / "metrics.jsonl"
+    record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match="metrics.jsonl is damaged: it ends before the run does"):
+        curves_of(run)
+
+
+def test_collecting_again_says_what_was_replaced(tmp_path, capsys):
+    run, results = write_run(tmp_path / "run", {"1": [1], "2": [1]}), tmp_path / "results"
+    for replaced in ("0 earlier ones", "2 earlier ones"):
+        report.main(report.Collect((run,), results))
+        assert capsys.readouterr().out == f"1 run collected in {results}, {replaced} replaced\n"
+    assert report.main(report.Draw(results=results, out_dir=tmp_path / "out")) == 0
+    assert "sac" in (tmp_path / "out" / "report.md").read_text()
+    for own in (report.Draw(results=results), report.Draw((run,))):
+        with pytest.raises(UsageError, match="name an --out-dir"):
+            report.main(own)
+    with pytest.raises(UsageError, match="nothing has no collected runs"):
+        report.main(report.Draw(results=tmp_path / "nothing", out_dir=tmp_path / "out"))
+
+
+def test_a_file_that_extends_no_algorithm_has_its_own_defaults(tmp_path, capsys):
+    """The flags in a label are those that its `config.json` calls changed."""
+    run = write_run(tmp_path / "run", {"1": [1]}, algorithm="my_sac", tau=0.005, gamma=0.9)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"changed": ["env_id", "gamma"]}))
+    assert [curve.flags for curve in curves_of(run)] == ["--gamma 0.9"]
+    report.main(report.Compare((run,)))
+    why = "my_sac.py is no algorithm of ours; a file named sac_….py is compared with sac"
+    assert capsys.readouterr().out.splitlines()[1:] == [f"  nothing published to compare with: {why}"]
 
 
 def test_runs_without_evaluations_are_refused(tmp_path):

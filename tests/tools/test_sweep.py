@@ -26,7 +26,7 @@ from benchmarks.executors import local
 from benchmarks.faults import finished_records, workers_of, write_suite
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import STOPPED, UsageError
 from tests.support.suites import make_cells, write_checkpoint, write_config, write_result
 
 EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
@@ -341,6 +341,11 @@ def test_a_cell_that_is_done_or_run_by_another_process(tmp_path, monkeypatch, ca
         write_result(cell)
         lock.close()
 
+    monkeypatch.setattr(sweep.signals, "listen", lambda: None)
+    monkeypatch.setattr(sweep.signals, "received", [signal.SIGTERM])
+    assert sweep.run_here([cell], 0) == STOPPED and not executed
+    assert capsys.readouterr().out == f"waiting: another process writes {cell.folder}\n"
+    monkeypatch.setattr(sweep.signals, "received", [])
     monkeypatch.setattr(sweep.time, "sleep", finish_the_other)
     assert sweep.run_here([cell], 0) == 0 and not executed
     waiting, done = capsys.readouterr().out.splitlines()
@@ -475,7 +480,7 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT + "flags = 3\n", "flags must be a table"),
         (TEXT + "variants = 3\n", "variants must be tables of flags; got 3"),
         ("grid = [1, 2]\n", "has no [[grid]]"),
-        (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1"),
+        (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1; give variants different names, and"),
         (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: there is no file "),
         (
             TEXT.replace('"sac"', f'"{Path(sac.__file__)}"'),
@@ -496,6 +501,34 @@ def test_bad_suites(tmp_path, text, words):
         sweep.main(sweep.Args(str(path), out_dir=tmp_path, device="cpu"))
     assert words in str(problem.value) and "\n" not in str(problem.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["suite.toml"]
+
+
+def test_an_edited_suite_is_refused_where_its_runs_have_begun(tmp_path, capsys):
+    """All of them are named by the first, before any starts; whether they are done does not matter."""
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL))
+    args = sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu", dry_run=True)
+    (cell,), _ = sweep.suite_cells(args)
+    for write in (write_config, write_result):
+        write(cell)
+        assert sweep.main(args) == 0
+        write_suite(suite, GRID | dict(flags=SMALL | dict(gamma=0.9)))
+        with pytest.raises(UsageError, match="with gamma=0.99; you gave 0.9: give the suite another name"):
+            sweep.main(args)
+        write_suite(suite, GRID | dict(flags=SMALL))
+
+
+def test_runs_of_an_older_version_of_a_file_are_named(tmp_path, capsys):
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL, seeds=2))
+    args = sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu", dry_run=True)
+    cells, _ = sweep.suite_cells(args)
+    for cell in cells:
+        write_result(cell)
+        assert sweep.main(args) == 0 and not capsys.readouterr().err
+    for cell in cells:
+        write_config(cell, algorithm_sha256="0" * 64)
+    assert sweep.main(args) == 0
+    said = "warning: sac.py has changed since 2 runs of it ended; another --out-dir starts anew\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_wrong_flag_names_the_help_of_its_algorithm(tmp_path, capsys):

@@ -46,6 +46,9 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
     # Gymnasium raises a TypeError anew, with a longer message
     own = problem.__cause__ if isinstance(problem.__cause__, TypeError) else problem
     line = " ".join(str(own).split()) or describe_exception(own)
+    module = env_id.rpartition(":")[0]
+    if isinstance(own, ModuleNotFoundError) and own.name == module:
+        return f"{line}; start in the folder of {module}.py, or install it"
     return line + describe_signature(env_id, kwargs) if isinstance(own, TypeError) else line
 
 
@@ -80,16 +83,16 @@ def check_kwargs(kwargs: dict[str, Any]) -> None:
 
 
 def alternatives(kind: str, algorithm: Path) -> str:
-    """The algorithm files that take such actions; only variants of this one, if there are any."""
+    """The package's algorithms that take such actions; only variants of this one, if there are any; or ""."""
     names = []
-    for path in sorted(algorithm.parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[2].glob("*.py")):
         text = path.read_text("utf-8", errors="replace")
         stated = re.search(r"^    action_spaces: ClassVar = (.*)", text, re.MULTILINE)
         if "class Args(RunArgs)" in text and kind in (stated[1] if stated else "Box"):
             names.append(path.name)
     first, *_ = algorithm.stem.split("_")
     variants = [name for name in names if Path(name).stem.split("_")[0] == first]
-    *others, last = variants or names
+    *others, last = variants or names or [""]
     return f"{', '.join(others)} or {last}" if others else last
 
 
@@ -100,7 +103,8 @@ def check_spaces(
     Box, 1-D with finite bounds, or Discrete. `algorithm`: the file that asks for them."""
     observation, action = getattr(env, "observation_space", None), getattr(env, "action_space", None)
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
-        kind = f"{type(observation).__name__}{getattr(observation, 'shape', None) or ''}"
+        shape = getattr(observation, "shape", None)
+        kind = f"{type(observation).__name__}{'' if shape is None else shape}"
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; "
             f"wrap it where it is registered: {FLATTEN}"
@@ -139,6 +143,7 @@ def check_finite(step: int, seeds: list[int], **tensors: np.ndarray) -> None:
         if not np.isfinite(values).all():
             rows = np.reshape(values, (len(seeds), -1))
             index, entry = np.argwhere(~np.isfinite(rows))[0]
+            place = f"[{entry}] is " if rows.shape[1] > 1 else "it is "
             raise NonFiniteError(
-                f"non-finite {name} at step {step}, seed {seeds[index]}: [{entry}] is {rows[index, entry]}"
+                f"non-finite {name} at step {step}, seed {seeds[index]}: {place}{rows[index, entry]}"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.config import read_config
+from cleanrl_maxent.common.config import has_changed, read_config
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
@@ -113,6 +113,8 @@ def find_checkpoint(
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
     check_same_args(folder, recorded["args"], args)
+    if has_changed(args, recorded):
+        warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():
         done = read_json(folder / "result.json")["total_timesteps"]
         if done >= args.total_timesteps:
@@ -145,7 +147,9 @@ def find_checkpoint(
     return None
 
 
-def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> None:
+def check_same_args(
+    folder: Path, recorded: dict[str, Any], args: RunArgs, advice: str = "name another --run-dir"
+) -> None:
     """Raises UsageError, naming the arguments in which a run differs from the ones given."""
     given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
@@ -157,7 +161,7 @@ def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs) -> No
     if different:
         was = ", ".join(f"{name}={recorded[name]}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
-        raise UsageError(f"{folder} was started with {was}; you gave {now}: name another --run-dir")
+        raise UsageError(f"{folder} was started with {was}; you gave {now}: {advice}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

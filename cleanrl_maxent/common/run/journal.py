@@ -13,6 +13,7 @@ from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
 from cleanrl_maxent.common.run.capture import Filming, image_summary
 from cleanrl_maxent.common.run.record import Record, scalars
@@ -72,6 +73,9 @@ class Journal:
             return
         self.terminal.steps = steps
         values = jax.device_get(self.losses)
+        for name, value in values.items():
+            shape = np.shape(value)[1:]
+            require(not shape, f"the metric {name} must be a number; it has the shape {shape}: average it")
         check_finite(
             steps, self.args.seeds, **{name: v for name, v in values.items() if name.endswith("_loss")}
         )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.config import FORMAT
+from cleanrl_maxent.common.config import describe_run
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode, SeedEnvs
@@ -80,8 +80,7 @@ class Run:
         """
         args = self.args
         self.machine = describe_machine()
-        what = {"algorithm": args.algorithm(), "args": asdict(args), "task": self.envs.task._asdict()}
-        self.config = {"format": FORMAT, **what, **self.machine}
+        self.config = describe_run(args, self.envs.task) | self.machine
         self.checkpoints = Checkpoints(self.folder / "checkpoint")
         self.resumed_from = find_checkpoint(self.folder, self.checkpoints, args, self.config)
         if self.resumed_from:
