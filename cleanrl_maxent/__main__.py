@@ -55,6 +55,9 @@ def main() -> NoReturn:
         advice = (
             f"Did you mean {close[0]}?" if close else f"{PROGRAM} --help lists the algorithms and the tools"
         )
+        own = f"{name.removesuffix('.py')}.py"
+        if Path(own).is_file():
+            advice = f"python {own} runs a file of your own"
         print(f"error: the first word is an algorithm or a tool; got {name!r}. {advice}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     if sys.stderr.isatty() and re.search(r"^import jax$", texts[name], re.MULTILINE):

@@ -228,8 +228,9 @@ class SlurmExecutor:
     def say_why(self, queue: list[Job]) -> None:
         """Prints, once, each unusual reason why jobs wait."""
         for job in queue:
-            if job.state == "PENDING" and job.reason not in USUAL | self.reasons:
-                self.reasons.add(job.reason)
+            reason = job.reason.partition(",")[0]  # a list of nodes may follow
+            if job.state == "PENDING" and reason not in USUAL | self.reasons:
+                self.reasons.add(reason)
                 warn(f"Slurm lets {job.cell.folder} wait: {job.reason}")
 
     def stop(self) -> None:

@@ -92,6 +92,13 @@ def test_an_unknown_word(word, advice, start):
     assert status == 2 and not out and err.startswith("error: ") and advice in err and err.count("\n") == 1
 
 
+def test_a_file_of_the_users_own_is_not_mistaken(start, tmp_path, monkeypatch):
+    (tmp_path / "my_sac.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for word in ("my_sac", "my_sac.py"):
+        assert start(word)[2].endswith(f"got {word!r}. python my_sac.py runs a file of your own\n")
+
+
 def test_a_tool_gets_its_flags_and_gives_its_status(start, tmp_path):
     assert start("runs", tmp_path) == (0, f"no runs in {tmp_path}\n", "")
     missing = f"error: there is no folder {tmp_path}/x; python -m cleanrl_maxent.runs FOLDER\n"

@@ -17,7 +17,7 @@ import pytest
 
 from cleanrl_maxent import ppo, sac
 from cleanrl_maxent.common import signals
-from cleanrl_maxent.common.env import pool
+from cleanrl_maxent.common.env import pool, processes
 from cleanrl_maxent.common.env.make import EnvChoice
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import (
@@ -249,6 +249,31 @@ def test_an_exception_in_a_worker_keeps_its_traceback():
     kind, said, text = outcome("FailsLate-v0", 2, 701)
     assert said.endswith("(training, step 700, seed 4): ZeroDivisionError: division by zero")
     assert re.search(r"in a worker:\nTraceback .*in fail_late\n.*ZeroDivisionError", text, re.DOTALL)
+
+
+def test_an_environment_that_cannot_be_closed_is_a_warning(capfd):
+    """In this process and in a worker; the others are closed nevertheless."""
+    for workers in (0, 1):
+        envs = SeedEnvs("ClosesNever-v0", [1, 2], "restart", workers=workers)
+        envs.close()
+        said = "warning: ClosesNever-v0 could not be closed: RuntimeError: jammed\n"
+        assert capfd.readouterr().err == 2 * said
+
+
+def test_too_many_workers_are_said_in_a_line(monkeypatch):
+    start, running = processes.start_worker, []
+
+    def start_two(memory):
+        if len(running) == 2:
+            raise OSError(24, "Too many open files")
+        running.append(start(memory))
+        return running[-1]
+
+    monkeypatch.setattr(processes, "start_worker", start_two)
+    few = "only 2 of 3 environment workers started: Too many open files; lower --env-workers"
+    with pytest.raises(UsageError, match=few):
+        SeedEnvs("Pendulum-v1", [1, 2, 3], workers=3)
+    assert all(process.returncode is not None for _, process in running)
 
 
 # ends

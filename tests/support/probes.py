@@ -93,6 +93,13 @@ class Broken(gym.Env):
         return np.full(self.shape, noise, np.float32), reward, False, False, {}
 
 
+class ClosesNever(Broken):
+    """An environment whose `close` raises."""
+
+    def close(self):
+        raise RuntimeError("jammed")
+
+
 def register(name, **options):
     """Registers an environment once, under `name`."""
     if name not in gym.registry:
@@ -108,6 +115,7 @@ register("WrongShape-v0", entry_point=Broken, kwargs={"shape": (3,)}, disable_en
 register("Unbounded-v0", entry_point=Broken, kwargs={"action_space": Box(-np.inf, np.inf, (2,), np.float32)})
 register("DictObs-v0", entry_point=Broken, kwargs={"observation_space": Dict(x=Box(-1, 1, (2,)))})
 register("ImageObs-v0", entry_point=Broken, kwargs={"observation_space": Box(0, 1, (4, 4), np.float32)})
+register("ClosesNever-v0", entry_point=ClosesNever, kwargs={"at": 0})
 register("ManyActions-v0", entry_point=Broken, kwargs={"action_space": MultiDiscrete([2, 3])})
 register("DiscreteAction-v0", entry_point=Broken, kwargs={"action_space": Discrete(2)})
 

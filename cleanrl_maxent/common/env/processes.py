@@ -19,7 +19,7 @@ import cloudpickle
 from cleanrl_maxent.common.devices import OURS
 from cleanrl_maxent.common.env.batch import round_up
 from cleanrl_maxent.common.env.worker import MESSAGE, STEPPED
-from cleanrl_maxent.common.errors import WorkerDied
+from cleanrl_maxent.common.errors import UsageError, WorkerDied
 from cleanrl_maxent.common.signals import SIGNALS
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -44,14 +44,22 @@ class Processes:
     """
 
     def __init__(self, count: int, setup: tuple):
-        """Starts the workers; `setup`: what each receives first, followed by its number from 0."""
+        """Starts the workers; `setup`: what each receives first, followed by its number from 0.
+
+        Raises UsageError if the system allows fewer.
+        """
         self.count, self.memory, self.size, self.batches = count, shared_file(), 0, 0
         self.pipes: list[Connection] = []
         self.polls: list[select.poll] = []  # which tell whether a pipe has something to be read
         self.running: list[subprocess.Popen] = []
         self.close = weakref.finalize(self, end, self.pipes, self.running, self.memory)
         for index in range(count):
-            pipe, process = start_worker(self.memory)
+            try:
+                pipe, process = start_worker(self.memory)
+            except OSError as problem:
+                self.close()
+                few = f"only {index} of {count} environment workers started: {problem.strerror}"
+                raise UsageError(f"{few}; lower --env-workers") from problem
             self.pipes.append(pipe)
             self.polls.append(select.poll())
             self.polls[index].register(pipe, select.POLLIN)
