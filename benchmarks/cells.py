@@ -16,12 +16,12 @@ import tyro
 
 from benchmarks.commands import algorithm_module, check_algorithms, is_file, script, words
 from cleanrl_maxent.common.cli import validate
-from cleanrl_maxent.common.config import has_changed
+from cleanrl_maxent.common.config import has_changed, read_config
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import recorded_settings
 from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
 from cleanrl_maxent.common.env.task import describe_task
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
 from cleanrl_maxent.common.run.inventory import is_locked
 
@@ -201,14 +201,21 @@ def check(cells: list[Cell]) -> None:
             raise UsageError(f"{cell.folder.name}: {problem}") from problem
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
-        others = "give variants different names, and algorithms that share a name grids of their own"
+        others = "give each grid, or each variant, an exp_name of its own"
         raise UsageError(f"two cells share the folder {shared[0]}; {others}")
 
 
 def check_begun(cells: list[Cell]) -> None:
-    """Raises UsageError if a folder holds another run than its cell's, as after an edit of the suite."""
+    """Raises UsageError if a folder holds another run than its cell's, as after an edit of the suite.
+
+    Damaged folders are left to the cell's own command, which says what is wrong.
+    """
     advice = "give the suite another name, or the sweep another --out-dir"
     for cell in cells:
-        if (cell.folder / "config.json").exists():
-            begun = read_json(cell.folder / "config.json")
-            check_same_args(cell.folder, begun["args"], cell.args, advice)
+        try:
+            begun = read_config(cell.folder)
+        except UsageError:
+            continue
+        same = begun["algorithm"] == cell.args.algorithm()
+        require(same, f"{cell.folder} is a run of {begun['algorithm']}; {advice}")
+        check_same_args(cell.folder, begun["args"], cell.args, advice)

@@ -56,7 +56,7 @@ def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
 
     The legend has the protocol if they differ in it.
     """
-    label = kind_in_words(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
+    label = label_of(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
         label += f" ({curve.protocol})"
     marks = [] if curve.is_variant else [float(row["mean"]) for row in published_at_end(curve)]
@@ -64,7 +64,7 @@ def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
     return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks))
 
 
-def kind_in_words(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
+def label_of(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
     """A name with its changed flags, which a variant needs only if another of the `names` is the same."""
     return f"{name} {flags}".strip() if not is_variant or names.count(name) > 1 else name
 

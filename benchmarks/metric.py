@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.curves import Lines, draw_lines, kind_in_words
+from benchmarks.curves import Lines, draw_lines, label_of
 from benchmarks.figures import plural
 from benchmarks.records import enter_holder, group_of, in_last_twentieth, read_lines, run_folders
 from benchmarks.tables import mean_with_interval, number
@@ -71,7 +71,7 @@ def draw_task(
     lines, names = [], [name for _, name, _ in groups]
     for (algorithm, name, flags), seeds in sorted(groups.items()):
         variant, counted = name != algorithm, plural(len(seeds), "seed")
-        name = kind_in_words(name, flags, variant, names)
+        name = label_of(name, flags, variant, names)
         steps, values = on_common_steps([(seed.steps, seed.values) for seed in seeds])
         lines.append(Lines(algorithm, f"{name}, {counted}", variant, steps, values))
         print(f"{name} on {env_id}, last 5% of {budget:,} steps: {metric} {end_in_words(seeds)}")

@@ -272,18 +272,18 @@ def identity(row: dict[str, str]) -> str:
     return " ".join(row[name] for name in names).strip()
 
 
-def collect(run_dirs: Iterable[Path], results: Path) -> int:
-    """Reads every run into evaluations.csv and manifest.json; returns how many runs there it replaced.
+def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
+    """Reads every run into evaluations.csv and manifest.json.
 
-    Raises UsageError.
+    Returns how many seeds it read, and how many of them were there before. Raises UsageError.
     """
     rows, manifest = read_results(results)
-    replaced = 0
+    before, read = manifest.keys(), set()
     for added, entry in read_runs(run_dirs):
         identities = {identity(row) for row in added}
-        replaced += len(identities & manifest.keys())
+        read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added
-        manifest |= dict.fromkeys(identities, entry)
+        manifest = manifest | dict.fromkeys(identities, entry)
     order = ("exp_name", "env_id", "total_timesteps", "algorithm", "flags", "seed", "step")
     numbers = {"total_timesteps", "seed", "step"}
     rows.sort(key=lambda row: [int(row[name]) if name in numbers else row[name] for name in order])
@@ -293,7 +293,7 @@ def collect(run_dirs: Iterable[Path], results: Path) -> int:
         writer.writeheader()
         writer.writerows(rows)
     (results / "manifest.json").write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
-    return replaced
+    return len(read), len(read & before)
 
 
 @dataclass(frozen=True, eq=False)

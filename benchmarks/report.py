@@ -141,10 +141,10 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
     """Exit status of a command. Raises UsageError."""
     if isinstance(command, Collect):
         folders = finished_runs(all_matching(command.run_dirs))
-        replaced = collect(folders, command.results)
+        read, replaced = collect(folders, command.results)
         hint = "; report.py draw makes the figures and tables" if command.results == RESULTS else ""
-        counted = f"{plural(len(folders), 'run')} collected in {command.results}"
-        print(f"{counted}, {plural(replaced, 'earlier one')} replaced{hint}")
+        seeds = f"{plural(read, 'seed')} of {plural(len(folders), 'run')}"
+        print(f"{seeds} collected in {command.results}, {replaced} of them in place of earlier ones{hint}")
     elif isinstance(command, Plot):
         for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
             print(path)

@@ -15,6 +15,7 @@ retries (its command and last lines are printed); 2, the suite cannot be run; 75
 
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -166,9 +167,7 @@ class Sweep:
 
 def duration(seconds: float) -> str:
     """Hours and minutes, or days."""
-    minutes = int(seconds / 60)
-    if minutes == 0:
-        return "less than a minute"
+    minutes = math.ceil(seconds / 60)
     return f"{minutes // 1440} days" if minutes >= 2880 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
@@ -270,6 +269,8 @@ def run_here(cells: list[Cell], number: int) -> int:
     if cell.finished():
         say(f"{cell.folder} is done")
         return 0
+    if signals.received:
+        return STOPPED
     # exact resume needs as many threads again
     if threads := cell.threads() or os.environ.get("NPROC") or os.environ.get("SLURM_CPUS_PER_TASK"):
         os.environ["NPROC"] = str(threads)
@@ -353,7 +354,7 @@ def main(args: Args) -> int:
     todo = [cell for cell in cells if not cell.finished()]
     outdated = [cell for cell in cells if cell not in todo and cell.is_outdated()]
     for file, count in Counter(cell.args.file().name for cell in outdated).items():
-        warn(f"{file} has changed since {plural(count, 'run')} of it ended; another --out-dir starts anew")
+        warn(f"{file} has changed since {plural(count, 'run')} of it began; another --out-dir starts anew")
     if args.executor == "slurm":
         slots = [{}] * (args.workers or MAX_JOBS)
     elif args.device == "tpu":

@@ -57,7 +57,7 @@ def main() -> NoReturn:
         )
         own = f"{name.removesuffix('.py')}.py"
         if Path(own).is_file():
-            advice = f"python {own} runs a file of your own"
+            advice = f"python {own} runs that file"
         print(f"error: the first word is an algorithm or a tool; got {name!r}. {advice}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     if sys.stderr.isatty() and re.search(r"^import jax$", texts[name], re.MULTILINE):

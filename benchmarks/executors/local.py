@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.cells import Cell
 from cleanrl_maxent.common.devices import cpu_count
-from cleanrl_maxent.common.errors import STOPPED, UsageError
+from cleanrl_maxent.common.errors import STOPPED, require
 from cleanrl_maxent.common.output import say
 
 GPU_SHARE = 0.9  # of its memory, given to runs
@@ -16,8 +16,7 @@ GPU_SHARE = 0.9  # of its memory, given to runs
 def gpu_bytes() -> dict[str, float]:
     """Memory of every GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by the name it has there.
 
-    Raises UsageError if CUDA_VISIBLE_DEVICES names something else, such as a part of a GPU, or if the size of
-    a memory is not told.
+    Raises UsageError if that names a part of a GPU, or if the size of a memory is not told.
     """
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -31,15 +30,14 @@ def gpu_bytes() -> dict[str, float]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in listed))
     found = {}
     for name in (word.strip() for word in visible.split(",")):
-        if name in ("", "-1"):
-            break  # as CUDA does
-        # CUDA takes the beginning of a UUID too
-        memory = [size for index, uuid, size in listed if name == index or uuid.startswith(name)]
-        try:
-            found[name] = float(memory[0]) * 2**20
-        except (IndexError, ValueError) as problem:
-            advice = "give --device cpu, or another CUDA_VISIBLE_DEVICES"
-            raise UsageError(f"nvidia-smi knows no memory of the GPU {name}; {advice}") from problem
+        advice = "give --device cpu, or another CUDA_VISIBLE_DEVICES"
+        require(not name.startswith("MIG"), f"CUDA_VISIBLE_DEVICES names a part of a GPU, {name}; {advice}")
+        # CUDA takes the beginning of a UUID too, and ignores what follows a name that it does not know
+        memory = [size for index, uuid, size in listed if name and (name == index or uuid.startswith(name))]
+        if not memory:
+            break
+        require(memory[0].isdecimal(), f"nvidia-smi does not tell the memory of GPU {name}; {advice}")
+        found[name] = float(memory[0]) * 2**20
     return found
 
 

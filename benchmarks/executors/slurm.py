@@ -36,18 +36,18 @@ OURS = """
 OURS_SHORT = re.compile("-[aDMdeJoQW]")
 # variables of the user's that would do the same, or narrow what squeue shows
 VARIABLES = re.compile(
-    "SQUEUE_.*|SCANCEL_.*|SLURM_CLUSTERS|SBATCH_(ARRAY_INX|CLUSTERS|ERROR|JOB_NAME|NO_REQUEUE|OPEN_MODE|OUTPUT"
+    "SQUEUE_.*|SCANCEL_.*|SLURM_CLUSTERS|SLURM_CPUS_PER_TASK|SBATCH_(ARRAY_INX|CLUSTERS|ERROR|JOB_NAME|NO_REQUEUE|OPEN_MODE|OUTPUT"
     "|SIGNAL|WAIT)"
 )
-CPUS = re.compile("--(cpus-per-gpu|tres-per-task)")  # options that --cpus-per-task would contradict
+CPUS = re.compile("--(cpus-per-g|tres-per-t)")  # options that --cpus-per-task would contradict
 OUT_OF_MEMORY = 125  # Slurm's exit status of a job that asked for too little
 NO_LOG = 53  # its signal when it cannot open a job's output file
 # states of a job that has left the queue for good
 ENDED = """
     COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL DEADLINE REVOKED
 """.split()
-# how scancel ends jobs in each state, "" for the others, such as SUSPENDED; in this order, because a job that
-# starts meanwhile comes into a later state
+# how scancel ends jobs in each state, "" for others such as SUSPENDED; in this order, since a job that starts
+# meanwhile comes into a later state
 CANCEL = {"PENDING": ["--state=PENDING"], "": [], "RUNNING": ["--batch", "--signal=TERM"]}
 # reasons why a job waits that need no word
 USUAL = {"None", "Priority", "Resources", "Dependency", "BeginTime"}
@@ -116,14 +116,17 @@ def ask(*command: str, text: str = "") -> tuple[str, str]:
     return done.stdout, " ".join(done.stderr.split()) or f"{command[0]} ended with status {done.returncode}"
 
 
-def exit_status(job: str) -> int | None:
-    """How a job that squeue does not show ended, as `Executor.ended` says; Slurm forgets it after minutes.
-
-    None if it has not ended, or if Slurm does not say now.
-    """
+def exit_status(job: str) -> tuple[int | None, str]:
+    """How a job that squeue does not show ended, as `Executor.ended` says, None if it has not; and scontrol's
+    complaint, "" unless the same question may be answered later. Slurm forgets a job after minutes."""
     text, complaint = ask("scontrol", "show", "job", job, "--oneliner")
     if TEMPORARY.search(complaint):
-        return None
+        return None, complaint
+    return status_in(text), ""
+
+
+def status_in(text: str) -> int | None:
+    """What scontrol's description of a job says of its end; None if it has not ended."""
     found = re.search(r"\bJobState=(\w+).*?\bExitCode=(\d+):(\d+)", text)
     if not found:
         return LOST
@@ -156,7 +159,7 @@ class SlurmExecutor:
         self.jobs: dict[Cell, str] = {}  # cells in the queue, and their jobs' numbers
         self.started: set[Cell] = set()  # those that this sweep submitted
         self.late: set[Cell] = set()  # those that ended well, but had no result yet at the last look
-        self.reasons: set[str] = set()  # why jobs wait, as far as it was said
+        self.said: set[str] = set()  # what need not be said again
         self.answered = False  # Slurm did, the last time it was asked
         self.reached = False  # it answered at least once
         self.complaints: dict[str, str] = {}  # the last of each program, "" if it succeeded
@@ -210,28 +213,38 @@ class SlurmExecutor:
             return
         self.say_why(queue)
         before, self.jobs = self.jobs, {job.cell: job.number for job in queue}
+        complaint = ""
         for cell, number in before.items():
-            if cell in self.started - self.jobs.keys():
-                status = exit_status(number)
-                # a network file system may show a result a little later
-                late = status == 0 and not cell.finished() and cell not in self.late
-                if status is None or late:
-                    self.jobs[cell] = number
-                    self.late.update([cell] if late else [])
-                    continue
-                if status == NO_LOG:
-                    warn(f"Slurm could not open {cell.log().resolve()}: do its nodes see this folder?")
-                self.started.remove(cell)
-                self.late.discard(cell)
-                yield cell, status
+            if cell not in self.started - self.jobs.keys():
+                continue
+            # after a complaint, the other jobs are asked for at the next look
+            status, complaint = (None, complaint) if complaint else exit_status(number)
+            # a network file system may show a result a little later
+            late = status == 0 and not cell.finished() and cell not in self.late
+            if status is None or late:
+                self.jobs[cell] = number
+                self.late.update([cell] if late else [])
+                continue
+            if status == NO_LOG:
+                log = cell.log().resolve()
+                self.say_once(f"Slurm could not open {log}: do its nodes see this folder?", "log")
+            self.started.remove(cell)
+            self.late.discard(cell)
+            yield cell, status
+        self.listen("scontrol", complaint)
 
     def say_why(self, queue: list[Job]) -> None:
         """Prints, once, each unusual reason why jobs wait."""
         for job in queue:
             reason = job.reason.partition(",")[0]  # a list of nodes may follow
-            if job.state == "PENDING" and reason not in USUAL | self.reasons:
-                self.reasons.add(reason)
-                warn(f"Slurm lets {job.cell.folder} wait: {job.reason}")
+            if job.state == "PENDING" and reason not in USUAL:
+                self.say_once(f"{job.cell.folder} waits in Slurm's queue: {job.reason}", reason)
+
+    def say_once(self, text: str, name: str) -> None:
+        """Prints a warning, unless one of the same name was printed before."""
+        if name not in self.said:
+            self.said.add(name)
+            warn(text)
 
     def stop(self) -> None:
         """Leaves the jobs in the queue: they need no sweep to run."""
@@ -284,24 +297,29 @@ def cancel_file(cells: list[Cell]) -> Path:
 
 
 def cancel(cells: list[Cell]) -> None:
-    """Takes the cells' waiting jobs out of the queue, and tells those that run to save and end.
+    """Takes the cells' jobs that do not run out of the queue, and tells those that run to save and end.
 
     Raises UsageError if no sweep has begun in their folder, or if Slurm does not answer.
     """
     file = cancel_file(cells)
     if not file.parent.is_dir():
-        raise UsageError(f"nothing to cancel: there is no {file.parent}")
+        queue, complaint = look(cells)
+        if not queue:
+            raise UsageError(complaint or f"nothing to cancel: there is no {file.parent}, and no job")
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()  # before the look: a sweep must not submit anything after it
     counts = dict.fromkeys(CANCEL, 0)
     for state, how in CANCEL.items():
         queue, complaint = look(cells)
-        # a job that is completing has no process any more
-        jobs = [job for job in queue if job.state != "COMPLETING"]
+        ending = [job.number for job in queue if job.state == "COMPLETING"]
+        jobs = [job for job in queue if job.number not in ending]
         jobs = [job.number for job in jobs if state == (job.state if job.state in CANCEL else "")]
         if jobs and not complaint:
             _, complaint = ask("scancel", *how, *jobs)
         if complaint:
             raise UsageError(f"cancelled {sum(counts.values())} jobs, then: {complaint}; try again")
         counts[state] = len(jobs)
-    waiting = plural(counts["PENDING"] + counts[""], "waiting job")
-    say(f"cancelled {waiting}, and told {counts['RUNNING']} that run to save and end")
+        if ending:  # Slurm may be about to queue it again; it complains if not
+            ask("scancel", *ending)
+    waiting = plural(counts["PENDING"] + counts[""], "job")
+    say(f"cancelled {waiting} that did not run, and told {counts['RUNNING']} that run to save and end")

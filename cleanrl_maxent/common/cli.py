@@ -52,7 +52,7 @@ class RunArgs:
     max_episode_steps: Count | None = None  # longest episode, in steps; None: as registered
     total_timesteps: Count = 1_000_000  # environment steps per seed
     seed: Natural = 1  # first seed
-    num_seeds: Count = 1  # seeds side by side; 80 GB of GPU hold 25 to 600
+    num_seeds: Count = 1  # seeds side by side; 80 GB GPUs hold 25 to 600
     exp_name: str = ""  # part of the run folder's name; by default the algorithm's
     run_dir: str | None = None  # run folder; None: a new one in runs/
     resume: str | None = None  # run folder to resume
@@ -152,7 +152,6 @@ def validate(args: RunArgs) -> None:
     Raises UsageError, naming the value and what to do.
     """
     check_ranges(args)
-    check_file(args.file())
     RunArgs.check(args)
     args.check()
 

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
+from inspect import get_annotations
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -167,15 +168,16 @@ def unmet_requirement(value: Any, kind: Any) -> str | None:
 def check_ranges(args: Any) -> None:
     """Raises UsageError, naming value and range, unless every field has its type and is in range.
 
-    Also for a value of the dataclass without a type: it would silently be no field, and so no flag.
+    Also for a value of the dataclass without a type: dataclasses ignore it, also where a base has that field.
     """
     kinds = get_type_hints(type(args), include_extras=True)
     for base in type(args).__mro__:
         for name, value in vars(base).items():
-            known = name in kinds or name.startswith("_")
-            if not known and isinstance(value, bool | int | float | str | tuple):
-                typed = f"write {name}: Number = {value!r}, say"
-                raise UsageError(f"{name} of {base.__name__} has no type, so it is no flag; {typed}")
+            typed = name in get_annotations(base) or get_origin(kinds.get(name)) is ClassVar
+            if not (typed or name.startswith("_")) and isinstance(value, bool | int | float | str | tuple):
+                kind = "Number" if type(value) in (int, float) else type(value).__name__
+                advice = f"write {name}: {kind} = {value!r}, say"
+                raise UsageError(f"{name} of {base.__name__} has no type, so it is no flag; {advice}")
     for name in (field.name for field in fields(args)):
         value = getattr(args, name)
         try:

@@ -15,7 +15,16 @@ from cleanrl_maxent import maxent_pg, sac, sql
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, check_file, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.ranges import READERS, Count, Range, Rate, Widths, parse_integer, unmet_requirement
+from cleanrl_maxent.common.ranges import (
+    READERS,
+    Count,
+    Discount,
+    Range,
+    Rate,
+    Widths,
+    parse_integer,
+    unmet_requirement,
+)
 
 SCRIPT = Path(sac.__file__)
 ALGORITHMS = cleanrl_maxent.algorithms()
@@ -118,14 +127,28 @@ def test_a_number_without_a_range_is_named():
 
 
 def test_a_value_without_a_type_is_named():
-    """It would be no flag, and nothing would say so."""
+    """It would be no flag, or not the default of the base's; nothing would say so."""
 
     @dataclass(frozen=True)
-    class Args(sac.Args):
+    class New(sac.Args):
         beta = 0.5
 
-    with pytest.raises(UsageError, match="^beta of Args has no type, .* write beta: Number = 0.5"):
-        validate(Args())
+    @dataclass(frozen=True)
+    class Changed(sac.Args):
+        env_id = "Ant-v4"
+
+    @dataclass(frozen=True)
+    class Sound(sac.Args):
+        action_spaces = ("Box", "Discrete")
+        gamma: Discount = 0.9
+
+    for args_class, words in (
+        (New, "^beta of New has no type, so it is no flag; write beta: Number = 0.5, say$"),
+        (Changed, "^env_id of Changed has no type, .* write env_id: str = 'Ant-v4', say$"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            validate(args_class())
+    validate(Sound())
 
 
 def test_a_changed_copy_needs_a_name_of_its_own(tmp_path):

@@ -96,7 +96,7 @@ def test_a_file_of_the_users_own_is_not_mistaken(start, tmp_path, monkeypatch):
     (tmp_path / "my_sac.py").touch()
     monkeypatch.chdir(tmp_path)
     for word in ("my_sac", "my_sac.py"):
-        assert start(word)[2].endswith(f"got {word!r}. python my_sac.py runs a file of your own\n")
+        assert start(word)[2].endswith(f"got {word!r}. python my_sac.py runs that file\n")
 
 
 def test_a_tool_gets_its_flags_and_gives_its_status(start, tmp_path):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -111,3 +112,13 @@ def test_a_change_of_the_algorithms_file_is_said(run, tmp_path, capsys):
         (folder / "config.json").write_text(json.dumps(config | {"algorithm_sha256": digest}))
         sac.train(args)
         assert capsys.readouterr().err == expected
+
+
+def test_a_run_that_goes_on_after_a_change_of_the_file_remains_one_of_the_earlier_file(tmp_path):
+    folder = tmp_path / "run"
+    args = sac.Args(**SMALL | dict(run_dir=str(folder)))
+    sac.train(args)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"algorithm_sha256": "0" * 64}))
+    sac.train(replace(args, total_timesteps=args.total_timesteps + 10))
+    assert json.loads((folder / "config.json").read_text())["algorithm_sha256"] == "0" * 64

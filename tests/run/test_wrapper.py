@@ -174,8 +174,8 @@ class Endless:
 def test_an_evaluation_without_end_ends(monkeypatch):
     monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 300)
     assert message(UsageError, Endless("NeverEnds-v0").play) == (
-        "an episode of NeverEnds-v0 has not ended after 300 steps; add --max-episode-steps N (with another "
-        "--run-dir), or register it with max_episode_steps=N (evaluation at step 5000, seed 1)"
+        "an episode of NeverEnds-v0 has not ended after 300 steps; add --max-episode-steps N (to a run "
+        "of its own), or register it with max_episode_steps=N (evaluation at step 5000, seed 1)"
     )
     for limit in (50, 400):  # which may be longer
         assert Endless("NeverEnds-v0", max_episode_steps=limit).play().lengths == limit

@@ -263,9 +263,10 @@ def test_a_record_that_ends_before_the_run_is_damaged(tmp_path):
 
 def test_collecting_again_says_what_was_replaced(tmp_path, capsys):
     run, results = write_run(tmp_path / "run", {"1": [1], "2": [1]}), tmp_path / "results"
-    for replaced in ("0 earlier ones", "2 earlier ones"):
+    for replaced in (0, 2):
         report.main(report.Collect((run,), results))
-        assert capsys.readouterr().out == f"1 run collected in {results}, {replaced} replaced\n"
+        said = f"2 seeds of 1 run collected in {results}, {replaced} of them in place of earlier ones\n"
+        assert capsys.readouterr().out == said
     assert report.main(report.Draw(results=results, out_dir=tmp_path / "out")) == 0
     assert "sac" in (tmp_path / "out" / "report.md").read_text()
     for own in (report.Draw(results=results), report.Draw((run,))):

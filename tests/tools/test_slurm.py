@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -21,6 +22,7 @@ FULL = (
     "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: "
     "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)\n"
 )
+CANCELLED = "cancelled {} that did not run, and told {} that run to save and end\n"
 SUITE = """
 [[grid]]
 algorithms = ["sac"]
@@ -101,11 +103,11 @@ def test_a_name_is_that_of_a_folder_however_it_is_reached(tmp_path, monkeypatch)
 )
 def test_how_a_job_ended(cluster, state, code, status):
     (cluster.folder / "jobs" / "1").write_text(f"name {state} {code}\n")
-    assert slurm.exit_status("1") == status
+    assert slurm.exit_status("1") == (status, "")
     cluster.say("forgetful")
-    assert slurm.exit_status("1") == slurm.LOST
+    assert slurm.exit_status("1") == (slurm.LOST, "")
     cluster.say("scontrol_down", DOWN)
-    assert slurm.exit_status("1") is None
+    assert slurm.exit_status("1") == (None, DOWN.strip())
 
 
 def test_what_becomes_of_a_cell(tmp_path, cluster):
@@ -272,7 +274,7 @@ def test_variables_of_the_user_hide_no_job_and_change_no_script(tmp_path, cluste
 
 
 def test_a_job_that_squeue_does_not_show_is_not_submitted_again(tmp_path, cluster):
-    """Such as a job in a partition that is hidden."""
+    """As in a state that it leaves out."""
     (cell,) = make_cells(tmp_path / "runs", ["a"])
     sweeper = new_sweep([cell])
     sweeper.step()
@@ -298,11 +300,27 @@ def test_nodes_that_do_not_see_the_folder(tmp_path, cluster, capsys):
     """Slurm's 0:53 is a failure, of which the log that could not be opened says nothing."""
     (cell,) = make_cells(tmp_path / "runs", ["a"])
     sweeper = new_sweep([cell], retries=1)
-    while not sweeper.over:
+    for _ in range(3):
         sweeper.step()
         cluster.set(len(cluster.jobs()), "FAILED", "0:53")
-    assert len(cluster.jobs()) == 2
-    assert f"Slurm could not open {cell.log()}: do its nodes see this folder?" in capsys.readouterr().err
+    assert sweeper.over and len(cluster.jobs()) == 2
+    said = f"warning: Slurm could not open {cell.log()}: do its nodes see this folder?\n"
+    assert capsys.readouterr().err == said
+
+
+def test_scontrol_that_does_not_answer_is_asked_once_a_look(tmp_path, cluster, capsys):
+    cells = make_cells(tmp_path / "runs", ["a", "b"])
+    sweeper = new_sweep(cells)
+    sweeper.step()
+    for number, cell in ((1, cells[0]), (2, cells[1])):
+        cluster.set(number, "COMPLETED")
+        write_result(cell)
+    cluster.say("scontrol_down", DOWN)
+    assert sweeper.step() == sweeper.step() == [] and sweeper.executor.running == set(cells)
+    assert capsys.readouterr().err == f"warning: {DOWN.strip()}; waiting, and trying again\n"
+    cluster.unsay("scontrol_down")
+    sweeper.step()
+    assert sweeper.done == cells
 
 
 def test_why_jobs_wait_is_said_once(tmp_path, cluster, capsys):
@@ -313,7 +331,7 @@ def test_why_jobs_wait_is_said_once(tmp_path, cluster, capsys):
     cluster.say("reason", "launch failed requeued held")
     sweeper.step(), sweeper.step()
     said = capsys.readouterr().err
-    assert said == f"warning: Slurm lets {tmp_path}/runs/a wait: launch failed requeued held\n"
+    assert said == f"warning: {tmp_path}/runs/a waits in Slurm's queue: launch failed requeued held\n"
 
 
 def test_after_a_signal_jobs_stay_in_the_queue(tmp_path, cluster, capsys):
@@ -344,7 +362,7 @@ def test_cancel(tmp_path, cluster, capsys):
     watching.step()
     cluster.set(1, "RUNNING")
     slurm.cancel(cells)
-    assert capsys.readouterr().out == "cancelled 1 waiting job, and told 1 that run to save and end\n"
+    assert capsys.readouterr().out == CANCELLED.format("1 job", 1)
     assert [job[1:] for job in cluster.jobs().values()] == [("FAILED", "75:0"), ("CANCELLED", "0:0")]
     for sweeper in (watching, late):
         with pytest.raises(Stopped, match="cancelled by --cancel"):
@@ -365,17 +383,25 @@ def test_cancel_ends_every_job_of_a_cell_in_every_state(tmp_path, cluster, capsy
     for number, state in ((2, "CONFIGURING"), (3, "SUSPENDED"), (4, "COMPLETING")):
         cluster.set(number, state)
     slurm.cancel(cells)
-    assert capsys.readouterr().out == "cancelled 3 waiting jobs, and told 1 that run to save and end\n"
+    assert capsys.readouterr().out == CANCELLED.format("3 jobs", 1)
     states = [job.state for job in cluster.jobs().values()]
-    assert states == ["CANCELLED", "CANCELLED", "CANCELLED", "COMPLETING", "FAILED"]
+    assert states == ["CANCELLED"] * 4 + ["FAILED"]  # one that is completing may be queued again
+
+
+def test_jobs_are_cancelled_though_their_folder_is_gone(tmp_path, cluster, capsys):
+    cells = make_cells(tmp_path / "runs", ["a", "b"])
+    new_sweep(cells).step()
+    shutil.rmtree(tmp_path / "runs")
+    slurm.cancel(cells)
+    assert [job.state for job in cluster.jobs().values()] == ["CANCELLED"] * 2
 
 
 def test_a_sweep_after_cancel_begins_anew(tmp_path, cluster, monkeypatch, capsys):
-    with pytest.raises(UsageError, match="nothing to cancel: there is no .*/runs/suite"):
+    with pytest.raises(UsageError, match="nothing to cancel: there is no .*/runs/suite, and no job"):
         run_main(tmp_path, "--cancel")
     (tmp_path / "runs" / "suite").mkdir(parents=True)
     assert run_main(tmp_path, "--cancel") == 0
-    assert capsys.readouterr().out == "cancelled 0 waiting jobs, and told 0 that run to save and end\n"
+    assert capsys.readouterr().out == CANCELLED.format("0 jobs", 0)
     monkeypatch.setattr(sweep.signals, "received", [signal.SIGTERM])
     assert run_main(tmp_path) == STOPPED and len(cluster.jobs()) == 2
 

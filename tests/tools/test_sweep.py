@@ -443,17 +443,19 @@ def test_gpu_slots_share_its_memory(monkeypatch, tmp_path):
         ("GPU-b", {"GPU-b": size}),
         ("1, 0", {"1": size, "0": size}),
         ("2,-1,0", {"2": size}),
+        ("0,7,2", {"0": size}),
+        ("NoDevFiles", {}),
         ("", {}),
     ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert sweep.gpu_bytes() == found
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5")
-    with pytest.raises(UsageError, match="nvidia-smi knows no memory of the GPU MIG-5; give --device cpu"):
+    with pytest.raises(UsageError, match="names a part of a GPU, MIG-5; give --device cpu"):
         sweep.gpu_bytes()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert list(sweep.gpu_bytes()) == ["0", "1", "2"]
     fake.write_text("#!/bin/sh\necho 0, GPU-a, [N/A]\n")
-    with pytest.raises(UsageError, match="no memory of the GPU 0"):
+    with pytest.raises(UsageError, match="does not tell the memory of GPU 0"):
         sweep.gpu_bytes()
     fake.write_text("#!/bin/sh\necho No devices were found\n")
     assert sweep.gpu_bytes() == {}
@@ -480,7 +482,10 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT + "flags = 3\n", "flags must be a table"),
         (TEXT + "variants = 3\n", "variants must be tables of flags; got 3"),
         ("grid = [1, 2]\n", "has no [[grid]]"),
-        (TEXT + TEXT, "two cells share the folder Pendulum-v1__sac__1; give variants different names, and"),
+        (
+            TEXT + TEXT,
+            "two cells share the folder Pendulum-v1__sac__1; give each grid, or each variant, an exp_name",
+        ),
         (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: there is no file "),
         (
             TEXT.replace('"sac"', f'"{Path(sac.__file__)}"'),
@@ -527,7 +532,7 @@ def test_runs_of_an_older_version_of_a_file_are_named(tmp_path, capsys):
     for cell in cells:
         write_config(cell, algorithm_sha256="0" * 64)
     assert sweep.main(args) == 0
-    said = "warning: sac.py has changed since 2 runs of it ended; another --out-dir starts anew\n"
+    said = "warning: sac.py has changed since 2 runs of it began; another --out-dir starts anew\n"
     assert capsys.readouterr().err == said
 
 

@@ -47,8 +47,8 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
     own = problem.__cause__ if isinstance(problem.__cause__, TypeError) else problem
     line = " ".join(str(own).split()) or describe_exception(own)
     module = env_id.rpartition(":")[0]
-    if isinstance(own, ModuleNotFoundError) and own.name == module:
-        return f"{line}; start in the folder of {module}.py, or install it"
+    if isinstance(own, ModuleNotFoundError) and own.name in (module, module.partition(".")[0]):
+        return f"{line}; start in the folder that has {own.name}, or install it"
     return line + describe_signature(env_id, kwargs) if isinstance(own, TypeError) else line
 
 

@@ -12,7 +12,7 @@ from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, Usag
 LONGEST_EPISODE = 50_000  # steps; an evaluation without a time limit ends here, and training warns
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 SCALARS = {float, np.float64, np.float32}  # rewards that need no conversion
-LIMIT_IT = "add --max-episode-steps N (with another --run-dir), or register it with max_episode_steps=N"
+LIMIT_IT = "add --max-episode-steps N (to a run of its own), or register it with max_episode_steps=N"
 STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
 
 

@@ -96,8 +96,8 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         if now[name] != was:
             changes.append(f"{name} {was}, now {now[name]}")
     if changes:
-        threads = now["cpu_threads"] != recorded.get("cpu_threads") and "NPROC" in os.environ
-        exact = "unset NPROC, or " if threads else ""  # then a run has its threads again
+        alone = len(changes) == 1 and changes[0].startswith("cpu_threads ") and "NPROC" in os.environ
+        exact = "unset NPROC, or " if alone else ""  # then a run has its threads again
         raise UsageError(
             f"the run was made with {'; '.join(changes)}: not bit-exact; "
             f"{exact}add --allow-version-change to resume"

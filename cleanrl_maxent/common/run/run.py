@@ -84,7 +84,8 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoint")
         self.resumed_from = find_checkpoint(self.folder, self.checkpoints, args, self.config)
         if self.resumed_from:
-            self.config["init_from"] = read_json(self.folder / "config.json").get("init_from")
+            begun = read_json(self.folder / "config.json")
+            self.config |= {name: begun.get(name) for name in ("init_from", "algorithm_sha256")}
         else:
             self.config["init_from"] = self.initial.source if self.initial else None
             self.write_json("config.json", self.config)

@@ -1,16 +1,18 @@
 """The start of every algorithm, before its loop."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from cleanrl_maxent.common.cli import RunArgs, validate
+from cleanrl_maxent.common.cli import RunArgs, check_file, validate
 from cleanrl_maxent.common.devices import chosen_device, cpu_count, seed_sharding, set_up_device
 from cleanrl_maxent.common.env.make import chosen_env
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.evaluation import MODES
+from cleanrl_maxent.common.run.folder import is_under_way
 from cleanrl_maxent.common.run.hub import check_hub
 
 
@@ -48,6 +50,8 @@ def start(args: RunArgs, copies: int = 1) -> tuple[SeedEnvs, Keys]:
     start with finite observations, and EnvironmentFailed.
     """
     validate(args)
+    if not (args.run_dir and is_under_way(Path(args.run_dir))):
+        check_file(args.file())
     check_hub(args)
     set_up_device(args.device, args.run_dir, args.deterministic)
     envs = SeedEnvs(chosen_env(args), args.seeds, args.env_reset, copies, count_workers(args, copies))
