@@ -76,10 +76,7 @@ class Args(RunArgs):
 def linear(x, features):
     """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
     bound = 1 / math.sqrt(x.shape[-1])
-
-    def uniform(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    uniform = Partial(jax.random.uniform, minval=-bound, maxval=bound)
     return nn.Dense(features, kernel_init=uniform, bias_init=uniform)(x)
 
 
