@@ -3,8 +3,7 @@
 Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://arxiv.org/abs/1812.05905.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
-  - the temperature is learned through its logarithm, from the log-densities of the actor's loss;
-  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
+  - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
 
     python cleanrl_maxent/sac.py --env-id Hopper-v4
 """
@@ -62,10 +61,8 @@ class Args(RunArgs):
 
 
 def linear(x, features):
-    """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
-    bound = 1 / math.sqrt(x.shape[-1])
-    uniform = Partial(jax.random.uniform, minval=-bound, maxval=bound)
-    return nn.Dense(features, kernel_init=uniform, bias_init=uniform)(x)
+    """Dense layer; weights are initialised from U(±√(6 / (fan_in + fan_out))), Glorot's, biases with 0."""
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())(x)
 
 
 class Critic(nn.Module):

@@ -234,10 +234,18 @@ def test_target_entropy_is_minus_the_number_of_actions():
 
 
 def test_init():
+    """Glorot's uniform weights, critic by critic, and zero biases."""
     wide = jax.jit(lambda key: sac.init(key, Task(17, 6), sac.Args()))(jax.random.key(0))
-    for name, leaf in wide.actor.params["params"]["Dense_1"].items():
-        assert np.abs(leaf).max() <= 1 / 16, name
-        assert np.std(leaf) == pytest.approx(1 / 16 / math.sqrt(3), rel=0.15), name
+    fans = {"Dense_0": (17, 256), "Dense_1": (256, 256), "Dense_2": (256, 12)}
+    for name, layer in wide.actor.params["params"].items():
+        bound = math.sqrt(6 / sum(fans[name]))
+        assert layer["kernel"].shape == fans[name] and not layer["bias"].any()
+        assert 0.98 * bound < np.abs(layer["kernel"]).max() <= bound
+        assert np.std(layer["kernel"]) == pytest.approx(bound / math.sqrt(3), rel=0.05), name
+    for layer, fan_in, fan_out in (("Dense_0", 23, 256), ("Dense_2", 256, 1)):
+        kernel = wide.critics.params["params"][layer]["kernel"]
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        assert kernel.shape == (2, fan_in, fan_out) and 0.96 * bound < np.abs(kernel).max() <= bound
     kernel = make_state().critics.params["params"]["Dense_0"]["kernel"]  # (2, in, out)
     assert not np.allclose(kernel[0], kernel[1])
     assert float(sac.temperature(make_state())) == pytest.approx(0.3)

@@ -22,19 +22,19 @@ class Pair(NamedTuple):
 NATURAL = "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step line_search"
 PAIRS = [
     Pair("ddpg", "td3", 25, 50),
-    Pair("td3", "sac", 60, 75, "next_noise", "sample_action temperature alpha_loss"),
+    Pair("td3", "sac", 65, 77, "next_noise", "sample_action temperature alpha_loss"),
     Pair(
-        *("sac", "sql", 95, 140),
+        *("sac", "sql", 95, 146),
         "sample_action temperature alpha_loss improve_policy",
         "reward_scale repeat soft_value sample_particles log_density lower_median stein_direction",
     ),
-    Pair("sac", "sac_v1", 65, 80, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
+    Pair("sac", "sac_v1", 67, 83, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
     Pair(
         *("sac", "crossq", 65, 152),
         "linear move_targets",
         "BatchRenorm NormalizedLinear sample_squashed Network",
     ),
-    Pair("sac", "sac_discrete", 60, 82, new="gather reduce_critics"),
+    Pair("sac", "sac_discrete", 60, 85, new="gather reduce_critics"),
     Pair(
         *("sql", "sql_discrete", 174, 165),
         "reward_scale Actor repeat sample_particles log_density lower_median stein_direction actor_loss",

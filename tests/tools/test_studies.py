@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.studies.initialisation import sac_orthogonal, sac_uniform
 from benchmarks.studies.particles import particles
 from benchmarks.trained import trained_state
 from cleanrl_maxent import load_policy, sac, sql, td3
@@ -63,3 +64,26 @@ def test_the_uncorrected_loss_differs_from_the_one_in_sql_by_its_density():
     expected = sql.actor_loss(*given)[0]
     assert particles.uncorrected_loss(*given, sql.log_density)[0] == expected
     assert particles.uncorrected_loss(*given)[0] != expected
+
+
+@pytest.mark.slow
+def test_initial_weights_of_the_variants(tmp_path):
+    """Of what a variant trains: each layer's bound or orthogonality, and its biases; `sac` is as before.
+
+    The actor's learning rate leaves them as they were.
+    """
+    before, args = sac.linear, SMALL | dict(total_timesteps=140, learning_starts=139, eval_episodes=0)
+    layers = {}
+    for name, variant in dict(uniform=sac_uniform, orthogonal=sac_orthogonal).items():
+        run_dir = str(tmp_path / name)
+        variant.train(variant.Args(**args | dict(hidden_dims=(64, 64), policy_lr=1e-30, run_dir=run_dir)))
+        assert sac.linear is before
+        arrays = newest_checkpoint(tmp_path / name, "networks").arrays
+        start = "state/actor/params/params/Dense_1/"
+        layers[name] = [
+            next(arrays[key][0] for key in arrays if key == start + part) for part in ("kernel", "bias")
+        ]
+    kernel, bias = layers["uniform"]
+    assert all(0.9 / 8 < np.abs(array).max() <= 1 / 8 for array in (kernel, bias))
+    kernel, bias = layers["orthogonal"]
+    assert np.allclose(kernel @ kernel.T, np.eye(64), rtol=0, atol=1e-5) and np.abs(bias).max() < 1e-20

@@ -1,0 +1,1 @@
+"""Variants of Soft Actor-Critic whose networks start from other weights."""
