@@ -199,7 +199,7 @@ def test_cancel_saves_what_runs(cluster, tmp_path):
         runs = [sweeper.wait_for_run(node)[0] for node in ("n1", "n2")]
         command = sweeper.command("--executor", "slurm", "--cancel")
         done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True)
-        assert done.stdout == "cancelled 2 waiting jobs, and told 2 that run to save and end\n"
+        assert done.stdout == "cancelled 2 jobs that did not run, and told 2 that run to save and end\n"
         assert sweeper.process.wait(60) == 75 and "cancelled by --cancel" in sweeper.printed.read_text()
         cluster.wait_for(lambda: not cluster.ask("squeue", "--noheader"))
         for cell in runs:
