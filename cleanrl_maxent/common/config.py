@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,12 @@ FORMAT = 1  # of run folders; raised when code that is older could misread one. 
 
 def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
     """What `config.json` says of a run with these `RunArgs` and `Task`, apart from its machine."""
-    given, defaults = asdict(args), asdict(type(args)())
     return {
         "format": FORMAT,
         "algorithm": args.algorithm(),
         "algorithm_sha256": digest_of(args.file()),
-        "args": given,
-        "changed": [name for name in given if given[name] != defaults[name]],
+        "args": asdict(args),
+        "changed": [field.name for field in fields(args) if getattr(args, field.name) != field.default],
         "task": task._asdict(),
     }
 
