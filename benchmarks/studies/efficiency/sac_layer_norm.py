@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from benchmarks.studies.variants import train_with
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.cli import run_from_command_line
 from cleanrl_maxent.sac import act, init, policy, sample_action  # noqa: F401, for enjoy
@@ -33,11 +34,7 @@ class Critic(sac.Critic):
 
 def train(args):
     """`sac.train` with these critics."""
-    replaced, sac.Critic = sac.Critic, Critic
-    try:
-        return sac.train(args)
-    finally:
-        sac.Critic = replaced
+    return train_with(sac, args, Critic=Critic)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 
+from benchmarks.studies.variants import train_with
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.cli import run_from_command_line
 from cleanrl_maxent.common.errors import require
@@ -38,11 +39,7 @@ def update(state, batch, key, index, args):
 
 def train(args):
     """`sac.train` with these updates."""
-    replaced, sac.update = sac.update, update
-    try:
-        return sac.train(args)
-    finally:
-        sac.update = replaced
+    return train_with(sac, args, update=update)
 
 
 if __name__ == "__main__":

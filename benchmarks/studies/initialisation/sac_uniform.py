@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 from jax.tree_util import Partial
 
+from benchmarks.studies.variants import train_with
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.cli import run_from_command_line
 from cleanrl_maxent.sac import act, init, policy, sample_action  # noqa: F401, for enjoy
@@ -31,11 +32,7 @@ def linear(x, features):
 
 def train(args):
     """`sac.train` with these layers."""
-    replaced, sac.linear = sac.linear, linear
-    try:
-        return sac.train(args)
-    finally:
-        sac.linear = replaced
+    return train_with(sac, args, linear=linear)
 
 
 if __name__ == "__main__":
