@@ -1,7 +1,7 @@
 """Figures: learning curves of one task and number of steps, any recorded metric, performance profiles.
 
-Seeds are thin lines, their mean is a thick one. An algorithm has one colour everywhere; its variants have the
-same with other dashes.
+Seeds are thin lines, their mean is a thick one. An algorithm has one colour everywhere; its variants have
+lighter and darker ones, and dashes.
 """
 
 import hashlib
@@ -20,8 +20,11 @@ from benchmarks.intervals import performance_profile
 from benchmarks.records import Curve, published_at_end
 from benchmarks.tables import score
 
+Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
+TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
 NAMED = 10  # lines of a figure that the legend names
+SEEDS_SHOWN = 20  # more seeds of variants are left out, their means stay
 MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
@@ -85,8 +88,8 @@ def draw_curves(curves: list[Curve], path: Path) -> Path:
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
     """Thin seeds and a thick mean for each of `lines`; the legend has their order at the end, from above.
 
-    All but the `NAMED` lines that end highest are grey, without their seeds. The file's description is the
-    `digest` of what it shows.
+    All but the `NAMED` lines that end highest are grey, without their seeds. So are variants with more than
+    `SEEDS_SHOWN` seeds together without theirs. The file's description is the `digest` of what it shows.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     shown = digest(title, ylabel, *lines)
@@ -95,10 +98,10 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
         axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1)
     lines = [entry for entry in lines if entry.end() >= least]
     marked = [entry.algorithm for entry in lines if entry.marks]
+    crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
     handles = {}
-    for entry, style in zip(lines, line_styles(lines), strict=True):
-        color = COLORS.get(entry.algorithm, OTHER_COLOR)
-        if len(entry.values) > 1:
+    for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
+        if len(entry.values) > 1 and not (entry.is_variant and crowded):
             axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35)
         few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
@@ -118,14 +121,23 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     return save_figure(figure, path, dpi=200, description=shown)
 
 
-def line_styles(lines: Iterable[Lines]) -> list[Any]:
-    """Dashes for each of `lines`: an algorithm's own are continuous, those of its variants differ."""
+def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
+    """Dashes and colour of each of `lines`: an algorithm's own are continuous and have its colour, those of
+    its variants differ in both."""
     styles, taken = [], defaultdict(int)
     for entry in lines:
         number = max(taken[entry.algorithm], int(entry.is_variant))
-        styles.append(DASHES[number % len(DASHES)])
+        color = COLORS.get(entry.algorithm, OTHER_COLOR)
+        styles.append((DASHES[number % len(DASHES)], tinted(color, TINTS[number % len(TINTS)])))
         taken[entry.algorithm] = number + 1
     return styles
+
+
+def tinted(color: str, share: float) -> Color:
+    """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0."""
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (channel + abs(share) * ((share > 0) - channel) for channel in channels)
+    return red, green, blue
 
 
 def digest(*shown: Any) -> str:

@@ -144,17 +144,21 @@ def test_scores_need_five_tasks_of_one_length():
 
 
 def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
-    """Variants have their algorithm's colour; seeds are thin; published means stand beyond the last step."""
+    """Variants have a shade of their algorithm's colour; seeds are thin; published means stand beyond the
+    last step."""
     drawn = []
     monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
     curves.draw_curves([made_up(name="sac-x"), made_up(), made_up(name="td3", algorithm="td3")], tmp_path)
     axes = drawn[0].axes[0]
     thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 2}
     sac, variant, td3 = (thick[f"{name}, 2\N{NO-BREAK SPACE}seeds"] for name in ("sac", "sac-x", "td3"))
-    assert sac.get_color() == variant.get_color() == curves.COLORS["sac"] != td3.get_color()
+    shades = [("sac", 0.0), ("sac", curves.TINTS[1]), ("td3", 0.0)]
+    expected = [curves.tinted(curves.COLORS[name], share) for name, share in shades]
+    assert [line.get_color() for line in (sac, variant, td3)] == expected
     assert sac.get_linestyle() == td3.get_linestyle() == "-" != variant.get_linestyle()
     alone = curves.lines_of(made_up(name="sac-x"), [])
-    assert curves.line_styles([alone]) != ["-"]
+    assert curves.line_styles([alone])[0][0] != "-"
+    assert curves.tinted("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.tinted("#ff0000", 1) == (1, 1, 1)
     assert sum(line.get_linewidth() < 1 and line.get_marker() == "None" for line in axes.lines) == 6
     marks = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
     assert [len(line.get_ydata()) for line in marks] == [3, 4] and all(
