@@ -92,6 +92,18 @@ def test_a_live_line_on_a_terminal_that_is_gone(monkeypatch, tmp_path):
     terminal.finish(1.0, 0.5)
 
 
+def test_the_last_step_is_said_once(tmp_path, monkeypatch, capsys):
+    """The evaluation there says it, with the same words as a line of steps per second."""
+    monkeypatch.setattr("cleanrl_maxent.common.run.terminal.PLAIN_LINE_EVERY", 0.0)
+    terminal = Terminal(sac.Args(total_timesteps=2_000), tmp_path)
+    for terminal.steps in (1_000, 2_000):
+        terminal.show_speed(150.0)
+    terminal.show_evaluation([{"eval/return_mean": -1.0}], 0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["1,000/2,000", "2,000/2,000"]
+    terminal.stop()
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_screen_without_the_letters(encoding, tmp_path, monkeypatch):
     content = io.BytesIO()

@@ -58,9 +58,13 @@ class Terminal:
         self.last_line = time.perf_counter()
 
     def show_speed(self, speed: float) -> None:
-        """Keeps steps per second of each seed; a plain line at most every PLAIN_LINE_EVERY seconds."""
+        """Keeps steps per second of each seed; a plain line at most every PLAIN_LINE_EVERY seconds.
+
+        The last step has none: its evaluation, or the end of the run, has the same words.
+        """
         self.speed = speed
-        if not self.console.is_terminal and time.perf_counter() - self.last_line > PLAIN_LINE_EVERY:
+        waited = time.perf_counter() - self.last_line > PLAIN_LINE_EVERY
+        if waited and not self.console.is_terminal and self.steps < self.args.last_step:
             self.print_line(self.line())
 
     def finish(self, seconds: float, evaluating: float) -> None:
