@@ -1,4 +1,4 @@
-"""What a suite means: a TOML file of grids, and the cells, single runs, that they stand for."""
+"""Suites: TOML files of grids, and the cells, which are single runs, that the grids stand for."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ class Cell:
     device: str
 
     def command(self) -> list[str]:
-        """What a person would type, absolute paths aside; giving it again resumes the run."""
+        """The command that a person would type, with absolute paths; giving it again resumes the run."""
         destination = ("--device", self.device, "--run-dir", str(self.folder))
         return [sys.executable, script(self.algorithm), *self.flags, *destination]
 
@@ -67,7 +67,7 @@ class Cell:
     def finished(self) -> bool:
         """True if the folder holds this very run, with as many steps as the suite asks for.
 
-        A folder that holds another run, or is damaged, is not finished: the cell's command says what it is.
+        A folder that is damaged or holds another run counts as unfinished: the cell's command says why.
         """
         try:
             config, result = (read_json(self.folder / name) for name in ("config.json", "result.json"))
@@ -86,7 +86,7 @@ class Cell:
         return is_locked(self.folder)
 
     def threads(self) -> int | None:
-        """XLA's threads on a CPU when the run began, as many as exact resume needs; None before it did."""
+        """XLA's CPU threads when the run began, which exact resume needs again; None before it began."""
         return recorded_settings(str(self.folder)).get("cpu_threads")
 
     def progress(self) -> dict[str, float]:
@@ -98,7 +98,7 @@ class Cell:
         return next((json.loads(line) for line in reversed(lines) if line.endswith("}")), {})
 
     def log(self) -> Path:
-        """What its processes print."""
+        """The file for what the run's processes print."""
         return self.folder.parent / f"{self.folder.name}.log"
 
 
@@ -123,7 +123,7 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
 
 
 def read_grid(path: Path, table: dict[str, Any]) -> Grid:
-    """A grid; raises UsageError if a key is missing, unknown, or not of its kind."""
+    """A grid; raises UsageError if a key is missing or unknown, or a value of the wrong kind."""
     if missing := {"algorithms", "env_ids", "seeds"} - table.keys():
         raise UsageError(f"{path}: a grid lacks {', '.join(sorted(missing))}")
     if unknown := table.keys() - {entry.name for entry in fields(Grid)}:
@@ -147,9 +147,9 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
 
 
 def resolve_algorithm(algorithm: str, suite: Path) -> str:
-    """An algorithm's name as it is; the absolute path of a file, which a suite names from its own folder.
+    """An algorithm's name unchanged; for a file, whose path is relative to the suite, its absolute path.
 
-    Raises UsageError if it is no algorithm's.
+    Raises UsageError if the file is not an algorithm.
     """
     if not is_file(algorithm):
         return algorithm
@@ -179,20 +179,20 @@ def expand(grids: list[Grid], folder: Path, device: str, seeds_per_run: int) -> 
 
 @cache
 def row_bytes(choice: EnvChoice) -> int:
-    """Bytes of a transition of an environment; raises UsageError if it cannot be made."""
+    """Bytes of a transition; raises UsageError if the environment cannot be made."""
     env = make_env(choice)
     env.close()
     return transition_bytes(describe_task(env.observation_space, env.action_space).example)
 
 
 def memory_bytes(cell: Cell) -> float:
-    """What a run needs, estimated from its replay."""
+    """Bytes of memory that a run needs, estimated from its replay."""
     args, capacity = cell.args, getattr(cell.args, "buffer_size", 0)
     return PROCESS_BYTES + args.num_seeds * capacity * row_bytes(chosen_env(args))
 
 
 def check(cells: list[Cell]) -> None:
-    """Raises UsageError if a cell could not start, before any of them does."""
+    """Raises UsageError, before any cell starts, if one could not or if two share a folder."""
     for cell in cells:
         try:
             validate(cell.args)
@@ -201,7 +201,7 @@ def check(cells: list[Cell]) -> None:
             raise UsageError(f"{cell.folder.name}: {problem}") from problem
     names = Counter(cell.folder.name for cell in cells)
     if shared := [name for name, count in names.items() if count > 1]:
-        others = "give each grid, or each variant, an exp_name of its own"
+        others = "give each grid or variant its own exp_name"
         raise UsageError(f"two cells share the folder {shared[0]}; {others}")
 
 

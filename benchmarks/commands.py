@@ -1,6 +1,6 @@
 """Command lines of the algorithms, from tables of flags.
 
-An algorithm is a name, `sac`, or the path of a file of the user's, `my/sac_mine.py`.
+An algorithm is given by name, `sac`, or by the path of a user's file, `my/sac_mine.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ def is_file(algorithm: str) -> bool:
 
 @cache
 def algorithm_module(algorithm: str) -> ModuleType:
-    """The module of an algorithm. Raises UsageError for a file that is none, or has the name of ours."""
+    """The module of an algorithm. Raises UsageError for a file that is not one, or has the name of ours."""
     if not is_file(algorithm):
         return algorithms()[algorithm]
     path = Path(algorithm)
@@ -53,7 +53,7 @@ def words(flags: dict[str, Any]) -> Iterator[str]:
 
 
 def applicable_flags(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """Those of the flags that an algorithm has."""
+    """The flags that an algorithm has, without the others."""
     known = {field.name for field in fields(algorithm_module(algorithm).Args)}
     return {name: value for name, value in flags.items() if name in known}
 

@@ -1,4 +1,4 @@
-"""Where runs lie beside published means; and which of two sets of runs is better, task by task."""
+"""Compares runs with published means, and two sets of runs with each other, task by task."""
 
 from collections.abc import Iterator
 
@@ -38,14 +38,14 @@ def compare_with_published(curves: list[Curve]) -> bool:
 
 
 def why_not(curve: Curve) -> str:
-    """Why nothing is published of an algorithm: the steps, or the name of a user's file."""
+    """Why a curve has no published means: its steps, or the name of a user's file."""
     if curve.algorithm in algorithm_names():
         return " at these steps"
-    return f": {curve.algorithm}.py is no algorithm of ours; a file named sac_….py is compared with sac"
+    return f": {curve.algorithm}.py is not one of our algorithms; a file named sac_….py is compared with sac"
 
 
 def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bool:
-    """Prints where the mean of our seeds lies at a step, and against what; False if it is outside."""
+    """Prints the mean of our seeds at a step and the published means; False if it is outside their band."""
     mean, band = float(returns.mean()), published_band(rows, len(returns))
     words = (
         "training windows differ" if rows[0]["protocol"].startswith("training") else "no spread was published"
@@ -53,7 +53,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
     if band:
         words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
         if len(rows_with_spread(rows)) == 1:
-            words += ", of a single program: how much programs differ is not in it"
+            words += ", of a single program: it does not include differences between programs"
     judged = verdict(mean, band)
     print(f"  {step:,} steps: {number(mean)}  {judged}  ({words})")
     for row in rows:
@@ -64,7 +64,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
 
 
 def compare_sets(a: list[Curve], b: list[Curve]) -> None:
-    """Prints for each task, number of steps and protocol of two sets of runs which of them returns more.
+    """Prints which of two sets of runs returns more, for each task, number of steps and protocol.
 
     Raises UsageError if they have none in common.
     """
@@ -86,9 +86,9 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
 
 
 def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
-    """Curves of the two sets on one task, with one number of steps and the main protocol that both have.
+    """Pairs of curves, one of each set, with the same task and steps and the main protocol that both have.
 
-    If each set has one algorithm or variant there, they are a pair; else those of the same name and flags.
+    If each set has one algorithm or variant there, these are paired; else those of the same name and flags.
     """
     for task in dict.fromkeys((curve.env_id, curve.budget) for curve in a):
         sides = [[curve for curve in side if (curve.env_id, curve.budget) == task] for side in (a, b)]
@@ -103,11 +103,11 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
 
 
 def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
-    """What the final returns of the seeds of A and B say of the difference, in two sentences."""
+    """What the final returns of A's and B's seeds say about the difference, in one or two lines."""
     mean, like = float(b.mean() - a.mean()), float(max(abs(a.mean()), abs(b.mean())))
     difference = f"B − A: {number(mean, like)}"
     if min(len(a), len(b)) < 2:
-        return [f"{difference}; one seed does not say how much seeds differ"]
+        return [f"{difference}; one seed gives no estimate of the spread"]
     low, high = difference_interval(a, b)
     beats = f"a seed of B beats one of A with probability {chance([(a, b)])}"
     interval = f"{number(low, like)} to {number(high, like)}"
@@ -124,7 +124,7 @@ def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
 
 
 def chance(tasks: list[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Probability of improvement, averaged over tasks; with its interval if the seeds are enough for one."""
+    """Probability of improvement, averaged over tasks; with its interval if there are enough seeds."""
     mean = np.mean([probability_of_improvement(*task) for task in tasks])
     low, high = improvement_interval(tasks)
     enough = min(len(side) for task in tasks for side in task) >= FEWEST_SEEDS

@@ -24,7 +24,7 @@ Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
 TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
 NAMED = 10  # lines of a figure that the legend names
-SEEDS_SHOWN = 20  # more seeds of variants are left out, their means stay
+SEEDS_SHOWN = 20  # with more seeds of variants, only their means are drawn
 MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
@@ -42,10 +42,10 @@ class Lines:
     is_variant: bool
     steps: np.ndarray  # (points,)
     values: np.ndarray  # (seeds, points)
-    marks: tuple[float, ...] = ()  # at the end, beside the curves
+    marks: tuple[float, ...] = ()  # published means, beside the ends of the curves
 
     def mean(self) -> np.ndarray:
-        """Over the seeds that have a value, `(points,)`; NaN where none has one."""
+        """Mean over the seeds that have a value, `(points,)`; NaN where none has one."""
         return np.ma.masked_invalid(self.values).mean(axis=0).filled(np.nan)
 
     def end(self) -> float:
@@ -55,9 +55,9 @@ class Lines:
 
 
 def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
-    """What a figure shows of a curve `beside` others; published means stand by algorithms, not by variants.
+    """What a figure shows of a curve `beside` others; only algorithms have published means, not variants.
 
-    The legend has the protocol if they differ in it.
+    The label names the protocol, unless deterministic, if the curves differ in it.
     """
     label = label_of(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
@@ -68,14 +68,14 @@ def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
 
 
 def label_of(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
-    """A name with its changed flags, which a variant needs only if another of the `names` is the same."""
+    """A name with its changed flags; a variant's are left out unless `names` has its name more than once."""
     return f"{name} {flags}".strip() if not is_variant or names.count(name) > 1 else name
 
 
 def draw_curves(curves: list[Curve], path: Path) -> Path:
-    """Returns of curves of one task and number of steps, published means at the right edge.
+    """Draws curves of one task and number of steps, with published means at the right edge.
 
-    Raises UsageError without matplotlib.
+    Returns the figure's path. Raises UsageError without matplotlib.
     """
     curves = sorted(curves, key=lambda curve: (curve.algorithm, curve.is_variant, curve.name, curve.flags))
     protocols = {curve.protocol for curve in curves}
@@ -86,10 +86,10 @@ def draw_curves(curves: list[Curve], path: Path) -> Path:
 
 
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
-    """Thin seeds and a thick mean for each of `lines`; the legend has their order at the end, from above.
+    """Draws thin seeds and a thick mean for each of `lines`; the legend starts with the highest final mean.
 
-    All but the `NAMED` lines that end highest are grey, without their seeds. So are variants with more than
-    `SEEDS_SHOWN` seeds together without theirs. The file's description is the `digest` of what it shows.
+    All but the `NAMED` lines that end highest are grey and without seeds. If variants have more than
+    `SEEDS_SHOWN` seeds together, only their means are drawn. The file's description is the figure's `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     shown = digest(title, ylabel, *lines)
@@ -122,8 +122,8 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
 
 
 def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
-    """Dashes and colour of each of `lines`: an algorithm's own are continuous and have its colour, those of
-    its variants differ in both."""
+    """Dashes and colour of each of `lines`: an algorithm's own line is solid and has its colour, those of its
+    variants differ in both."""
     styles, taken = [], defaultdict(int)
     for entry in lines:
         number = max(taken[entry.algorithm], int(entry.is_variant))
@@ -141,7 +141,7 @@ def tinted(color: str, share: float) -> Color:
 
 
 def digest(*shown: Any) -> str:
-    """A short name of what a figure shows, which changes with it."""
+    """A short hash of what a figure shows."""
 
     def plain(value: Any) -> Any:
         return np.round(value, 4).tolist() if isinstance(value, np.ndarray) else asdict(value)
@@ -150,7 +150,7 @@ def digest(*shown: Any) -> str:
 
 
 def name_whole_ticks(axes: Any) -> None:
-    """Whole steps with commas on the x axis, commas on the y axis."""
+    """Puts ticks at whole steps on the x axis; writes numbers on both axes with commas."""
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     low, high = axes.get_ylim()

@@ -1,7 +1,7 @@
 """Steps and minutes to a score: the tables and the figure of docs/explain/efficiency.md.
 
-Returns come from the collected runs of 100,000 steps and from peers.csv, the time of a step from cost.csv,
-both in benchmarks/studies/efficiency/. A program without runs is left out.
+Returns come from the collected runs of 100,000 steps and from peers.csv, the time per step from cost.csv;
+both files are in benchmarks/studies/efficiency/. A program without runs is left out.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent / "studies" / "efficiency"
 COSTS, PEERS = HERE / "cost.csv", HERE / "peers.csv"
 BUDGET = 100_000  # steps
 SCORES = {"Hopper-v4": (1_000, 2_500), "HalfCheetah-v4": (4_000, 6_000)}
-PROGRAMS = {  # by the name of its curve: what it is called, and its line
+PROGRAMS = {  # name of the curve -> label and line style
     "sac": ("SAC", "-"),
     "sac_layer_norm": ("SAC, layer normalisation in its critics", "--"),
     "sac_two_updates": ("SAC, two updates per step", ":"),
@@ -56,7 +56,7 @@ def peer_curves() -> list[Curve]:
 
 
 def select_curves(curves: list[Curve], env_id: str) -> dict[str, Curve]:
-    """The curves of a task by program, in the order of `PROGRAMS`, without those with rarer evaluations."""
+    """The curves of a task by program, in the order of `PROGRAMS`; only those evaluated every 5,000 steps."""
     steps = range(EVERY, BUDGET + 1, EVERY)
     chosen = {
         curve.name: curve
@@ -77,13 +77,13 @@ def steps_to(curve: Curve, score: float) -> np.ndarray:
 
 
 def minutes_to(curve: Curve, steps: np.ndarray, milliseconds: float) -> np.ndarray:
-    """Minutes of the first `steps`: those that learn, since the random ones before cost next to nothing."""
+    """Minutes of the first `steps`, without the random ones before learning, which cost next to nothing."""
     learning = np.maximum(steps - algorithms()[curve.algorithm].Args().learning_starts, 0)
     return learning * milliseconds / 6e4
 
 
 def spread(values: np.ndarray, digits: int = 0) -> str:
-    """`45,000 (35,000–60,000)`: the median of the seeds and their range, or how many of them are finite."""
+    """`45,000 (35,000–60,000)`: the seeds' median and range, or how many are finite if not all are."""
     reached = np.isfinite(values)
     middle = float(np.median(values))
     words = f"{middle:,.{digits}f}" if np.isfinite(middle) else "–"

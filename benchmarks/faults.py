@@ -1,15 +1,14 @@
-"""Kills runs and sweeps and compares what they end with to what nobody touched; and what checkpoints cost.
+"""Kills runs and sweeps and compares their results with undisturbed ones; measures what checkpoints cost.
 
     python benchmarks/faults.py kill --env-ids Hopper-v4 Ant-v4 Humanoid-v4 Pendulum-v1 --kills 25
     python benchmarks/faults.py kill --env-ids Hopper-v4 --victim worker --kills 20 --flags="--num-seeds 4"
     python benchmarks/faults.py sweep --seeds 10 --kills 40
     python benchmarks/faults.py cost
 
-Every process of a run is killed after a random time, be it importing, compiling, learning, evaluating,
-saving or resuming, and the same command is given again until the run ends; or one of the two processes
-that step its environments is killed, so that the run ends with a line. Then the SHA-256 of every leaf of
-its state, of the replay, of the record and of the policies must be those of the reference. Exit status 1 if
-one differs.
+A run is killed after a random time, while it imports, compiles, learns, evaluates, saves or resumes, and the
+same command is given again until the run ends. With `--victim worker`, one of the two processes that step its
+environments is killed instead, and the run must end with an error in one line. The SHA-256 of every leaf of
+its state, of replay, record and policies must then equal the reference's. Exit status 1 if one differs.
 """
 
 import contextlib
@@ -48,7 +47,7 @@ from cleanrl_maxent.common.run.start import start
 
 SMOKE = Path(__file__).parent / "suites" / "smoke.toml"
 BROKEN = "broken"  # the cell that always fails: its learning rate makes the networks infinite
-# whichever of these an algorithm has; the ring wraps, and networks have their real width
+# used where an algorithm has them; the replay wraps around, and networks have their real width
 SMALL = {
     "learning_starts": 400,
     "buffer_size": 700,
@@ -99,16 +98,16 @@ def differences(reference: dict[str, str], other: dict[str, str]) -> list[str]:
 
 @dataclass
 class Kill:
-    """Kills runs with SIGKILL at random moments, resumes them, and compares the ends."""
+    """Kills runs with SIGKILL at random moments, resumes them, and compares what they end with."""
 
     algorithms: tuple[str, ...] = tuple(algorithms())  # files of cleanrl_maxent
-    env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each with each
+    env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each algorithm on each
     kills: int = 25  # SIGKILLs of each algorithm on each environment
     total_timesteps: int = 1200  # steps of a run
-    flags: str = ""  # further flags, and others than the small ones
+    flags: str = ""  # further flags; they override the small defaults
     victim: Literal["run", "worker"] = "run"  # the run, or one of two processes that step its environments
     workers: int = 1  # runs at the same time
-    seed: int = 0  # of the moments of the kills
+    seed: int = 0  # for the moments of the kills
 
 
 def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tuple[int, int, list[str]]:
@@ -143,15 +142,16 @@ def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tu
 
 
 def kill_run(process: subprocess.Popen) -> bool:
-    """Kills a run; False if it has ended."""
+    """Kills a run; False if it had already ended."""
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
 
 
 def kill_worker(process: subprocess.Popen, rng: random.Random, folder: Path) -> bool:
-    """Kills one of the processes that step environments, and waits for the run; False if there is none.
+    """Kills a process that steps environments, and waits for the run; True if that ended the run.
 
-    Raises UsageError if the run does not end with the line about it, or leaves a process.
+    If there is no such process, it kills the run itself. Raises UsageError if the run does not end with the
+    error about its worker, or leaves a process.
     """
     workers = environment_workers(process.pid)
     if not workers:
@@ -180,7 +180,7 @@ def environment_workers(parent: int) -> list[int]:
 
 
 def failure(status: int, folder: Path) -> UsageError:
-    """Says that a run ended with a status, and its last words."""
+    """An error with the status of a run and the end of its log."""
     return UsageError(f"status {status}: {folder.with_suffix('.log').read_text()[-2000:]}")
 
 
@@ -213,7 +213,7 @@ class Sweep:
     seeds: int = 13  # of each algorithm of the suite's first grid
     kills: int = 40  # SIGKILLs of unfinished runs, every fourth of the sweep itself
     every: tuple[float, float] = (2.0, 8.0)  # seconds between two kills, at least and at most
-    seed: int = 0  # of the moments and victims
+    seed: int = 0  # for the moments and victims
 
 
 def write_suite(path: Path, *grids: dict[str, Any]) -> Path:
@@ -256,8 +256,8 @@ def finished_records(folder: Path) -> dict[str, str]:
 
 
 def sweep_under_kills(suite: Path, out_dir: Path, args: Sweep, cells: int) -> tuple[Counter[str], int]:
-    """Sweeps while killing until `args.kills` have landed or all `cells` are done: how many of what was
-    killed, and the last sweep's exit status."""
+    """Sweeps, and kills until `args.kills` have landed or all `cells` are done. Returns the kills of sweeps
+    and of workers, and the last sweep's exit status."""
     rng, kills, process = random.Random(args.seed), Counter(), start_sweep(suite, out_dir)
     while kills.total() < args.kills:
         time.sleep(rng.uniform(*args.every))
@@ -278,7 +278,7 @@ def sweep_under_kills(suite: Path, out_dir: Path, args: Sweep, cells: int) -> tu
 
 
 def sweep(args: Sweep) -> int:
-    """Prints what happened; returns the number of things that are not as they should be."""
+    """Runs both sweeps and prints what happened; returns the number of problems."""
     with tempfile.TemporaryDirectory() as name:
         undisturbed, interrupted = Path(name) / "undisturbed", Path(name) / "interrupted"
         smoke, *_ = tomllib.loads(SMOKE.read_text())["grid"]
@@ -321,7 +321,7 @@ class Cost:
 
 
 def cost(args: Cost) -> int:
-    """Prints a Markdown table: medians over the checkpoints; nothing can differ. Raises UsageError."""
+    """Prints a Markdown table of medians over the checkpoints; returns 0. Raises UsageError."""
     check_algorithms([args.algorithm])
     print("| seeds | s a checkpoint | MB of replay | MB of state | s to resume |\n|---|---|---|---|---|")
     for num_seeds in args.num_seeds:
@@ -362,7 +362,7 @@ def time_checkpoints(args: Cost, num_seeds: int, folder: str) -> list[float]:
 
 
 def main(command: Kill | Sweep | Cost) -> int:
-    """Exit status of a command. Raises UsageError."""
+    """Runs a command; returns 1 if anything differs, else 0. Raises UsageError."""
     wrong = {Kill: kill, Sweep: sweep, Cost: cost}[type(command)](command)
     return int(wrong > 0)
 

@@ -37,9 +37,9 @@ def pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 120, description: str | None = None) -> Path:
-    """Writes a figure, in a folder that is made if need be, and closes it; returns its path.
+    """Writes a figure, makes its folder if needed, and closes it; returns its path.
 
-    A PNG keeps the `description`.
+    The `description` is stored in the PNG.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, metadata={"Description": description} if description else None)

@@ -28,7 +28,7 @@ def mean_interval(scores: ArrayLike) -> float:
 def stratified_bootstrap(tasks: Sequence[ArrayLike], repetitions: int = 2_000) -> tuple[float, float]:
     """95% percentile interval of the interquartile mean of all scores.
 
-    Seeds are drawn again within each task. Raises ValueError for a task of fewer than two seeds.
+    Seeds are resampled within each task. Raises ValueError for a task with fewer than two seeds.
     """
 
     def statistic(*drawn, axis):
@@ -51,11 +51,11 @@ def prediction_interval(
 ) -> tuple[float, float]:
     """95% prediction interval for the mean of k = `new_seeds` seeds of one more program of the same kind.
 
-    M ± t √(s² (1/k + 1/n) + b² (1 + 1/m)) for m programs, `(m,)` each argument but the last: M the mean of
-    their `means`, s the pooled standard deviation of their seeds, n all seeds, b² the variance between
-    programs beyond what s explains, t of Satterthwaite's degrees of freedom. `deviations` divide by the
-    number of seeds, two or more. From a single program b cannot be told and counts as 0. With two or three
-    programs that differ, the interval covers 85 to 95%, as simulated, not always 95%.
+    M ± t √(s² (1/k + 1/n) + b² (1 + 1/m)) for m programs; every argument but the last is `(m,)`. M is the
+    mean of their `means`, s the pooled standard deviation of their seeds, n the number of all seeds, b² the
+    variance between programs beyond what s explains; t has Satterthwaite's degrees of freedom. `deviations`
+    are standard deviations with divisor `seeds`, two or more each. A single program does not tell b, which
+    counts as 0. In simulations of two or three programs that differ, the interval covers 85 to 95%.
     """
     means, deviations, seeds = (np.asarray(values, float) for values in (means, deviations, seeds))
     programs, freedom = len(means), np.sum(seeds - 1)
@@ -91,7 +91,7 @@ def improvement_interval(
 ) -> tuple[float, float]:
     """95% percentile interval of the probability of improvement, averaged over tasks `(a, b)`.
 
-    Seeds are drawn again within each task and each side.
+    Seeds are resampled within each task and each side.
     """
     rng = np.random.default_rng(0)
 

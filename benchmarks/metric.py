@@ -1,4 +1,4 @@
-"""Any metric of the record of runs, finished or not: losses, entropy, temperature, returns in training."""
+"""Draws any recorded metric of runs, finished or not: losses, entropy, temperature, returns in training."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.folder import file_name
 
-BINS = 100  # of steps, in which a metric is averaged that the seeds have at different steps, or often
+BINS = 100  # of steps, to average a metric that seeds have often or at different steps
 Points = tuple[np.ndarray, np.ndarray]  # steps and values of a seed, (points,) each
 
 
@@ -25,7 +25,7 @@ class Seed:
     name: str
     steps: np.ndarray  # (points,)
     values: np.ndarray  # (points,)
-    end: int  # where the run ends or ended; a finished run of whole rollouts may be a little shorter
+    end: int  # last step of the run; a finished run of whole rollouts may end a little earlier than planned
 
     def at_the_end(self) -> float | None:
         """Mean of the values in the last 5% of the steps; None if the seed has none there."""
@@ -36,8 +36,8 @@ class Seed:
 def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     """Draws a metric for each task and number of steps, and prints its mean over the last 5% of the steps.
 
-    Returns the figures' paths. Raises UsageError, with the metrics that there are, if no run has it; if it is
-    never a finite number; or if two folders hold the same seed.
+    Returns the figures' paths. Raises UsageError if no run has the metric, with the names of those there are;
+    if it is never a finite number; or if two folders hold the same seed.
     """
     groups, known, holders = defaultdict(lambda: defaultdict(list)), set(), {}
     for folder in run_folders(run_dirs):
@@ -80,7 +80,7 @@ def draw_task(
 
 
 def end_in_words(seeds: list[Seed]) -> str:
-    """Mean at the end over the seeds that have values there, each of these, and where the others are."""
+    """Mean over the seeds that have values at the end, each of these, and the last step of the others."""
     at_end = {seed.name: seed.at_the_end() for seed in seeds}
     ends = np.array([value for value in at_end.values() if value is not None])
     words = []

@@ -1,7 +1,7 @@
 """The parts of the documents that `report.py draw` writes from the results, and their figures.
 
-A page states where: lines between `<!-- results of sac, written by benchmarks/report.py draw -->` and
-`<!-- end of results of sac -->`. In `README.md` they are the last three cells of each algorithm's row.
+On a page they lie between the lines `<!-- results of sac, written by benchmarks/report.py draw -->` and
+`<!-- end of results of sac -->`; in `README.md` they are the last three cells of each algorithm's row.
 """
 
 import re
@@ -40,7 +40,7 @@ SHOWN_FIRST = ("HalfCheetah-v4", "Hopper-v4", "CartPole-v1")  # tasks of the REA
 
 
 def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
-    """Draws a figure for each task and number of steps, one of each algorithm's variants there, and profiles.
+    """Draws every task and number of steps, each algorithm's variants there, profiles and efficiency.
 
     Returns the figures' paths. Raises UsageError without matplotlib.
     """
@@ -74,18 +74,18 @@ def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:
 
 
 def by_task(curves: Iterable[Curve]) -> list[list[Curve]]:
-    """Curves of one task each."""
+    """Curves grouped by task."""
     return grouped(curves, attrgetter("env_id"))
 
 
 def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
-    """Curves that may share an axis: of one task and one number of steps."""
+    """Curves grouped by task and number of steps: those that can share an axis."""
     return grouped(curves, attrgetter("env_id", "budget"))
 
 
 def sampled_groups(curves: Iterable[Curve]) -> list[list[Curve]]:
-    """Sampled evaluations by task and number of steps, if a published mean belongs beside one of them that
-    the main figure does not show."""
+    """Sampled evaluations by task and number of steps; only groups in which a curve with a published mean is
+    missing from the main figure."""
     curves = list(curves)
     main = set(main_curves(curves))
     groups = by_task_and_budget(curve for curve in curves if curve.protocol == "sampled")
@@ -101,7 +101,7 @@ def grouped(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[C
 
 
 def figure_of(group: list[Curve], folder: Path, algorithm: str = "", sampled: bool = False) -> Path:
-    """The file of a figure: `Hopper-v4-100000.png`, of variants `sql-Hopper-v4-100000.png`."""
+    """The file of a figure: `Hopper-v4-100000.png`, or with variants `sql-Hopper-v4-100000.png`."""
     name = f"{file_name(group[0].env_id)}-{group[0].budget}{'-sampled' if sampled else ''}.png"
     return folder / (f"{algorithm}-{name}" if algorithm else name)
 
@@ -115,7 +115,7 @@ def report(curves: list[Curve]) -> str:
 
 
 def task_section(curves: list[Curve], figures: str) -> list[str]:
-    """Heading, table and figures of a task; `figures` is the way to their folder, "" for none."""
+    """Heading, table and figures of a task; `figures` is the path of their folder, "" for no figures."""
     lines = [f"### {curves[0].env_id}", "", *task_table(curves)]
     if not figures:
         return lines
@@ -149,7 +149,7 @@ def results_block(curves: list[Curve]) -> list[str]:
 
 
 def algorithm_block(curves: list[Curve], algorithm: str) -> list[str]:
-    """What an algorithm's page has between its marks: its rows, its variants', and their figures."""
+    """What an algorithm's page has between its marks: its rows, then its variants' rows and figures."""
     defaults, variants = split(curve for curve in curves if curve.algorithm == algorithm)
     lines = algorithm_table(defaults) if defaults else ["No run is committed yet."]
     if variants:
@@ -164,16 +164,16 @@ def write_block(text: str, name: str, lines: list[str]) -> str:
     block = "\n".join([start, "", *lines, "", end])
     text, count = re.subn(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: block, text, flags=re.DOTALL)
     if count != 1:
-        raise UsageError(f"a page has not one block from {start} to {end}")
+        raise UsageError(f"a page must have exactly one block from {start} to {end}")
     return text
 
 
 def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
-    """Task and steps, our mean, and the published means, of the task that the README shows of an algorithm.
+    """An algorithm's cells in the README: task and steps, our mean, and the published means.
 
-    That is the first of `SHOWN_FIRST` that it has runs on, or any, with the most steps; the protocol is one
-    with a band, or at least published means, if there is one. Runs with changed flags, which are then
-    stated, are shown only if there are no others. Trials, of few seeds or steps, are not shown.
+    The task is the first of `SHOWN_FIRST` that has runs, else the first by name, with the most steps. A
+    protocol with a band is preferred, then one with published means. Runs with changed flags, which are then
+    stated, are shown only if there are no others. Trials with few seeds or steps are not shown.
     """
     own = [curve for curve in worth_a_row(curves) if curve.name == curve.algorithm == algorithm]
     own = [curve for curve in own if len(curve.seeds) >= FEWEST_SEEDS and curve.budget >= FEWEST_STEPS]

@@ -1,7 +1,7 @@
 """Evaluations of finished runs as rows, the curves of their seeds, and published means to set beside them.
 
-A run belongs to its algorithm, with a number of steps, unless it has a name of its own and flags that change
-what is learned, or comes from a file of its own: then it is a variant.
+Runs are grouped by algorithm and number of steps. A run that has its own name and flags that change what is
+learned, or that trains a file outside the package, is a variant.
 """
 
 import csv
@@ -31,7 +31,7 @@ METRICS = {  # columns of evaluations.csv
     "return_deterministic": "eval/return_mean",
     "return_stochastic": "eval_stochastic/return_mean",
 }
-COLUMN_OF = {  # protocol of a curve: its column; the first that a run has is its main one
+COLUMN_OF = {  # protocol of a curve -> its column; the first protocol that a run has is its main one
     "deterministic": "return_deterministic",
     "sampled": "return_stochastic",
     "training": "return_training",
@@ -39,7 +39,7 @@ COLUMN_OF = {  # protocol of a curve: its column; the first that a run has is it
 GROUP = ("algorithm", "exp_name", "flags", "env_id", "total_timesteps")  # what the seeds of a curve share
 POSITION = (*GROUP, "seed", "step", "seconds")
 COLUMNS = (*POSITION, *COLUMN_OF.values())
-# arguments, beside those that may differ on resume, with which an algorithm remains the same
+# arguments that do not change what is learned: those that may differ on resume, and these
 NOT_LEARNED = MAY_DIFFER | {
     "env_id",
     "seed",
@@ -49,7 +49,7 @@ NOT_LEARNED = MAY_DIFFER | {
     "eval_episodes",
     "deterministic",
 }
-COMPARABLE = {  # how protocols of published.csv begin, by protocol of a curve
+COMPARABLE = {  # protocol of a curve -> beginnings of comparable protocols in published.csv
     "deterministic": ("deterministic evaluation", "evaluation, determinism not stated"),
     "sampled": ("sampled evaluation",),
     "training": ("training returns",),
@@ -86,7 +86,7 @@ def run_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def runs_in(path: Path) -> list[Path]:
-    """The runs that a folder is or holds one level below."""
+    """The folder itself if it is a run, and the runs one level below it."""
     return sorted(entry.parent for entry in (*path.glob("config.json"), *path.glob("*/config.json")))
 
 
@@ -112,10 +112,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def changed_flags(config: dict[str, Any]) -> str:
-    """The flags that change what a run learns from the algorithm's defaults, as on a command line.
+    """The flags, as on a command line, that change what is learned and differ from the algorithm's defaults.
 
-    Flags that today's version of an algorithm does not have are left out; those that a file of the user's
-    adds to the algorithm it extends are not. For a file that extends none, its own defaults count.
+    Flags that today's version of the algorithm lacks are left out. Flags that a user's file adds to the
+    algorithm it extends are kept. A file that extends none is compared with its own defaults.
     """
     algorithm = algorithms().get(known_algorithm(config["algorithm"]))
     defaults = json.loads(json.dumps(asdict(algorithm.Args() if algorithm else RunArgs())))
@@ -136,9 +136,9 @@ def is_ours(config: dict[str, Any]) -> bool:
 
 
 def known_algorithm(name: str) -> str:
-    """The algorithm that a run's belongs to: itself, or the longest of ours that its name begins with.
+    """The longest name of our algorithms that `name` is or begins with; `name` itself if there is none.
 
-    So the trial of a file that is not kept, such as `sac_glorot.py`, is a variant of SAC.
+    So a run of `sac_glorot.py`, a file that was not kept, is a variant of SAC.
     """
     beginnings = [
         known for known in algorithms() if name == known or name.startswith((f"{known}_", f"{known}-"))
@@ -149,8 +149,8 @@ def known_algorithm(name: str) -> str:
 def group_of(config: dict[str, Any]) -> dict[str, str]:
     """What the seeds of a curve share: algorithm, name, environment, number of steps, and changed flags.
 
-    The name is the algorithm's unless the run has another one and changed flags. A run of a file of the
-    user's keeps its name, unless that is the name of an algorithm of ours.
+    A run of ours goes by its `exp_name` if it has changed flags, else by its algorithm's name. A run of a
+    user's file goes by its `exp_name`, unless that is the name of one of our algorithms.
     """
     args, flags, name = config["args"], changed_flags(config), config["algorithm"]
     if flags if is_ours(config) else args["exp_name"] not in algorithms():
@@ -237,7 +237,7 @@ def enter_holder(row: dict[str, str], holder: Path | str, holders: dict[str, Pat
     if other != holder:
         name = f"{row['exp_name']} {row['flags']}".strip()
         place = f"seed {row['seed']} of {name} on {row['env_id']}"
-        raise UsageError(f"{place} is in both {other} and {holder}; leave one out")
+        raise UsageError(f"{place} is in both {other} and {holder}; name only one of them")
 
 
 def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -267,7 +267,7 @@ def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
 
 
 def identity(row: dict[str, str]) -> str:
-    """Which training run a row is an evaluation of: its key in the manifest."""
+    """The key in the manifest of the training run that a row evaluates."""
     names = ("algorithm", "exp_name", "env_id", "total_timesteps", "seed", "flags")
     return " ".join(row[name] for name in names).strip()
 
@@ -302,9 +302,9 @@ class Curve:
 
     algorithm: str
     name: str  # the algorithm's, or a variant's
-    flags: str  # that change what is learned from the defaults
+    flags: str  # those that differ from the defaults and change what is learned
     env_id: str
-    budget: int  # steps that the runs were given; those of whole rollouts may end a little earlier
+    budget: int  # steps that the runs were given; runs of whole rollouts may end a little earlier
     protocol: str  # deterministic or sampled evaluation, or training
     seeds: list[str]
     steps: np.ndarray  # (evaluations,)
@@ -317,7 +317,7 @@ class Curve:
 
     @property
     def family(self) -> str:
-        """The environment whatever its version."""
+        """The environment's name without its version."""
         return self.env_id.rpartition("-v")[0]
 
     def final(self) -> np.ndarray:
@@ -331,9 +331,9 @@ class Curve:
 
 
 def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
-    """For each group of seeds a curve of each protocol that all of them have, the main one first.
+    """For each group of seeds, a curve of each protocol that all of them have, the main one first.
 
-    Steps that not all of the seeds have are left out. Raises UsageError if none is left in the last 5%.
+    Steps that some seeds lack are left out. Raises UsageError if none is left in the last 5%.
     """
     groups: dict[tuple[str, ...], dict] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -360,7 +360,7 @@ def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
 
 
 def main_curves(curves: Iterable[Curve]) -> list[Curve]:
-    """Those of the main protocol: deterministic evaluation, else sampled, else training."""
+    """The curves of the main protocol: deterministic evaluation, else sampled, else training."""
     chosen = {}
     for curve in curves:
         chosen.setdefault((curve.algorithm, curve.name, curve.flags, curve.env_id, curve.budget), curve)
@@ -374,11 +374,11 @@ def published_rows() -> list[dict[str, str]]:
 
 
 def published(curve: Curve) -> list[dict[str, str]]:
-    """Published rows of the same algorithm, environment family and protocol, up to the last step, whatever
-    the version of the environment. Rows that bear a variant's name are the variant's, unless it is the name
-    of another algorithm of ours.
+    """Published rows to compare a curve with: same algorithm, environment and protocol, up to its last step.
 
-    Deterministic evaluations are never set against training episodes or exploration.
+    The environment's version does not matter. A variant is compared with the rows under its own name, if
+    there are any and we have no algorithm of that name, else with its algorithm's. Deterministic evaluations
+    are never compared with training episodes or exploration.
     """
     names = {row["algorithm"] for row in published_rows()} - algorithms().keys()
     name = curve.name if curve.name in names else curve.algorithm

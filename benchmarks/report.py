@@ -1,14 +1,14 @@
 """Collects finished runs, draws and tabulates them, and compares them with published curves or each other.
 
     python benchmarks/report.py collect runs/cpu             # adds its finished runs to benchmarks/results/
-    python benchmarks/report.py draw                         # figures and tables of these, in documents too
+    python benchmarks/report.py draw                         # their figures and tables, also in the documents
     python benchmarks/report.py draw runs/mine --out-dir my_report
     python benchmarks/report.py compare runs/mine            # inside the published band, or outside?
     python benchmarks/report.py compare runs/a runs/b        # which returns more?
     python benchmarks/report.py compare sac runs/mine        # the collected runs of SAC, or mine?
     python benchmarks/report.py plot losses/entropy runs/mine
 
-Exit status 2 for bad input; 1 if `compare` finds a mean outside.
+Exit status 2 for bad input; 1 if `compare` finds a mean outside its band.
 """
 
 from collections.abc import Iterable
@@ -42,9 +42,9 @@ Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
 @dataclass
 class Collect:
-    """Adds the evaluations of finished runs to the results; a run that is there already, with the same
-    algorithm, name, environment, steps, seed and changed flags, is replaced.
-    A policy that an algorithm does not have leaves its column empty."""
+    """Adds the evaluations of finished runs to the results; replaces a run that is there already, with the
+    same algorithm, name, environment, steps, seed and changed flags.
+    The column of a policy that an algorithm lacks stays empty."""
 
     run_dirs: Paths  # runs, folders of runs, or patterns in quotes
     results: Path = RESULTS  # folder of evaluations.csv and manifest.json
@@ -52,8 +52,8 @@ class Collect:
 
 @dataclass
 class Draw:
-    """Draws learning curves and writes report.md with the tables. Without `run_dirs`, of the collected
-    results, also in docs/results.md, README.md and the algorithms' pages."""
+    """Draws learning curves and writes report.md with the tables. Without `run_dirs`, uses the collected
+    results; without `out_dir` too, also updates the README and the pages that show results."""
 
     run_dirs: Paths = ()  # runs, folders of runs, or patterns in quotes; none: what is collected in results
     out_dir: Path | None = None  # folder of the figures and of report.md; needed with run_dirs or --results
@@ -62,8 +62,8 @@ class Draw:
 
 @dataclass
 class Compare:
-    """Two sets of runs: which returns more, task by task? Any other number: does the mean of the seeds lie
-    in the published band, at each published step?
+    """With two sets of runs: which returns more, task by task? With any other number: does the mean of the
+    seeds lie in the published band, at each published step?
 
     The band is the 95% prediction interval for the mean of as many seeds of one more program, from the
     spread of published seeds and between published programs. A quoted pattern is one set: "runs/cpu/*sac*".
@@ -75,10 +75,10 @@ class Compare:
 
 @dataclass
 class Plot:
-    """Draws a metric of the record of runs, finished or not, a figure for each task and number of steps, and
-    prints its mean over the last 5% of the steps, of the seeds that have reached them."""
+    """Draws a recorded metric of runs, finished or not, in a figure for each task and number of steps. Prints
+    its mean over the last 5% of the steps, for the seeds that have reached them."""
 
-    metric: tyro.conf.Positional[str]  # such as losses/entropy; a wrong one lists those that there are
+    metric: tyro.conf.Positional[str]  # such as losses/entropy; an unknown one lists those that exist
     run_dirs: Paths  # runs, folders of runs, or patterns in quotes
     out_dir: Path = Path(".")  # folder of the figures
 
@@ -89,9 +89,9 @@ def is_pattern(path: Path) -> bool:
 
 
 def matching(path: Path) -> list[Path]:
-    """The folders with runs that a pattern with `*` or `?` stands for, or the path itself.
+    """The folders with runs that match a pattern with `*` or `?`; another path as it is.
 
-    Raises UsageError if nothing is named so.
+    Raises UsageError if nothing matches.
     """
     if not is_pattern(path):
         return [path]
@@ -138,13 +138,13 @@ def draw(curves: list[Curve], out_dir: Path) -> str:
 
 
 def main(command: Collect | Draw | Compare | Plot) -> int:
-    """Exit status of a command. Raises UsageError."""
+    """Runs a command and returns its exit status. Raises UsageError."""
     if isinstance(command, Collect):
         folders = finished_runs(all_matching(command.run_dirs))
         read, replaced = collect(folders, command.results)
         hint = "; report.py draw makes the figures and tables" if command.results == RESULTS else ""
         seeds = f"{plural(read, 'seed')} of {plural(len(folders), 'run')}"
-        print(f"{seeds} collected in {command.results}, {replaced} of them in place of earlier ones{hint}")
+        print(f"{seeds} collected in {command.results}, {replaced} of them replaced earlier ones{hint}")
     elif isinstance(command, Plot):
         for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
             print(path)

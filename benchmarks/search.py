@@ -4,8 +4,8 @@
     python benchmarks/search.py --env-id Hopper-v4 --total-timesteps 100000 --trials 20
 
 An example to copy: `space` has the flags that are searched, `value` what is maximised. A trial is a run, in
-`trial-0`, `trial-1`, … of the folder; `study.db` there is the study. A trial that was killed has
-its parameters in the study and its steps in its folder, so it is resumed first, to the same bits.
+`trial-0`, `trial-1`, … of the folder; the study is in `study.db` there. A killed trial has its parameters in
+the study and its steps in its folder, so it is resumed first and ends with the same bits.
 
 Exit status 2 for bad input, 75 if a trial was stopped.
 """
@@ -75,8 +75,8 @@ def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
 
 
 def train(cell: Cell) -> float | None:
-    """Runs or resumes a trial; its value, None if it failed. Raises Stopped if it was stopped or killed."""
-    while cell.in_use():  # by the process of a search that was killed alone
+    """Runs or resumes a trial; returns its value, None if it failed. Raises Stopped if stopped or killed."""
+    while cell.in_use():  # the trial's process outlives a search that is killed alone
         time.sleep(1)
     with subprocess.Popen(cell.command()) as process:
         status = process.wait()
@@ -88,7 +88,7 @@ def train(cell: Cell) -> float | None:
 def search(
     study: Any, distributions: dict[str, Any], trials: int, run: Callable[[int, dict[str, Any]], float | None]
 ) -> None:
-    """Asks the study for trials until it has had so many, first those that a kill left unfinished."""
+    """Runs trials until the study has `trials` of them, first those that a kill left unfinished."""
     while True:
         unfinished = [trial for trial in study.trials if not trial.state.is_finished()]
         if not unfinished and len(study.trials) >= trials:

@@ -4,11 +4,11 @@
     python benchmarks/sweep.py cpu               # runs it, in runs/cpu/, packed on this machine
     python benchmarks/sweep.py my_suite.toml --out-dir runs/mine
     python benchmarks/sweep.py cpu --executor slurm --sbatch="--partition=short --time=4:00:00"
-    python benchmarks/sweep.py cpu --list        # a command a line, for any other scheduler; or --cell 7
+    python benchmarks/sweep.py cpu --list        # one command per line, for other schedulers; or --cell 7
 
 A cell with a `result.json` is done. Any other is started, or resumed from its last checkpoint, by its own
 command. So a sweep may be killed and started again, or started twice: a process locks the folder that it
-writes, and a job of Slurm is alone with its name. Exit status: 0, all done; 1, a cell failed after its
+writes, and Slurm runs one job of a name at a time. Exit status: 0, all done; 1, a cell failed after its
 retries (its command and last lines are printed); 2, the suite cannot be run; 75, stopped by a signal or
 --cancel: runs of this machine are saved, jobs stay in Slurm's queue unless they were cancelled.
 """
@@ -53,7 +53,7 @@ from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.ranges import Natural
 from cleanrl_maxent.common.run.inventory import last_checkpoint
 
-MAX_KILLS = 20  # deaths by a signal that a cell survives; more often it is what kills the machine
+MAX_KILLS = 20  # retries of a cell that dies by a signal: beyond that, the cell may be what kills the machine
 MAX_JOBS = 50  # in Slurm's queue, unless told otherwise
 
 
@@ -77,7 +77,7 @@ class Args:
     retries: int = 2  # times that a failed cell is started again
     dry_run: bool = False  # print commands, time and memory, and run nothing; with Slurm, one cell's script
     list: bool = False  # print every cell's command, one a line, for another scheduler
-    cell: Natural | None = None  # run this cell alone, in place of this process; counted from 0
+    cell: Natural | None = None  # run only this cell (from 0), in place of this process
     executor: Literal["local", "slurm"] = "local"  # run on this machine, or as jobs of a cluster
     sbatch: str = ""  # arguments of sbatch: --sbatch="--partition=gpu --gres=gpu:1"
     save_seconds: int = 120  # seconds before its time limit at which a job of Slurm saves and stops
@@ -95,8 +95,8 @@ class Sweep:
         self.failed: list[Cell] = []
         self.failures: Counter[Cell] = Counter()
         self.kills: Counter[Cell] = Counter()
-        self.steps: Counter[Cell] = Counter()  # the checkpoint at which a run was last stopped
-        self.others: set[Cell] = set()  # waiting, but run already: by another sweep, or one that was killed
+        self.steps: Counter[Cell] = Counter()  # step of the checkpoint at which a run was last stopped
+        self.others: set[Cell] = set()  # waiting here, but run by another sweep, or by one that was killed
 
     @property
     def over(self) -> bool:
@@ -104,7 +104,7 @@ class Sweep:
         return len(self.done) + len(self.failed) == self.count
 
     def step(self) -> list[str]:
-        """Takes in what ended, and starts what fits; returns a line for each cell that did either."""
+        """Settles the cells that ended, and starts those that fit; returns a line for each."""
         lines = [self.settle(cell, status) for cell, status in self.executor.ended()]
         others = self.executor.running.intersection(self.waiting)
         lines += [f"runs     {cell.folder} already" for cell in self.waiting if cell in others - self.others]
@@ -123,7 +123,7 @@ class Sweep:
         return lines
 
     def settle(self, cell: Cell, status: int) -> str:
-        """Decides what becomes of a cell that ended, and says it; its folder alone says that it is done."""
+        """Decides what becomes of a cell that ended; returns a line. Its folder alone tells if it is done."""
         if cell.finished():
             self.done.append(cell)
             return f"finished {cell.folder}"
@@ -134,7 +134,7 @@ class Sweep:
             self.steps[cell] = steps
             self.waiting.append(cell)
             return f"stopped  {cell.folder}"
-        # by a signal, or with one of its workers, or stopped before it got anywhere
+        # killed by a signal, lost one of its workers, or stopped before a new checkpoint
         died = status < 0 or status in (STOPPED, WORKER_DIED)
         counter, most = (self.kills, MAX_KILLS) if died else (self.failures, self.retries)
         counter[cell] += 1
@@ -172,9 +172,9 @@ def duration(seconds: float) -> str:
 
 
 def reconcile(sweep: Sweep) -> int:
-    """Steps the sweep until nothing is left to do, 0, or a signal comes, STOPPED.
+    """Steps the sweep until nothing is left to do; returns 0, or STOPPED if a signal comes first.
 
-    Meanwhile signals ask it to stop; afterwards they do what they did before.
+    The signals' former handlers are restored at the end.
     """
     handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
     signals.listen()
@@ -196,7 +196,7 @@ def reconcile(sweep: Sweep) -> int:
 
 
 def sleep_unless_signalled(seconds: float) -> bool:
-    """Sleeps; True, at once, if a signal has come."""
+    """Sleeps until the time is over or a signal comes; True if one has come."""
     end = time.monotonic() + seconds
     while not signals.received and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.2))
@@ -204,7 +204,7 @@ def sleep_unless_signalled(seconds: float) -> bool:
 
 
 def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
-    """Median of committed runs of its algorithm on its environment, or anywhere, or of the slowest one."""
+    """Median of committed runs of its algorithm on its environment, else on any, else of the slowest one."""
 
     def pace(some: list[dict[str, Any]]) -> float:
         return statistics.median(run["seconds"] / run["args"]["total_timesteps"] for run in some)
@@ -219,7 +219,7 @@ def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
 
 
 def estimate(cells: list[Cell], workers: int) -> str:
-    """Time and memory that cells will need, by the committed results' pace."""
+    """Time and memory that cells will need, at the pace of the committed results."""
     runs = list(json.loads((HERE / "results" / "manifest.json").read_text()).values())
     seconds = sum(
         seconds_per_step(cell, runs) * cell.args.total_timesteps * cell.args.num_seeds for cell in cells
@@ -253,10 +253,10 @@ def check_args(args: Args) -> None:
 
 
 def run_here(cells: list[Cell], number: int) -> int:
-    """Runs a cell in this process's place, so that signals reach the run; returns 0 only if it is done.
+    """Replaces this process with a cell's run, so that signals reach it; returns 0 if it is done already.
 
-    While another process of this machine writes it, waits, and returns STOPPED if a signal comes. Raises
-    UsageError if there is no such cell.
+    While another process of this machine writes its folder, it waits, and returns STOPPED if a signal comes.
+    Raises UsageError if there is no such cell.
     """
     last = len(cells) - 1
     require(0 <= number <= last, f"cell must be in 0 ... {last}, the suite's cells; got {number}")
@@ -271,7 +271,7 @@ def run_here(cells: list[Cell], number: int) -> int:
         return 0
     if signals.received:
         return STOPPED
-    # exact resume needs as many threads again
+    # exact resume needs the same number of threads
     if threads := cell.threads() or os.environ.get("NPROC") or os.environ.get("SLURM_CPUS_PER_TASK"):
         os.environ["NPROC"] = str(threads)
     sys.stdout.flush()
@@ -311,7 +311,7 @@ def shorten_path(path: str) -> str:
 
 
 def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> None:
-    """Prints what a sweep of unfinished cells would run, with Slurm the script of the first, and its cost."""
+    """Prints the commands of unfinished cells, with Slurm the first one's script, and the sweep's cost."""
     if args.executor == "slurm":
         print("# read by:", shlex.join(["sbatch", *check_arguments(args.sbatch)]))
         print(job_script(cells[0], args.save_seconds, check_arguments(args.sbatch)))
@@ -323,7 +323,7 @@ def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> No
 
 
 def run_cells(cells: list[Cell], executor: Executor, retries: int) -> int:
-    """Runs a suite's cells and says what came of them; the exit status of the sweep."""
+    """Runs a suite's cells and prints the outcome; returns the exit status of the sweep."""
     sweep = Sweep(cells, executor, retries)
     status = reconcile(sweep)
     done = [cell for cell in cells if cell.finished()]
@@ -336,7 +336,7 @@ def run_cells(cells: list[Cell], executor: Executor, retries: int) -> int:
 
 
 def main(args: Args) -> int:
-    """Exit status of the whole sweep. Raises UsageError for what cannot be run."""
+    """Runs the sweep and returns its exit status. Raises UsageError for what cannot be run."""
     check_args(args)
     cells, gpus = suite_cells(args)
     if args.cell is not None:

@@ -15,8 +15,8 @@ from benchmarks.intervals import (
 from benchmarks.records import COMPARABLE, Curve, main_curves, published, published_at_end
 
 # returns of a random policy and of TD3 after a million steps: the constants of
-# https://github.com/DAVIAN-Robotics/SimbaV2 scale_rl/envs/mujoco.py; of the last three tasks 100 episodes of
-# uniform actions, and the mean of TD3's rows in published.csv
+# https://github.com/DAVIAN-Robotics/SimbaV2 scale_rl/envs/mujoco.py; for the last three tasks, means of 100
+# episodes of uniform actions and of TD3's rows in published.csv
 REFERENCE_RETURNS = {
     "HalfCheetah": (-289.415, 10_574),
     "Hopper": (18.791, 3_226),
@@ -36,7 +36,7 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def number(value: float, like: float | None = None) -> str:
-    """A return: `5,152`, `−4.3`, `0.0143`; with as many digits as `like` would have."""
+    """A return: `5,152`, `−4.3`, `0.0143`; with as many decimals as `like` would have."""
     size = abs(value if like is None else like)
     digits = 0 if size >= 100 else 1
     if 0 < size < 1 and abs(value) < 1:
@@ -45,12 +45,12 @@ def number(value: float, like: float | None = None) -> str:
 
 
 def named(curve: Curve) -> str:
-    """The name of a curve; an algorithm with changed flags has them beside it."""
+    """The name of a curve, followed by the changed flags if it is not a variant."""
     return f"{curve.name} `{curve.flags}`" if curve.flags and not curve.is_variant else curve.name
 
 
 def code(words: str) -> str:
-    """Words as code, if there are any: a variant from a file of its own has no changed flags."""
+    """Words as code, or "" without words: a variant from its own file may have no changed flags."""
     return f"`{words}`" if words else ""
 
 
@@ -71,7 +71,7 @@ def rows_with_spread(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float] | None:
-    """Where the mean of `seeds` seeds should lie by published rows of one step; None without a spread.
+    """The band for the mean of `seeds` seeds, from published rows of one step; None without a spread.
 
     Returns in training have no band: programs average them over different windows, which lag behind.
     """
@@ -92,7 +92,7 @@ def verdict(mean: float, band: tuple[float, float] | None) -> str:
 
 
 def worth_a_row(curves: Iterable[Curve]) -> list[Curve]:
-    """The main protocol of each group of seeds, and every other that something published compares with."""
+    """Each group's curve of the main protocol, and any other that has published means to compare with."""
     curves = list(curves)
     main = set(main_curves(curves))
     return [curve for curve in curves if curve in main or published_at_end(curve)]
@@ -117,14 +117,14 @@ RESULT_TITLES = ["seeds", "evaluation", "mean ± 95%", "IQM", "published", "thei
 
 
 def task_table(curves: list[Curve]) -> list[str]:
-    """Results on one task, whose name is above the table: a row for each number of steps and algorithm."""
+    """Results on one task: a row for each number of steps and algorithm."""
     chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.budget, curve.name))
     rows = [[f"{curve.budget:,}", named(curve), *result_cells(curve)] for curve in chosen]
     return markdown_table(["steps", "algorithm", *RESULT_TITLES], rows)
 
 
 def algorithm_table(curves: list[Curve]) -> list[str]:
-    """Results of one algorithm: a row for each task, beside which changed flags are, and number of steps."""
+    """Results of one algorithm: a row for each task, number of steps and set of changed flags."""
     chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.env_id, curve.budget, curve.flags))
     rows = [
         [
@@ -138,7 +138,7 @@ def algorithm_table(curves: list[Curve]) -> list[str]:
 
 
 def variant_table(curves: list[Curve]) -> list[str]:
-    """Results of the variants of one algorithm, named, with their flags."""
+    """Results of one algorithm's variants, with their names and flags."""
     chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.env_id, curve.budget, curve.name))
     rows = [
         [curve.env_id, f"{curve.budget:,}", curve.name, code(curve.flags), *result_cells(curve)]
@@ -161,9 +161,9 @@ def published_table(curves: list[Curve]) -> list[str]:
 
 
 def verdicts(curves: Iterable[Curve]) -> str:
-    """How many means lie inside their band, and which do not, in a sentence.
+    """A sentence that says how many means lie inside their band, and which do not.
 
-    Also how many of these bands reach below 0 although every published mean is positive.
+    Also how many of those inside have a band that reaches below 0 although every published mean is positive.
     """
     inside, wide, outside = 0, 0, []
     for curve in worth_a_row(curves):
@@ -191,9 +191,9 @@ def score(curve: Curve) -> np.ndarray:
 
 
 def shared_tasks(curves: Iterable[Curve]) -> dict[int, dict[str, list[Curve]]]:
-    """By number of steps, the algorithms that share five tasks with a scale or more, and their curves there.
+    """By number of steps, the algorithms that share at least five tasks with a scale, and their curves there.
 
-    Runs with changed flags are left out. So are algorithms with fewer tasks, and tasks that others lack.
+    Runs with changed flags, algorithms with fewer tasks, and tasks that another one lacks are left out.
     """
     groups: dict[int, dict[str, dict[str, Curve]]] = defaultdict(lambda: defaultdict(dict))
     for curve in main_curves(curves):
@@ -222,7 +222,7 @@ def aggregate_table(curves: Iterable[Curve]) -> list[str]:
 
 
 def points_with_bands(curve: Curve) -> list[tuple[int, np.ndarray, list[dict[str, str]]]]:
-    """Each published step that the curve has evaluations near: step, returns of the seeds, published rows."""
+    """For each published step near an evaluation of the curve: step, returns of the seeds, published rows."""
     by_step = defaultdict(list)
     for row in published(curve):
         by_step[int(row["step"])].append(row)

@@ -39,7 +39,7 @@ SMALL = {  # whichever of these an algorithm has
 
 @dataclass(frozen=True)
 class Args:
-    """Runs both trees and compares what they leave."""
+    """Runs both trees and compares their results."""
 
     commit: tyro.conf.Positional[str]  # to compare this tree with
     algorithms: tuple[str, ...] = ()  # files of cleanrl_maxent; none: all that both trees have

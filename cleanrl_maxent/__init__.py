@@ -59,7 +59,7 @@ def load_policy(
 
 
 def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
-    """The module that trained the run in `folder`; raises UsageError if it is not of this package."""
+    """The module that trained the run in `folder`; raises UsageError if it is not in this package."""
     from cleanrl_maxent.common.errors import UsageError
 
     name = config["algorithm"]
@@ -70,7 +70,7 @@ def recorded_algorithm(folder: Path, config: dict) -> ModuleType:
 
 
 def module_from_file(path: Path) -> ModuleType:
-    """The module in a user's file, which finds the modules beside it, as when it is run.
+    """Imports a user's file, which can import the modules beside it, as when it is run.
 
     Raises UsageError if there is no such file, or if it cannot be imported.
     """

@@ -43,7 +43,7 @@ def help_text() -> str:
 
 
 def main() -> NoReturn:
-    """Runs what the first word names, with the other words as its flags; exits with its status."""
+    """Runs the program that the first word names, with the other words as flags; exits with its status."""
     make_output_lossy()
     name, words = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("-h", "--help"):
@@ -62,7 +62,7 @@ def main() -> NoReturn:
         sys.exit(BAD_INPUT)
     if sys.stderr.isatty() and re.search(r"^import jax$", texts[name], re.MULTILINE):
         print(f"starting {name}: importing JAX …", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import at once; JAX would swallow some
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import at once; else JAX may swallow it
     module = import_module(f"cleanrl_maxent.{name}")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [f"{PROGRAM} {name}", *words]

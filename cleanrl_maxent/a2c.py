@@ -1,10 +1,11 @@
 """Advantage actor-critic (A2C): one step of actor and critic after every few steps of parallel environments.
 
-The synchronous form of A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783: the gradients of all
-environments, at the same parameters, averaged into one step. Deliberate deviations from that paper:
+Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016, https://arxiv.org/abs/1602.01783.
+A2C is the synchronous form of the paper's A3C: the gradients of all environments, at the same parameters,
+averaged into one step. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
-  - observations and rewards are scaled by statistics of earlier rollouts.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/a2c.py --env-id Hopper-v4
 """
@@ -34,7 +35,7 @@ from cleanrl_maxent.common.run.start import start
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Advantage actor-critic, synchronous."""
+    """Advantage actor-critic, synchronous (Mnih et al., 2016)."""
 
     action_spaces: ClassVar = ("Box", "Discrete")
 
@@ -43,7 +44,7 @@ class Args(RunArgs):
     gamma: Discount = 0.99  # discount per step
     gae_lambda: Decay = 1.0  # λ of advantages; 1: returns of up to num_steps rewards
     ent_coef: Magnitude = 0.01  # β, entropy bonus, in advantage per nat
-    norm_adv: bool = False  # scale advantages to mean 0 and std 1
+    norm_adv: bool = False  # normalise advantages: mean 0, std 1
     learning_rate: Rate = 7e-4  # RMSProp, actor and critic
     rmsprop: Literal["tensorflow", "pytorch"] = "tensorflow"  # whose version; PyTorch's takes larger steps
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
@@ -186,9 +187,9 @@ def init(key, task, args):
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
     annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
     rate = annealed if args.anneal_lr else args.learning_rate
-    # the paper and TensorFlow: ε inside the root, a first mean square of 1; PyTorch: outside, and 0
+    # TensorFlow: ε inside the root, as in the paper, and a first mean square of 1; PyTorch: outside, and 0
     inside = args.rmsprop == "tensorflow"
-    rmsprop = optax.rmsprop(rate, 0.99, eps=1e-5, initial_scale=float(inside), eps_in_sqrt=inside)
+    rmsprop = optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=float(inside), eps_in_sqrt=inside)
     rmsprop = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), rmsprop)
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=rmsprop),
@@ -218,7 +219,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -230,7 +231,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout."""
+    """A row per step of a rollout; advantages and value targets use the critic before it learns from it."""
     steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
@@ -250,7 +251,7 @@ def critic_loss(params, state, batch):
 
 
 def actor_loss(params, state, batch, args):
-    """Minus log π weighted with advantages R - V, minus the entropy bonus."""
+    """Minus log π weighted by advantages R - V, minus the entropy bonus."""
     pi = state.actor.apply_fn(params, batch.obs)
     entropy = pi.entropy()
     loss = -jnp.mean(pi.log_prob(batch.action) * batch.advantage + args.ent_coef * entropy)
@@ -258,7 +259,7 @@ def actor_loss(params, state, batch, args):
 
 
 def update(state, rollout, key, index, args):
-    """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
+    """Learns from rollout number `index` (from 0) of one seed; the key is not needed: nothing is sampled.
 
     Returns the new state and scalar metrics, each measured before its gradient step and averaged.
     """

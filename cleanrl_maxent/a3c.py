@@ -1,12 +1,13 @@
 """Asynchronous advantage actor-critic (A3C), with workers in a fixed order.
 
-Mnih et al. 2016, https://arxiv.org/abs/1602.01783, whose Algorithm S3 is `worker_update`: every worker
-has its own environment and copy of the parameters, acts and computes gradients with that copy, and applies
-them to the shared parameters, which other workers have updated since. Deliberate deviations:
+Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016, https://arxiv.org/abs/1602.01783.
+Its Algorithm S3 is `worker_update`: every worker has its own environment and copy of the parameters, acts
+and computes gradients with that copy, and applies them to the shared parameters, which other workers have
+updated since. Deliberate deviations, with reasons in docs/algorithms/:
   - workers take turns instead of running at their own speed, so that a run can be repeated bit for bit;
   - a time limit does not end the return;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
-  - observations and rewards are scaled by statistics of earlier rollouts.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/a3c.py --env-id Hopper-v4
 """
@@ -36,7 +37,7 @@ from cleanrl_maxent.common.run.start import start
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Asynchronous advantage actor-critic, workers in a fixed order."""
+    """Asynchronous advantage actor-critic, workers in a fixed order (Mnih et al., 2016)."""
 
     action_spaces: ClassVar = ("Box", "Discrete")
 
@@ -45,7 +46,7 @@ class Args(RunArgs):
     gamma: Discount = 0.99  # discount per step
     gae_lambda: Decay = 1.0  # λ of advantages; 1: returns of up to num_steps rewards
     ent_coef: Magnitude = 0.01  # β, entropy bonus, in advantage per nat
-    norm_adv: bool = False  # scale advantages to mean 0 and std 1
+    norm_adv: bool = False  # normalise the advantages of each worker: mean 0, std 1
     learning_rate: Rate = 7e-4  # RMSProp, shared by all workers
     rmsprop: Literal["tensorflow", "pytorch"] = "tensorflow"  # whose version; PyTorch's takes larger steps
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
@@ -191,7 +192,7 @@ class State:
 
 
 def synchronize(state, args):
-    """The state with the shared parameters in every worker, as before the first step."""
+    """The state with a copy of the shared parameters in every worker, as before the first step."""
     params = Worker(state.actor.params, state.critic.params)
     return state.replace(workers=jax.tree.map(lambda x: jnp.stack([x] * args.num_envs), params))
 
@@ -203,9 +204,9 @@ def init(key, task, args):
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
     annealed = optax.linear_schedule(args.learning_rate, 0, args.gradient_steps)
     rate = annealed if args.anneal_lr else args.learning_rate
-    # the paper and TensorFlow: ε inside the root, a first mean square of 1; PyTorch: outside, and 0
+    # TensorFlow: ε inside the root, as in the paper, and a first mean square of 1; PyTorch: outside, and 0
     inside = args.rmsprop == "tensorflow"
-    rmsprop = optax.rmsprop(rate, 0.99, eps=1e-5, initial_scale=float(inside), eps_in_sqrt=inside)
+    rmsprop = optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=float(inside), eps_in_sqrt=inside)
     rmsprop = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), rmsprop)
     state = State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor.init(actor_key, obs), tx=rmsprop),
@@ -244,7 +245,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -256,7 +257,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout."""
+    """A row per step of a rollout; advantages and value targets use the critic before it learns from it."""
     steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
@@ -276,7 +277,7 @@ def critic_loss(params, state, batch):
 
 
 def actor_loss(params, state, batch, args):
-    """Minus log π weighted with advantages R - V, minus the entropy bonus."""
+    """Minus log π weighted by advantages R - V, minus the entropy bonus."""
     pi = state.actor.apply_fn(params, batch.obs)
     entropy = pi.entropy()
     loss = -jnp.mean(pi.log_prob(batch.action) * batch.advantage + args.ent_coef * entropy)
@@ -284,7 +285,7 @@ def actor_loss(params, state, batch, args):
 
 
 def update(state, rollout, key, index, args):
-    """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
+    """Learns from rollout number `index` (from 0) of one seed; the key is not needed: nothing is sampled.
 
     Returns the new state and scalar metrics, each measured before its gradient step and averaged.
     """
@@ -335,7 +336,7 @@ def train(args):
 
     with Run(args, envs) as run:
         first, state, _ = run.resume(state)
-        if args.init_from and first == 0:
+        if args.init_from and first == 0:  # the other run's workers came too, with stale copies
             state = per_seed(synchronize, shared=1, static_argnums=1)(state, args)
         for step in range(first, args.last_step + 1, args.steps_per_update):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted

@@ -4,7 +4,7 @@ Bhatt et al., "CrossQ: Batch Normalization in Deep Reinforcement Learning for Gr
 Simplicity", 2024, https://arxiv.org/abs/1902.05605. Equation numbers refer to the paper of Soft Actor-Critic,
 https://arxiv.org/abs/1812.05905. Deliberate deviations, with reasons in docs/algorithms/:
   - critics are 256 wide instead of 2,048, so that a step costs about what one of Soft Actor-Critic does;
-  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - inside the agent actions lie in [-1, 1], and all quantities are in these units;
   - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
 
     python cleanrl_maxent/crossq.py --env-id Hopper-v4
@@ -47,7 +47,7 @@ class Args(RunArgs):
     q_lr: Rate = 1e-3  # Adam, critics
     adam_b1: Discount = 0.5  # Adam's momentum, actor and critics
     bn_momentum: Decay = 0.99  # weight of the old running statistics
-    bn_warmup: Natural = 100_000  # first updates, with plain batch normalisation
+    bn_warmup: Natural = 100_000  # updates of each network before renormalisation
     alpha: Magnitude = 1.0  # temperature, in reward per nat; the initial one if autotune
     autotune: bool = True  # learn the temperature
     target_entropy_scale: Number = 1.0  # target is -scale * action_dim nats
@@ -91,7 +91,7 @@ class BatchRenorm(nn.Module):
             slope = scale / std
             return slope, bias - slope * mean.value
         batch_mean = x.mean(axis=0)
-        # the derivative with respect to this mean is 0
+        # stopped to save a backward pass: the variance's derivative in this mean is 0
         batch_var = jnp.mean((x - jax.lax.stop_gradient(batch_mean)) ** 2, axis=0)
         batch_std = jnp.sqrt(batch_var + EPSILON)
         r = jnp.clip(batch_std / std, 1 / 3, 3)
@@ -287,14 +287,14 @@ def improve_policy(state, batch, key, args):
 def update(state, batch, key, index, args):
     """One gradient step on one seed; the key is consumed.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
+    `index`: the update's number from 0, or its `equivalent_index`; it decides which delayed steps are due.
     Returns the new state and metrics, scalars measured before each step.
     """
-    key, noise_key = jax.random.split(key)
+    key, actor_key = jax.random.split(key)
     params = state.critics.params
     grads, (metrics, stats) = jax.grad(critic_loss, has_aux=True)(params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads, batch_stats=stats))
-    state, policy_metrics = every(args.policy_frequency, index, improve_policy, state, batch, noise_key, args)
+    state, policy_metrics = every(args.policy_frequency, index, improve_policy, state, batch, actor_key, args)
     return state, metrics | policy_metrics
 
 
@@ -335,7 +335,7 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:

@@ -2,7 +2,7 @@
 
 Lillicrap et al., "Continuous control with deep reinforcement learning", 2016, https://arxiv.org/abs/1509.02971.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - inside the agent actions lie in [-1, 1], and all quantities are in these units;
   - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
     python cleanrl_maxent/ddpg.py --env-id Hopper-v4
@@ -174,7 +174,6 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
     Returns the new state and metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, batch, args)
@@ -222,7 +221,7 @@ def train(args):
             else:
                 action, noise = explore(policy(state), envs.obs, state.noise, envs.elapsed, keys.act, step)
                 state = state.replace(noise=noise)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:

@@ -4,7 +4,7 @@
     python -m cleanrl_maxent.enjoy runs/Hopper-v4__sac__1__1795242568 --video hopper.mp4
 
 Episodes are reset with the seeds of the run's last evaluation. Without a window or a film, the same number of
-them gives the same results, bit for bit.
+episodes repeats its results bit for bit.
 """
 
 from dataclasses import dataclass, replace
@@ -52,9 +52,9 @@ class Args:
     window: bool = False  # show episodes in a window; needs a display
     video: str | None = None  # film episodes: FILE.mp4 or FILE.gif
     video_seconds: Magnitude = 10.0  # longest film, in seconds; 0: everything
-    video_size: Count = 320  # width and height of the film, pixels
+    video_size: Count = 320  # longer side of the film, pixels
     max_episode_steps: Count | None = None  # time limit of an episode; None: that of the run
-    algorithm: str | None = None  # file of the algorithm, if it is not of this package
+    algorithm: str | None = None  # file of the algorithm, if it is not in this package
     # where the networks run; None: as in the run
     device: Literal["auto", "cpu", "cuda", "tpu"] | None = None
 
@@ -87,13 +87,13 @@ def with_time_limit(args: Args, run_args: RunArgs) -> RunArgs:
 def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
     """Plays episodes of every seed asked for, in the mode asked for if the policy has it.
 
-    Where nothing is played the results are zeros. Raises UsageError if the run cannot be loaded.
+    Results of episodes that are not played are zeros. Raises UsageError if the run cannot be loaded.
     """
     folder, seed = find_run(args)
     algorithm = find_algorithm(args, folder)
     asked = load_policy(algorithm, folder, seed)
     run_args = with_time_limit(args, asked.args)
-    # all seeds, as in the run, so that each repeats its evaluation to the bit; of those left out any will do
+    # all seeds, as in the run, so each repeats its evaluation bit for bit; for the others any policy will do
     policies = [
         asked.parameters if seed is not None else load_policy(algorithm, folder, other).parameters
         for other in run_args.seeds

@@ -1,8 +1,10 @@
 """Fitted Q-iteration: Q is fitted to its own Bellman targets, held fixed meanwhile, on all data so far.
 
-Ernst, Geurts & Wehenkel 2005, https://www.jmlr.org/papers/v6/ernst05a.html; Riedmiller 2005 with a neural
-network. With `--alpha` > 0 the target has the soft value of sql_discrete.py in place of the maximum. The data
-grow by `--collect-steps` between fits, or are those of an earlier run, `--dataset`.
+Ernst et al., "Tree-Based Batch Mode Reinforcement Learning", 2005,
+https://www.jmlr.org/papers/v6/ernst05a.html; with a neural network Riedmiller, "Neural Fitted Q Iteration",
+2005, https://doi.org/10.1007/11564096_32. With `--alpha` > 0 the target has the soft value of
+sql_discrete.py in place of the maximum. The data grow by `--collect-steps` between fits, or are those of an
+earlier run, `--dataset`.
 
     python cleanrl_maxent/fitted_q.py --env-id CartPole-v1
 """
@@ -34,12 +36,12 @@ from cleanrl_maxent.common.run.transitions import read_transitions, recorded_len
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Fitted Q-iteration, hard or soft."""
+    """Fitted Q-iteration, hard or soft (Ernst et al., 2005)."""
 
     action_spaces: ClassVar = ("Discrete",)
 
     env_id: str = "CartPole-v1"  # Gymnasium id, or my_module:Id-v0
-    total_timesteps: Count = 20_000  # environment steps of each seed
+    total_timesteps: Count = 20_000  # environment steps per seed; with a dataset, as many as it has
     dataset: str | None = None  # run whose transitions are the only data; None: play
     collect_steps: Count = 2_000  # environment steps between fits; uniform actions before the first
     iterations: Count | None = None  # iterations per fit; None: 20, or 200 if there is only one fit
@@ -49,7 +51,7 @@ class Args(RunArgs):
     q_lr: Rate = 1e-3  # Adam, critics
     reinitialize: bool = False  # start every iteration from the initial critics
     alpha: Magnitude = 0.0  # temperature, in reward per nat; 0: hard Q-iteration
-    uniform_prior: bool = False  # subtract log n, the uniform policy's entropy
+    uniform_prior: bool = False  # V loses α log n, an entropy; needs alpha > 0
     n_critics: Count = 2  # critics; the minimum of their values is used
     epsilon: Decay | None = None  # share of uniform actions; None: 0.1 if alpha is 0, else 0
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
@@ -61,6 +63,8 @@ class Args(RunArgs):
         require(self.collect_steps <= self.total_timesteps or self.dataset, few)
         finite = self.alpha == 0 or self.alpha >= 1e-6
         require(finite, f"alpha must be 0 or at least 1e-6; got {self.alpha}")
+        counts = self.alpha > 0 or not self.uniform_prior
+        require(counts, "uniform_prior needs alpha > 0: a hard maximum counts no entropy; add --alpha 0.1")
 
     @property
     def single_fit(self):
@@ -155,7 +159,7 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)`, or the greatest Q if α is 0; `q`: `(..., action_dim)`."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)`, or the largest Q if α is 0; `q`: `(..., action_dim)`."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
@@ -222,7 +226,8 @@ def train(args):
     replay = create_replays(args.num_seeds, args.total_timesteps, envs.example, flags)
     evaluate = Evaluation(args, act, sample_action if args.alpha else None)
     iterations = args.iterations or (200 if args.single_fit else 20)
-    share = args.epsilon if args.epsilon is not None else 0.0 if args.alpha else 0.1
+    default_share = 0.0 if args.alpha else 0.1  # a hard policy does not explore by itself
+    share = default_share if args.epsilon is None else args.epsilon
 
     def warm_up(key, step):
         key = jax.random.fold_in(key, step)
@@ -248,21 +253,21 @@ def train(args):
     warm_up = per_seed(warm_up, shared=1)
     explore = per_seed(explore, shared=1)
     learn = per_seed(learn, shared=2, donate_argnums=0)
-    warned = False
 
     def fit(state, replay, count):
-        nonlocal warned
         for index in range(iterations):
             state, losses = learn(state, replay, keys.update, count, index)
-        warned = warned or warn_of_divergence(replay, losses, envs.task.action_dim, args)
         return state, losses
 
     with Run(args, envs) as run:
         first, state, kept = run.resume(state, None if args.dataset else replay)
-        replay, losses = kept or replay, {}
+        replay, losses, warned = kept or replay, {}, False
         if args.dataset and first < args.total_timesteps:
+            # all data are there: one fit, then the evaluation at the last step
             first, data = args.total_timesteps, data or read_transitions(args.dataset, args, envs.task)
-            state, losses = fit(state, store(replay, data, np.arange(first)), first)
+            replay = store(replay, data, np.arange(first))
+            state, losses = fit(state, replay, first)
+            warn_of_divergence(replay, losses, envs.task.action_dim, args)
             run.end_step(first, state, losses)
         for step in range(first, args.total_timesteps + 1):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted
@@ -276,10 +281,12 @@ def train(args):
                 action = explore(policy(state), envs.obs, keys.act, step)
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
-            episodes, count = envs.step(np.asarray(action)), step + 1
+            episodes = envs.step(np.asarray(action))
+            count = step + 1
             if count % args.collect_steps == 0 or count == args.total_timesteps:
                 replay = store(replay, envs.transition, step)
                 state, losses = fit(state, replay, count)
+                warned = warned or warn_of_divergence(replay, losses, envs.task.action_dim, args)
             run.end_step(count, state, losses, episodes)
         return run.finish(policy(state))
 

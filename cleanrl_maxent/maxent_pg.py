@@ -55,7 +55,7 @@ class Args(RunArgs):
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
-    alpha: Magnitude = 0.01  # temperature, in scaled reward per nat
+    alpha: Magnitude = 0.01  # temperature, in (scaled) reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
     target_entropy_scale: Number = 0.5  # target: this times -action_dim or log n, nats
@@ -276,7 +276,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(step, env)`: Σ (γλ)^l δ (eq. 6); only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (eq. 6); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -288,7 +288,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout."""
+    """A row per step of a rollout; advantages and value targets use the critic before it learns from it."""
     steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward

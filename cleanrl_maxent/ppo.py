@@ -1,6 +1,7 @@
-"""Proximal policy optimisation: epochs of gradient steps on each rollout, kept near the policy that acted.
+"""Proximal policy optimisation: several epochs on each rollout, with the policy kept near the one that acted.
 
-Schulman et al. 2017, https://arxiv.org/abs/1707.06347; equation numbers refer to it. Deliberate deviations:
+Schulman et al., "Proximal Policy Optimization Algorithms", 2017, https://arxiv.org/abs/1707.06347.
+Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own Adam and its own gradient clipping;
   - advantages are normalised over the rollout, not over each minibatch;
@@ -35,7 +36,7 @@ from cleanrl_maxent.common.run.start import start
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Proximal policy optimisation."""
+    """Proximal policy optimisation (Schulman et al., 2017)."""
 
     action_spaces: ClassVar = ("Box", "Discrete")
 
@@ -46,10 +47,10 @@ class Args(RunArgs):
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
     clip_coef: Magnitude = 0.2  # ε, clip of probability ratios; 0: none
-    kl_coef: Magnitude = 0.0  # β, penalty on the divergence from the rollout's policy, per nat
+    kl_coef: Magnitude = 0.0  # β, KL penalty, in advantage per nat
     kl_target: Magnitude = 0.0  # adapt β to this divergence, in nats; 0: β is fixed
     ent_coef: Magnitude = 0.0  # c₂, entropy bonus, in advantage per nat
-    norm_adv: bool = True  # scale advantages to mean 0 and std 1
+    norm_adv: bool = True  # normalise advantages: mean 0, std 1
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
@@ -246,7 +247,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(step, env)`: Σ (γλ)^l δ (eqs. 11, 12); only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (eqs. 11, 12); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -258,7 +259,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout."""
+    """A row per step of a rollout; advantages and value targets use the critic before it learns from it."""
     steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward

@@ -1,9 +1,11 @@
 """REINFORCE: the gradient of the return from whole episodes, Σ_t ∇log π(a_t|s_t) G_t, with a baseline.
 
-Williams 1992, https://doi.org/10.1007/BF00992696. Three estimators of the same gradient:
+Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning", 1992,
+https://doi.org/10.1007/BF00992696. Three estimators of the gradient:
   - `--no-causality --no-baseline`: every score times the return of the whole episode;
   - `--no-baseline`: every score times the return from its step on, G_t;
   - by default: every score times G_t - V(s_t).
+The last two are exact only with the weights γ^t of `--gamma-power`; without them later states weigh more.
 If the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
 follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out.
 
@@ -36,20 +38,20 @@ from cleanrl_maxent.common.run.start import start
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """REINFORCE with a baseline."""
+    """REINFORCE with a baseline (Williams, 1992)."""
 
     action_spaces: ClassVar = ("Box", "Discrete")
     gae_lambda: ClassVar = 1.0  # advantages are sums of all rewards that follow
 
     num_envs: Count = 4  # environments per seed
-    num_steps: Count = 1000  # steps of each environment per rollout, an episode at least
+    num_steps: Count = 1000  # steps of each environment per rollout, at least one episode
     gamma: Discount = 0.99  # discount per step
     gamma_power: bool = False  # weight step t by γ^t
     causality: bool = True  # leave out the rewards before an action
     baseline: bool = True  # subtract V
     update_epochs: Count = 10  # passes of the critic over each rollout
     num_minibatches: Count = 32  # gradient steps of the critic per pass
-    norm_adv: bool = False  # scale advantages to mean 0 and std 1
+    norm_adv: bool = False  # normalise advantages: mean 0, std 1
     learning_rate: Rate = 1e-3  # Adam, actor, one step per rollout
     critic_lr: Rate = 1e-3  # Adam, critic
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
@@ -220,7 +222,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -245,7 +247,7 @@ def past_rewards(reward, ended, args):
 
 
 def step_mask(rollout, args):
-    """1 for steps whose episode the rollout holds as far as the estimator needs, else 0: `(step, env)`."""
+    """1 for steps of whose episode the rollout has what the estimator needs, else 0; shaped as rewards."""
     ends = jnp.flip(jax.lax.cummax(jnp.flip(rollout.ended, 0)), 0)
     begins = rollout.elapsed <= jnp.arange(args.num_steps)[:, None]
     mask = jnp.ones_like(ends) if args.baseline else ends
@@ -253,7 +255,7 @@ def step_mask(rollout, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout."""
+    """A row per step of a rollout; advantages and value targets use the critic before it learns from it."""
     steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
@@ -281,7 +283,7 @@ def critic_loss(params, state, batch):
 
 
 def actor_loss(params, state, batch):
-    """Minus the mean of log π weighted with advantages: its gradient is minus that of the return."""
+    """Minus the mean of log π weighted by advantages: its gradient estimates minus that of the return."""
     pi = state.actor.apply_fn(params, batch.obs)
     loss = -jnp.mean(batch.weight * pi.log_prob(batch.action) * batch.advantage)
     return loss, {"losses/actor_loss": loss, "losses/entropy": pi.entropy().mean()}

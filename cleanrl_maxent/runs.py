@@ -132,7 +132,7 @@ def remove_checkpoints(folder: Path) -> bool:
             shutil.rmtree(folder / "checkpoint")
         return True
     except BlockingIOError:
-        problem = "a process has it"
+        problem = "a process is using it"
     except (OSError, UsageError) as error:
         problem = str(error)
     print(printable(f"error: {folder} keeps its checkpoints: {problem}"), file=sys.stderr)

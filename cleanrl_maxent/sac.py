@@ -2,7 +2,7 @@
 
 Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, https://arxiv.org/abs/1812.05905.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - inside the agent actions lie in [-1, 1], and all quantities are in these units;
   - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
 
     python cleanrl_maxent/sac.py --env-id Hopper-v4
@@ -32,7 +32,7 @@ from cleanrl_maxent.common.schedule import equivalent_index, every
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Soft Actor-Critic (Haarnoja et al., 2018) with a learned temperature."""
+    """Soft Actor-Critic (Haarnoja et al., 2018b) with a learned temperature."""
 
     learning_starts: Natural = 10_000  # environment steps of uniform actions
     buffer_size: Count = 1_000_000  # transitions kept per seed
@@ -199,13 +199,13 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
+    `index`: the update's number from 0, or its `equivalent_index`; it decides which delayed steps are due.
     Returns the new state and metrics, scalars measured before each step.
     """
-    key, noise_key = jax.random.split(key)
+    key, actor_key = jax.random.split(key)
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
-    state, policy_metrics = every(args.policy_frequency, index, improve_policy, state, batch, noise_key, args)
+    state, policy_metrics = every(args.policy_frequency, index, improve_policy, state, batch, actor_key, args)
     state, _ = every(args.target_network_frequency, index, move_targets, state, args)
     return state, metrics | policy_metrics
 
@@ -248,7 +248,7 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:

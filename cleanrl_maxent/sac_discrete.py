@@ -169,7 +169,7 @@ def reduce_critics(q, args):
 
 
 def critic_loss(params, state, batch, args):
-    """Soft Bellman residual of both critics, with V = π(s)ᵀ (Q(s) - α log π(s)) of the targets (eq. 10)."""
+    """Soft Bellman residual of the critics; V = π(s)ᵀ (Q(s) - α log π(s)) of the target critics (eq. 10)."""
     next_log_prob = nn.log_softmax(policy(state)(batch.next_obs))
     next_q = reduce_critics(state.critics.apply_fn(state.target_critics, batch.next_obs), args)
     soft_q = next_q - temperature(state) * next_log_prob if args.backup_entropy else next_q
@@ -224,7 +224,7 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is not needed: nothing is sampled.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
+    `index`: the update's number from 0, or its `equivalent_index`; it decides which delayed steps are due.
     Returns the new state and metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, args)
@@ -272,7 +272,7 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             since = step - args.learning_starts

@@ -3,7 +3,7 @@
 Haarnoja et al., "Soft Actor-Critic: Off-Policy Maximum Entropy Deep Reinforcement Learning with a
 Stochastic Actor", 2018, https://arxiv.org/abs/1801.01290. Equation numbers refer to it. Deliberate
 deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - inside the agent actions lie in [-1, 1], and all quantities are in these units;
   - the target of V starts as a copy of V;
   - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
@@ -44,13 +44,13 @@ class Args(RunArgs):
     batch_size: Count = 256  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 0.005  # weight of new parameters in the target
-    v_lr: Rate = 3e-4  # Adam, value network
-    q_lr: Rate = 3e-4  # Adam, critics
     policy_lr: Rate = 3e-4  # Adam, actor
+    q_lr: Rate = 3e-4  # Adam, critics
+    v_lr: Rate = 3e-4  # Adam, value network
     alpha: Magnitude = 1.0  # temperature, in scaled reward per nat; alpha / reward_scale in reward per nat
     # reward factor; None: 5 on Hopper, Walker2d, HalfCheetah, Ant, 20 Humanoid, 100 HumanoidStandup, else 1
     reward_scale: Rate | None = None
-    target_network_frequency: Count = 1  # updates per target update
+    target_network_frequency: Count = 1  # critic updates per target update
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
 
     def check(self):
@@ -160,7 +160,8 @@ def init(key, task, args):
     critic_keys = jax.random.split(critic_key, 2)
     critic_params = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
     apply_critics = jax.vmap(critic.apply, (0, None, None))
-    policy_adam, q_adam, v_adam = map(optax.adam, (args.policy_lr, args.q_lr, args.v_lr))
+    policy_adam, q_adam = optax.adam(args.policy_lr), optax.adam(args.q_lr)
+    v_adam = optax.adam(args.v_lr)
     return State(
         actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=policy_adam),
         critics=TrainState.create(apply_fn=apply_critics, params=critic_params, tx=q_adam),
@@ -180,7 +181,7 @@ def value_loss(params, state, batch, key, args):
 
 
 def critic_loss(params, state, batch, args):
-    """Soft Bellman residual of both critics (eq. 7) against c r + γ V(s') (eq. 8), of the target V."""
+    """Soft Bellman residual of both critics (eq. 7) against c r + γ V(s') (eq. 8), V of the target."""
     next_value = state.value.apply_fn(state.target_value, batch.next_obs)
     target = reward_scale(args) * batch.reward + args.gamma * (1 - batch.terminated) * next_value
     q = state.critics.apply_fn(params, batch.obs, batch.action)  # (2, batch)
@@ -210,7 +211,7 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
+    `index`: the update's number from 0, or its `equivalent_index`; it decides which delayed steps are due.
     Returns the new state and metrics, scalars measured before each step.
     """
     value_key, actor_key = jax.random.split(key)
@@ -264,7 +265,7 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:

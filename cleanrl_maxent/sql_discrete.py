@@ -47,13 +47,13 @@ class Args(RunArgs):
     tau: Share = 0.005  # weight of new parameters in targets
     q_lr: Rate = 1e-3  # Adam, critics
     alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
-    uniform_prior: bool = False  # subtract log n, the uniform policy's entropy
+    uniform_prior: bool = False  # V loses α log n, an entropy; needs alpha > 0
     n_critics: Count = 1  # critics; the minimum of their values is used
     double: bool = False  # critics choose the next action, targets evaluate it
     n_steps: Count = 1  # rewards summed in a target
     n_step_target: Literal["path", "uncorrected"] = "path"  # subtract α log π along the path, or not
     munchausen: Discount = 0.0  # m, share of α log π in the reward
-    munchausen_clip: Rate | None = None  # clip that α log π to [-this, 0]; None: no clip
+    munchausen_clip: Rate | None = None  # α log π counts as at least -this; None: no bound
     start_e: Decay = 0.0  # share of uniform actions at the start
     end_e: Decay = 0.0  # the same at the end
     exploration_fraction: Share = 0.5  # share of the run until end_e is reached
@@ -75,6 +75,8 @@ class Args(RunArgs):
         require(explores, "nothing explores: alpha 0 is greedy; add --start-e 1 --end-e 0.05")
         finite = self.alpha == 0 or self.alpha >= 1e-6
         require(finite, f"alpha must be 0 or at least 1e-6; got {self.alpha}")
+        counts = self.alpha > 0 or not self.uniform_prior
+        require(counts, "uniform_prior needs alpha > 0: a hard maximum counts no entropy; add --alpha 0.1")
         clips = self.munchausen > 0 or self.munchausen_clip is None
         require(clips, "munchausen_clip needs munchausen; add --munchausen 0.9")
         several = self.n_steps > 1 or self.n_step_target == "path"
@@ -168,7 +170,7 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), or the greatest Q if α is 0; `q`: `(..., action_dim)`."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), or the largest Q if α is 0; `q`: `(..., action_dim)`."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
@@ -187,15 +189,16 @@ def double_value(q, online_q, args):
 def bellman_target(state, steps, args):
     """y of the first of n consecutive steps, `(batch,)`; `steps`: leaves `(batch, n, ...)`.
 
-    From last to first, y_k = r_k + γ (y_{k+1} - α log π(a_{k+1}|s_{k+1})), or r_k + γ V(s'_k) where the
-    episode or the window ends. With the path-consistent term the fixed point is Q* whatever policy acted.
+    From last to first, y_k = r_k + γ (1 - terminated) times y_{k+1} - α log π(a_{k+1}|s_{k+1}), or V(s'_k)
+    where the episode or the window ends. With this log π, which `--n-step-target uncorrected` leaves out,
+    the fixed point is Q* whatever policy acted.
     """
     obs, next_obs = steps.obs, steps.next_obs
     q, next_q = (state.critics.apply_fn(state.target_critics, x).min(axis=0) for x in (obs, next_obs))
     next_value = soft_value(next_q, args)
     if args.double:
         next_value = double_value(next_q, policy(state)(next_obs), args)
-    # the soft advantage Q - V is α log π, or the action's gap if α is 0
+    # Q - V is α log π, plus α log n with a uniform prior; or the action's gap if α is 0
     advantage = gather(q, steps.action) - soft_value(q, args)
     bonus = jnp.maximum(advantage, -args.munchausen_clip) if args.munchausen_clip else advantage
     reward = steps.reward + args.munchausen * bonus if args.munchausen else steps.reward
@@ -235,9 +238,9 @@ def move_targets(state, args):
 
 
 def update(state, batch, key, index, args):
-    """One gradient step on one seed; the key is not needed.
+    """One gradient step on one seed; the key is not needed: nothing is sampled.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
+    `index`: the update's number from 0, or its `equivalent_index`; it decides which delayed steps are due.
     Returns the new state and metrics, scalars measured before each step.
     """
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, args)
@@ -299,7 +302,7 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             since = step - args.learning_starts

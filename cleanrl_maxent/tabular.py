@@ -68,7 +68,7 @@ def entropy(pi):
 
 
 def soft_value_iteration(P, R, gamma, alpha, epsilon=1e-10):
-    """Q*, `(S, A)`, to `epsilon`, or to rounding/(1 - γ) where that is more: Q ← R + γ P V(Q).
+    """Q*, `(S, A)`, to `epsilon`, or to rounding/(1 - γ) if that is larger: Q ← R + γ P V(Q).
 
     Without entropy this is value iteration.
     """
@@ -76,7 +76,7 @@ def soft_value_iteration(P, R, gamma, alpha, epsilon=1e-10):
     while True:
         next_Q = R + gamma * P @ soft_value(Q, alpha)
         change = np.abs(next_Q - Q).max()
-        rounding = 4 * np.spacing(np.abs(next_Q).max())  # iterates may differ by as much for ever
+        rounding = 4 * np.spacing(np.abs(next_Q).max())  # iterates may keep differing by this much
         if not gamma * change > max((1 - gamma) * epsilon, rounding):
             return next_Q
         Q = next_Q
@@ -100,7 +100,7 @@ def soft_evaluate(P, R, gamma, alpha, pi):
 
 
 def soft_policy_iteration(P, R, gamma, alpha) -> Iterator[tuple]:
-    """π, Q^π and V^π from the uniform policy on, without end; each π is exp(Q/α)/Z of the Q before.
+    """Yields π, Q^π and V^π without end, from the uniform policy on; the next π is exp(Q/α)/Z.
 
     Without entropy this is policy iteration.
     """
@@ -112,7 +112,7 @@ def soft_policy_iteration(P, R, gamma, alpha) -> Iterator[tuple]:
 
 
 def soft_optimum(P, R, gamma, alpha):
-    """π*, Q*, V*, exact to rounding: soft policy iteration until the values grow no more."""
+    """π*, Q*, V*, exact to rounding: soft policy iteration until the values stop growing."""
     total = -np.inf
     for pi, Q, V in soft_policy_iteration(P, R, gamma, alpha):
         if not V.sum() > total:
@@ -182,7 +182,7 @@ def natural_gradient(P, R, gamma, alpha, pi):
 
 
 def ascend(gradient: Callable, logits, step_size) -> Iterator[np.ndarray]:
-    """The policies of θ ← θ + step_size · gradient(π), without end."""
+    """Yields the policies of θ ← θ + step_size · gradient(π), without end."""
     while True:
         pi = boltzmann(logits, 1)
         yield pi
@@ -205,7 +205,7 @@ def bonus_policy(P, R, gamma, alpha):
         if np.abs(next_pi - pi).max() < 1e-14:
             return next_pi
         pi = next_pi
-    raise ValueError("π ← softmax(Q^π/α) does not settle on this MDP")
+    raise ValueError("π ← softmax(Q^π/α) does not converge on this MDP")
 
 
 def expected_return(P, R, gamma, start, pi):
@@ -230,7 +230,7 @@ def trpo_bound(P, R, gamma, start, pi, new_pi):
 
 
 def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
-    """Policies whose return never falls, without end: each is the best by `trpo_bound` along the
+    """Yields policies whose return never falls, without end: each is the best by `trpo_bound` along the
     natural gradient, π exp(β A)/Z with β from 2⁻⁴⁰ to 1, or π itself."""
     pi = np.full_like(R, 1 / R.shape[1])
     while True:
@@ -247,7 +247,7 @@ def messages(P, R, horizon):
     """log β_t(s, a) `(horizon, S, A)` and log β_t(s) `(horizon, S)`, t = 1 … horizon: log-probability that
     every step from t on is optimal, with p(O_t|s, a) = exp R and the prior 1/A.
 
-    Nothing is left to be optimal after an episode has ended; at t = `horizon` the last action is taken.
+    After an episode has ended, no step is left to be optimal; at t = `horizon` the last action is taken.
     """
     end = 1 - P.sum(axis=-1)
     log_beta, log_beta_state = [], [np.zeros(len(R))]
@@ -287,8 +287,8 @@ def error(left, right):
 
 
 def claims() -> Iterator[tuple[str, str, str, str]]:
-    """Rows of lecture, what it says, whether it is right, and what is computed. The MDP has 6 states
-    and 4 actions, the policy is random."""
+    """Yields rows: lecture, what it claims, whether that is right, and what is computed. The MDP has 6 states
+    and 4 actions; the policy is random."""
     P, R, start = random_mdp(seed=0, num_states=6, num_actions=4)
     pi = np.random.default_rng(0).dirichlet(np.ones(4), size=6)
     yield from claims_of_values(P, R, 0.9, 0.5, pi)
@@ -457,7 +457,7 @@ FIGURES = {
 def main(args):
     """Prints the claims, unless a single figure is asked for, and writes `{out_dir}/{figure}.png`.
 
-    Raises UsageError if a single figure is asked for without matplotlib, OSError if the folder cannot be
+    Raises UsageError if a single figure is asked for without matplotlib, and OSError if the folder cannot be
     written.
     """
     if args.figure in ("all", "none"):
@@ -472,7 +472,7 @@ def main(args):
 
 
 def save(draw, path):
-    """Draws on new axes and writes the figure; returns its path. Raises as `main`."""
+    """Draws on new axes and writes the figure; returns its path. Raises like `main`."""
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as missing:

@@ -27,7 +27,7 @@ from cleanrl_maxent.common.run.mirror import Mirror, in_a_line
 from cleanrl_maxent.common.run.tracker import LOG, incomplete_warning, track_command
 
 POLL = 2.0  # seconds between two reads of a record that is followed
-# seconds for W&B to connect, and to upload the rest at the end; LATER: without a run that waits
+# seconds for W&B to connect, and to upload the rest at the end; LATER: if no run is waiting
 CONNECT, CONNECT_LATER = 8.0, 20.0
 UPLOAD, UPLOAD_LATER = 8.0, 300.0
 END = 16.0  # seconds from the end of the followed run to the end of this process
@@ -76,7 +76,7 @@ def quiet(log: Path, fresh: bool) -> Iterator[Say]:
 
 @contextmanager
 def only_one(folder: Path, wait: bool) -> Iterator[None]:
-    """Locks `wandb/.lock`; if another process holds it, waits with `wait`, else raises UsageError."""
+    """Locks `wandb/.lock`; if another process holds it, waits if `wait`, else raises UsageError."""
     with open(folder / "wandb" / ".lock", "w") as lock:
         try:
             acquire(lock, wait=wait)
@@ -161,7 +161,7 @@ def finish_all(mirrors: list[Mirror], exit_code: int) -> bool:
 
 
 class Ending:
-    """The end of the followed run: its exit code arrives on standard input, nothing if it is killed.
+    """The end of the followed run: its exit code arrives on standard input, or nothing if it is killed.
 
     This process then has END seconds left.
     """
@@ -219,7 +219,9 @@ def send(args: Args, say: Say) -> None:
     except Exception as problem:
         traceback.print_exc()
         raise UsageError(f"W&B: {why(problem)}; nothing was lost, try again later") from problem
-    require(complete, f"W&B did not take all; see {args.run_dir / LOG}; the same command sends the rest")
+    require(
+        complete, f"W&B did not accept everything; see {args.run_dir / LOG}; the same command sends the rest"
+    )
     say(f"sent to {address(mirrors)}")
 
 

@@ -1,8 +1,11 @@
 """Trust region policy optimisation: the longest natural-gradient step within a bound on the KL divergence.
 
-Schulman et al. 2015, https://arxiv.org/abs/1502.05477; equation numbers refer to it. Deliberate deviations:
-a critic (GAE, Schulman et al. 2016) replaces Q, and the line search evaluates all candidates at once; a time
-limit does not end the return; observations and rewards are scaled.
+Schulman et al., "Trust Region Policy Optimization", 2015, https://arxiv.org/abs/1502.05477.
+Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+  - a critic and GAE (Schulman et al. 2016, https://arxiv.org/abs/1506.02438) replace the paper's Q;
+  - the line search evaluates all candidates at once;
+  - a time limit does not end the return;
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/trpo.py --env-id Hopper-v4
 """
@@ -35,7 +38,7 @@ from cleanrl_maxent.common.run.start import start
 
 @dataclass(frozen=True)
 class Args(RunArgs):
-    """Trust region policy optimisation."""
+    """Trust region policy optimisation (Schulman et al., 2015)."""
 
     action_spaces: ClassVar = ("Box", "Discrete")
 
@@ -52,7 +55,7 @@ class Args(RunArgs):
     backtrack_iters: Count = 10  # candidate steps
     update_epochs: Count = 10  # passes of the critic over each rollout
     num_minibatches: Count = 32  # gradient steps of the critic per pass
-    norm_adv: bool = True  # scale advantages to mean 0 and std 1
+    norm_adv: bool = True  # normalise advantages: mean 0, std 1
     critic_lr: Rate = 1e-3  # Adam, critic
     log_std_init: Number = 0.0  # initial log std of actions in [-1, 1]
     normalize_observation: bool = True  # by mean and std, clipped to ±10
@@ -227,7 +230,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(step, env)`: Σ (γλ)^l δ to the end of the episode; only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -239,7 +242,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def make_samples(state, rollout, args):
-    """Samples of a rollout."""
+    """A row per step of a rollout; advantages and value targets use the critic before it learns from it."""
     steps = rollout.transition
     obs, next_obs = (state.observations.normalize(x, 10) for x in (steps.obs, steps.next_obs))
     reward = steps.reward / state.returns.std if args.normalize_reward else steps.reward
@@ -294,7 +297,10 @@ def conjugate_gradient(product, g, iterations):
 
 
 def natural_step(state, batch, args):
-    """√(2δ / xᵀFx) x, x ≈ F⁻¹g, a step of divergence δ to second order (appendix C); |Fx - g|² / |g|²."""
+    """√(2δ / xᵀFx) x with x ≈ F⁻¹g, the step of appendix C, and |Fx - g|² / |g|²; F includes the damping.
+
+    So its divergence, to second order, is at most δ. From g = 0 it is NaN, which `line_search` refuses.
+    """
     g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
     subset = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
     product = partial(fisher_vector_product, state=state, batch=subset, args=args)
@@ -308,6 +314,7 @@ def line_search(full_step, state, batch, args):
     theta, unravel = ravel_pytree(state.actor.params)
     count = args.backtrack_iters if args.line_search else 1
     fractions = jnp.append(args.backtrack_coef ** jnp.arange(count), 0)
+    # the last candidate is θ_old, even if the step is not finite
     candidates = (theta + fractions[:, None] * full_step).at[-1].set(theta)
 
     def evaluate(theta):

@@ -5,13 +5,13 @@ from typing import Protocol
 
 from benchmarks.cells import Cell
 
-# statuses of a cell that are no exit status and no signal
+# statuses of a cell that are neither an exit status nor a signal
 LOST = -256  # ended, cause unknown
 CANCELLED = 256  # taken from the queue by a person
 
 
 class Executor(Protocol):
-    """What a sweep needs to run cells. `ended` takes a look; the others tell what the last one saw."""
+    """What a sweep needs to run cells. `ended` looks at the cells; the others report what it last saw."""
 
     pause: float  # seconds between two looks
 
@@ -26,13 +26,13 @@ class Executor(Protocol):
         ...
 
     def start(self, cell: Cell) -> str:
-        """Starts a cell and returns a word for it; "" if it could not, and is to be tried again."""
+        """Starts a cell and returns a word such as "queued"; "" if it could not and must be tried again."""
         ...
 
     def ended(self) -> Iterator[tuple[Cell, int]]:
         """Cells started here that have ended since the last look.
 
-        With the exit status, minus the signal if one killed it, LOST or CANCELLED.
+        Each with its exit status, minus the number of the signal that killed it, LOST or CANCELLED.
         """
         ...
 

@@ -10,13 +10,13 @@ from cleanrl_maxent.common.devices import cpu_count
 from cleanrl_maxent.common.errors import STOPPED, require
 from cleanrl_maxent.common.output import say
 
-GPU_SHARE = 0.9  # of its memory, given to runs
+GPU_SHARE = 0.9  # share of a GPU's memory given to runs
 
 
 def gpu_bytes() -> dict[str, float]:
-    """Memory of every GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by the name it has there.
+    """Bytes of memory of each GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, by its name there.
 
-    Raises UsageError if that names a part of a GPU, or if the size of a memory is not told.
+    Raises UsageError if CUDA_VISIBLE_DEVICES names a part of a GPU, or if nvidia-smi tells no memory size.
     """
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -42,10 +42,10 @@ def gpu_bytes() -> dict[str, float]:
 
 
 def make_slots(gpus: dict[str, float], workers: int, largest: float) -> list[dict[str, str]]:
-    """Environment variables of the runs that run side by side, `largest` bytes each; they share the cores.
+    """Environment variables of runs side by side, which share the cores and need up to `largest` bytes each.
 
-    Without GPUs there is a run for each core; with them as many as a GPU's memory holds, but no more than
-    cores. A run uses GPU_SHARE of what it is given at most.
+    There are `workers` runs, or that many on each GPU. With 0 there is one per core, or as many as the GPUs'
+    memory holds, but no more than cores. A run uses at most GPU_SHARE of the memory it is given.
     """
     if not gpus:
         workers = workers or cpu_count()
@@ -60,12 +60,12 @@ def make_slots(gpus: dict[str, float], workers: int, largest: float) -> list[dic
 
 
 def threads_each(runs: int) -> str:
-    """Cores for each of so many runs, as NPROC has it."""
+    """Cores for each of `runs` runs, as a value of NPROC."""
     return str(max(1, cpu_count() // runs))
 
 
 class LocalExecutor:
-    """Runs cells as processes, one to a slot. Runs of other sweeps use this machine too, and take slots."""
+    """Runs cells as processes, one per slot. Cells that other sweeps run on this machine take slots too."""
 
     pause = 0.2
 
@@ -106,7 +106,7 @@ class LocalExecutor:
         for cell in ended:
             process, slot = self.processes.pop(cell)
             self.slots.append(slot)
-            # it came second to the folder if another has it
+            # if another process has the folder, this one came second
             yield cell, STOPPED if cell in self.others else process.returncode
 
     def stop(self) -> None:

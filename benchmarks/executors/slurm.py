@@ -1,8 +1,8 @@
-"""Cells as jobs of a Slurm cluster, by Slurm's own programs: sbatch, squeue, scontrol and scancel.
+"""Runs cells as jobs of a Slurm cluster, with Slurm's own programs: sbatch, squeue, scontrol and scancel.
 
 The queue is the only memory. A cell's job is named after the cell's folder, so a sweep that was killed finds
-its jobs again, on any login node, and no cell has two jobs that run: Slurm starts a job with
-`--dependency=singleton` only when no other of its name runs.
+its jobs again, on any login node, and no cell has two running jobs: Slurm starts a job with
+`--dependency=singleton` only when no other job of its name runs.
 """
 
 import hashlib
@@ -28,28 +28,28 @@ TEMPORARY = re.compile(
     "|partition not available|I/O error",
     re.I,
 )
-# options that the script sets or relies on, or that would make another job of it or hide it from the sweep
+# options that the script sets or relies on, or that would change what the job is or hide it from the sweep
 OURS = """
     --array --chdir --clusters --dependency --error --job-name --no-requeue --open-mode --output --parsable
     --quiet --signal --test-only --wait --wrap
 """.split()
 OURS_SHORT = re.compile("-[aDMdeJoQW]")
-# variables of the user's that would do the same, or narrow what squeue shows
+# the user's variables that would do the same, or narrow what squeue shows
 VARIABLES = re.compile(
     "SQUEUE_.*|SCANCEL_.*|SLURM_CLUSTERS|SLURM_CPUS_PER_TASK|SBATCH_(ARRAY_INX|CLUSTERS|ERROR|JOB_NAME|NO_REQUEUE|OPEN_MODE|OUTPUT"
     "|SIGNAL|WAIT)"
 )
 CPUS = re.compile("--(cpus-per-g|tres-per-t)")  # options that --cpus-per-task would contradict
 OUT_OF_MEMORY = 125  # Slurm's exit status of a job that asked for too little
-NO_LOG = 53  # its signal when it cannot open a job's output file
+NO_LOG = 53  # Slurm's signal for a job whose output file it cannot open
 # states of a job that has left the queue for good
 ENDED = """
     COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL DEADLINE REVOKED
 """.split()
-# how scancel ends jobs in each state, "" for others such as SUSPENDED; in this order, since a job that starts
-# meanwhile comes into a later state
+# state of jobs, "" for others such as SUSPENDED -> how scancel ends them; in this order, since a job that
+# starts meanwhile moves to a later state
 CANCEL = {"PENDING": ["--state=PENDING"], "": [], "RUNNING": ["--batch", "--signal=TERM"]}
-# reasons why a job waits that need no word
+# usual reasons for a job to wait, which are not reported
 USUAL = {"None", "Priority", "Resources", "Dependency", "BeginTime"}
 
 SCRIPT = """\
@@ -82,10 +82,10 @@ def job_name(cell: Cell) -> str:
 
 
 def job_script(cell: Cell, seconds: int, arguments: list[str]) -> str:
-    """What sbatch, given `arguments`, reads; `seconds` before its time limit the run is told to save.
+    """The script for sbatch with `arguments`; the run is told to save `seconds` before its time limit.
 
-    `exec` makes the run the batch process, which alone gets the signal. The job's machine decides how many
-    threads XLA has, but a run that has begun keeps its number: exact resume needs as many.
+    `exec` makes the run the batch process, the only one that gets the signal. The job's CPUs decide how many
+    threads XLA has, but a run that has begun keeps its number, as exact resume requires.
     """
     cpus = "" if any(map(CPUS.match, arguments)) else "#SBATCH --cpus-per-task=1\n"
     return SCRIPT.format(
@@ -117,8 +117,8 @@ def ask(*command: str, text: str = "") -> tuple[str, str]:
 
 
 def exit_status(job: str) -> tuple[int | None, str]:
-    """How a job that squeue does not show ended, as `Executor.ended` says, None if it has not; and scontrol's
-    complaint, "" unless the same question may be answered later. Slurm forgets a job after minutes."""
+    """How a job that squeue no longer shows ended, as in `Executor.ended`, None if it has not; and scontrol's
+    complaint, "" unless asking again later may help. Slurm forgets a job after some minutes."""
     text, complaint = ask("scontrol", "show", "job", job, "--oneliner")
     if TEMPORARY.search(complaint):
         return None, complaint
@@ -126,7 +126,7 @@ def exit_status(job: str) -> tuple[int | None, str]:
 
 
 def status_in(text: str) -> int | None:
-    """What scontrol's description of a job says of its end; None if it has not ended."""
+    """How a job ended by scontrol's description, as in `Executor.ended`; None if it has not ended."""
     found = re.search(r"\bJobState=(\w+).*?\bExitCode=(\d+):(\d+)", text)
     if not found:
         return LOST
@@ -159,10 +159,10 @@ class SlurmExecutor:
         self.jobs: dict[Cell, str] = {}  # cells in the queue, and their jobs' numbers
         self.started: set[Cell] = set()  # those that this sweep submitted
         self.late: set[Cell] = set()  # those that ended well, but had no result yet at the last look
-        self.said: set[str] = set()  # what need not be said again
-        self.answered = False  # Slurm did, the last time it was asked
-        self.reached = False  # it answered at least once
-        self.complaints: dict[str, str] = {}  # the last of each program, "" if it succeeded
+        self.said: set[str] = set()  # names of the warnings already printed
+        self.answered = False  # Slurm answered the last time it was asked
+        self.reached = False  # Slurm answered at least once
+        self.complaints: dict[str, str] = {}  # each program's last complaint, "" if it succeeded
 
     @property
     def room(self) -> int:
@@ -202,7 +202,7 @@ class SlurmExecutor:
             raise Stopped("cancelled by --cancel; the same command without it resumes the runs")
 
     def ended(self) -> Iterator[tuple[Cell, int]]:
-        """As every executor's. Raises Stopped if somebody cancelled the sweep, UsageError if Slurm does not
+        """As `Executor.ended`. Raises Stopped if somebody cancelled the sweep, UsageError if Slurm does not
         work here at all."""
         self.check_not_cancelled()
         queue, complaint = look(self.cells)
@@ -254,18 +254,18 @@ class SlurmExecutor:
 
 
 def check_arguments(arguments: str) -> list[str]:
-    """The words of --sbatch; raises UsageError if one is the sweep's own, or a quote is not closed."""
+    """The words of --sbatch; raises UsageError if one is reserved for the sweep, or a quote is not closed."""
     try:
         words = shlex.split(arguments)
     except ValueError as problem:
         raise UsageError(f"--sbatch {arguments!r}: {problem}") from problem
     if taken := [word for word in words if is_ours(word)]:
-        raise UsageError(f"--sbatch: {taken[0]} is not for you to give: the sweep sets it, or cannot use it")
+        raise UsageError(f"--sbatch: {taken[0]} is reserved: the sweep sets it, or cannot use it")
     return words
 
 
 def is_ours(word: str) -> bool:
-    """True for an option that is the sweep's own; sbatch takes any beginning of a name for the name."""
+    """True for an option that is reserved for the sweep, also abbreviated, as sbatch accepts it."""
     name = word.partition("=")[0]
     if name.startswith("--"):
         return name != "--" and any(option.startswith(name) for option in OURS)
@@ -282,7 +282,7 @@ def check_present() -> None:
 def look(cells: list[Cell]) -> tuple[list[Job], str]:
     """The jobs of the cells in the queue; and squeue's complaint, "" if it answered.
 
-    A cell has two if two sweeps submitted it.
+    A cell has two jobs if two sweeps submitted it.
     """
     names = {job_name(cell): cell for cell in cells}
     answer, complaint = ask("squeue", "--all", "--me", "--noheader", "--format=%i %T %j %r")
@@ -297,7 +297,7 @@ def cancel_file(cells: list[Cell]) -> Path:
 
 
 def cancel(cells: list[Cell]) -> None:
-    """Takes the cells' jobs that do not run out of the queue, and tells those that run to save and end.
+    """Removes the cells' waiting jobs from the queue, and tells the running ones to save and end.
 
     Raises UsageError if no sweep has begun in their folder, or if Slurm does not answer.
     """
@@ -319,7 +319,7 @@ def cancel(cells: list[Cell]) -> None:
         if complaint:
             raise UsageError(f"cancelled {sum(counts.values())} jobs, then: {complaint}; try again")
         counts[state] = len(jobs)
-        if ending:  # Slurm may be about to queue it again; it complains if not
+        if ending:  # Slurm may be about to requeue these; if not, its complaint does not matter
             ask("scancel", *ending)
     waiting = plural(counts["PENDING"] + counts[""], "job")
     say(f"cancelled {waiting} that did not run, and told {counts['RUNNING']} that run to save and end")

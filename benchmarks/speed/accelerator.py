@@ -2,11 +2,11 @@
 
     python benchmarks/speed/accelerator.py --out benchmarks/results/speed-gpu.json
 
-Every number of seeds is timed as a run, as a user would start it, with a process per core for the
-environments and with none; then its update, its action and its environments alone, which say what bounds
-it: on one H200 about 12 minutes in all, half of them compilation. Figures go to `--out` after each
-measurement; those that the file has are not taken again, so that a machine that is lent by the minute can
-be used in turns.
+For each number of seeds, it times a run, as a user would start it, with a process per core for the
+environments and with none; then the update, the action and the environments alone, which show what bounds the
+run. This takes about 12 minutes on one H200, half of them compilation. Figures go to `--out` after each
+measurement. Those already in the file are not measured again, so the work can be split into several sessions
+on a machine that is lent by the minute.
 """
 
 import itertools
@@ -38,7 +38,7 @@ class Args:
     # runs with processes for the environments, runs without, and what a step is made of
     measure: tuple[Literal["workers", "process", "parts"], ...] = ("workers", "process", "parts")
     warm: int = (
-        2_000  # steps before the clock starts, 1,000 of them random; a multiple of 1,000 from 2,000 on
+        2_000  # steps before the clock starts, 1,000 of them random; a multiple of 1,000, at least 2,000
     )
     steps: int = 8_000  # timed steps of all seeds together, at least 2,000 of each, in thousands
     limit: float = 120.0  # seconds that one measurement may take; it is left out if it takes longer
@@ -101,7 +101,7 @@ def main(args: Args) -> None:
     """Takes what is missing, and prints the table. Raises UsageError."""
     require(
         args.warm % 1000 == 0 and args.warm >= 2000,
-        f"warm must be a multiple of 1,000 from 2,000 on; got {args.warm}",
+        f"warm must be a multiple of 1,000, at least 2,000; got {args.warm}",
     )
     about: Any = measure(["about"], args.limit)
     require(about is not None, "JAX does not start here; see above")

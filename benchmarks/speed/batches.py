@@ -44,8 +44,8 @@ def random_batches(envs: SeedEnvs, size: int) -> Transition:
 class BatchUpdate:
     """The compiled update of every seed, as a run has it, on the same batches again and again.
 
-    `state`: what is learned, replaced by every update. `turns`: the programs that a run needs, by the number
-    of an update, and how many updates of a cycle take each: one in two of TD3 moves the actor.
+    `state`: what is learned, replaced by every update. `turns`: for each program that a run needs, by the
+    number of an update, how many updates of a cycle use it; every second one of TD3 moves the actor.
     """
 
     def __init__(self, algorithm: ModuleType, args: Any, envs: SeedEnvs):

@@ -8,8 +8,8 @@ from typing import Any
 class EnvironmentClock:
     """Adds up the seconds in the steps of a vector environment: simulation, wrappers and resets.
 
-    What is left is acting and learning, normalisation included. `seconds[n]`: after n steps of the whole
-    vector.
+    The rest is acting and learning, normalisation included. `seconds[n]` is the sum after n steps of the
+    whole vector.
     """
 
     def __init__(self, vector_env: type, step: str):

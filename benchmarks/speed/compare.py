@@ -1,12 +1,11 @@
-"""Speed, ours beside peers': programs take turns on one machine, and medians are quoted.
+"""Our speed beside that of peers: programs take turns on one machine, and medians are reported.
 
     python benchmarks/speed/compare.py --peer-python ../peers/bin/python --out speed.json
 
-A round runs every program once, ours and its peers next to each other, every second round backwards.
-Ratios are taken within a round. Every program warms up (compilation is over then) and is timed over the
-environment steps that follow, all of them learning. `--steps` is the total: of k seeds each takes a
-k-th. Figures go to `--out` after each round; to a file that exists rounds are added until there are
-`--rounds`.
+A round runs every program once, ours and its peers next to each other; every second round runs backwards.
+Ratios are taken within a round. Every program warms up, which includes compilation, and is timed over the
+environment steps that follow, all of which learn. `--steps` is the total: each of k seeds takes a k-th of it.
+Figures go to `--out` after each round; if the file exists, rounds are added until there are `--rounds`.
 """
 
 import json
@@ -85,7 +84,7 @@ def finish(command: list[str], **options: Any) -> str:
 
 
 def measure(command: list[str], **changes: str) -> dict[str, Any]:
-    """The JSON that a program prints last; `changes`: of its environment variables."""
+    """The JSON that a program prints last; `changes`: environment variables to set for it."""
     return json.loads(finish(command, env=environment(**changes)).splitlines()[-1])
 
 
@@ -129,7 +128,7 @@ def measure_script(python: Path, script: Path, args: Args) -> Figures:
 
 
 def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Name → measurement, in the order of a round; the first is what all are compared with."""
+    """Name → measurement, in the order of a round; all are compared with the first."""
     common = ["--algorithm", algorithm, "--env-id", args.env_id]
     chosen: dict[str, Callable[[], dict[str, Any]]] = {}
 
@@ -173,7 +172,7 @@ def programs(args: Args, algorithm: str, on_cpu: bool) -> dict[str, Callable[[],
 
 
 def describe(args: Args) -> dict[str, Any]:
-    """Machine, versions and settings: figures of others are not to be mixed with these."""
+    """Machine, versions and settings; only figures that agree in all of these may be mixed."""
     settings = {k: v for k, v in asdict(args).items() if k in ("env_id", "torch_threads", "warm", "steps")}
     peers = {}
     if args.peer_python:
@@ -202,7 +201,7 @@ def main(args: Args) -> None:
     """Runs the rounds; prints a table for each algorithm. Raises UsageError."""
     check_algorithms(args.algorithms)
     warm = args.warm % 1000 == 0 and args.warm >= 2000
-    require(warm, f"warm must be a multiple of 1,000 from 2,000 on; got {args.warm}")
+    require(warm, f"warm must be a multiple of 1,000, at least 2,000; got {args.warm}")
     steps = args.steps % 1000 == 0 and args.steps > 0
     require(steps, f"steps must be a multiple of 1,000; got {args.steps}")
     require(args.rounds >= 1, f"rounds must be at least 1; got {args.rounds}")

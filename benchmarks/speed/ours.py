@@ -82,7 +82,7 @@ class Profile(Parts):
 def run(chosen: Run) -> dict[str, float]:
     """Environment steps per second of all seeds together, and the most memory that the process held.
 
-    Without evaluation and workers, whose environments are others, also steps per second outside them.
+    Without evaluation and workers, which have other environments, also the rate outside the environments.
     """
     algorithm, clock = algorithm_module(chosen.algorithm), EnvironmentClock(EnvBatch, "step_wait")
     flags = {"learning_starts": 1_000, **(DQN if chosen.algorithm == "sql_discrete" else {})}
@@ -99,7 +99,7 @@ def run(chosen: Run) -> dict[str, float]:
             )
         )
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
-    timed = [row for row in rows if row["global_step"] >= chosen.warm]  # rollouts end where they do
+    timed = [row for row in rows if row["global_step"] >= chosen.warm]  # a rollout may end later than `warm`
     require(len(timed) >= 2, f"{chosen.steps} steps are too few to be timed; raise --steps")
     first, last = timed[0], timed[-1]
     elapsed = last["seconds"] - first["seconds"]
@@ -120,7 +120,7 @@ def run(chosen: Run) -> dict[str, float]:
 def parts(chosen: Parts) -> dict[str, float]:
     """Rates of all seeds together, latencies in microseconds, floating-point operations of one update.
 
-    The floor is the update's operations at the highest rate of a 256 × 256 product measured here.
+    The floor assumes the update's operations at the highest rate of a 256 × 256 product measured here.
     """
     set_up_device("auto")
     jax.config.update("jax_enable_compilation_cache", False)
@@ -143,7 +143,7 @@ def make_envs(chosen: Parts) -> SeedEnvs:
 
 
 def time_update(algorithm: ModuleType, chosen: Parts, envs: SeedEnvs) -> dict[str, float]:
-    """The update of `algorithm` on batches that stay on the device, and its action."""
+    """Times the update of `algorithm` on batches that stay on the device, and its action."""
     update = BatchUpdate(algorithm, algorithm.Args(), envs)
     began = time.perf_counter()
     update.compile()
@@ -167,8 +167,8 @@ def time_update(algorithm: ModuleType, chosen: Parts, envs: SeedEnvs) -> dict[st
 
 
 def gigaflop(algorithm: ModuleType, envs: SeedEnvs) -> float:
-    """Floating-point operations of an update as XLA counts them, averaged over the turns of its delays."""
-    with jax.default_device(jax.devices("cpu")[0]):  # elsewhere products in libraries are not counted
+    """10⁹ floating-point operations of an update as XLA counts them, averaged over a cycle of its delays."""
+    with jax.default_device(jax.devices("cpu")[0]):  # elsewhere XLA does not count products in libraries
         return BatchUpdate(algorithm, algorithm.Args(), envs).flops() / 1e9
 
 
@@ -204,7 +204,7 @@ def profile(chosen: Profile) -> dict[str, float]:
 
 
 def seconds_until_here(call: Callable[[], jax.Array], times: int) -> list[float]:
-    """Seconds until the result of `call` is on the host, each of `times` times, after a few not counted."""
+    """Seconds until the result of `call` is on the host, for each of `times` calls after a few uncounted."""
     seconds = []
     for _ in range(times + times // 10):
         began = time.perf_counter()

@@ -1,6 +1,6 @@
 """One measurement of a peer for `benchmarks/speed/compare.py`, printed as a line of JSON.
 
-Runs in the peer's own environment, so of ours it imports only `clock.py`, by the repository on the path:
+Runs in the peer's own Python environment, so it imports only `clock.py` of ours, with PYTHONPATH set:
 
     PYTHONPATH=. python benchmarks/speed/peer.py sbx                             # its versions
     PYTHONPATH=. python benchmarks/speed/peer.py sbx SAC Hopper-v4 2000 20000    # warm-up and timed steps
@@ -43,10 +43,10 @@ DQN = OFF_POLICY | dict(
 
 
 def make_model(package: str, algorithm: str, env_id: str) -> Any:
-    """A model with our sizes: batches of 256, two layers of 256, a ring of a million, noise of 0.1.
+    """A model with our sizes: batches of 256, two layers of 256, a replay of a million, noise of 0.1.
 
-    DQN: batches of 128, a ring of 100,000, new targets every 500 updates. On-policy: `ON_POLICY`, and two
-    layers of 64 for actor and critic each, their default. Observations and rewards are normalised.
+    DQN: batches of 128, a replay of 100,000, new targets every 500 updates. On-policy: `ON_POLICY`, two
+    layers of 64 for actor and critic each, their default, and normalised observations and rewards.
     """
     env_util, noise, vec_env = (
         importlib.import_module(f"stable_baselines3.common.{name}")
@@ -66,7 +66,7 @@ def make_model(package: str, algorithm: str, env_id: str) -> Any:
 
 
 def measure(package: str, algorithm: str, env_id: str, warm: str, steps: str) -> dict[str, float]:
-    """Steps per second, also of the time outside the environments, and the most memory held."""
+    """Steps per second, in all and outside the environments, and the most memory held."""
     vector_env = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv
     clock = EnvironmentClock(vector_env, "step_wait")
     model = make_model(package, algorithm, env_id)

@@ -1,4 +1,4 @@
-"""What `--env-workers` gives, and what share of a run its evaluations take.
+"""How fast environments step with `--env-workers`, and what share of a run evaluations take.
 
     python benchmarks/speed/workers.py steps         # environments alone, in 0, 1, 2 and 4 workers
     python benchmarks/speed/workers.py evaluation    # runs of 1, 4 and 16 seeds, on any device
@@ -43,8 +43,8 @@ class Steps:
 class Evaluation:
     """Trains a little, with two evaluations, and computes their share of a whole run.
 
-    The second one counts, since the first compiles. Share: of the time between two evaluations, with the
-    default frequency of one seed, and with that of as many.
+    Only the second counts, since the first compiles. The share is of the time from one evaluation to the
+    next, with the default frequency of one seed and with that of `num_seeds`.
     """
 
     algorithm: str = "sac"  # a file of cleanrl_maxent
@@ -61,7 +61,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def steps(chosen: Steps) -> int:
-    """Steps per second of all environments together, and CPU time a step, of the workers too."""
+    """Prints steps per second of all environments, and CPU time per step with workers; 1 if bits differ."""
     seeds = list(range(chosen.num_envs))
     envs = {workers: SeedEnvs(chosen.env_id, seeds, workers=workers) for workers in chosen.workers}
     rates: dict[int, list[float]] = {workers: [] for workers in envs}
@@ -92,7 +92,7 @@ def steps(chosen: Steps) -> int:
 
 
 def evaluation(chosen: Evaluation) -> int:
-    """Seconds of an evaluation and of a training step, and the shares that follow."""
+    """Prints the time of an evaluation and of a training step, and the shares that follow; returns 0."""
     check_algorithms([chosen.algorithm])
     print(f"{chosen.algorithm} on {chosen.env_id}")
     print("| seeds | an evaluation, s | a step of all seeds, ms | share, every 5,000 | by default | share |")
@@ -122,7 +122,7 @@ def measure(chosen: Evaluation, num_seeds: int) -> tuple:
         algorithm.train(args)
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
     spent = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row][-1]
-    # from the end of the first evaluation to the begin of the second, without the logging of either
+    # from the end of the first evaluation to the start of the second, without the logging of either
     between = [row["seconds"] for row in rows if row["global_step"] >= chosen.half]
     return args, spent, (between[-1] - spent - between[1]) / chosen.half
 

@@ -5,9 +5,9 @@ from typing import Any
 
 
 def train_with(algorithm: ModuleType, args: Any, **own: Any) -> Any:
-    """`algorithm.train(args)` with `own` in place of what has these names in the algorithm's file.
+    """`algorithm.train(args)` with `own` in place of what has the same names in the algorithm's file.
 
-    Afterwards the algorithm is as before, also if training raises. Returns the run's `Result`.
+    The originals are restored at the end, even if training raises. Returns the run's `Result`.
     """
     replaced = {name: getattr(algorithm, name) for name in own}
     vars(algorithm).update(own)

@@ -10,13 +10,13 @@ Modules and packages, each of which imports only from those before it:
     usage       what --help prints for an algorithm
     config      config.json of a run, which says what it is
     cli         the arguments that every run has; one epilogue for every script
-    files       named arrays; files written whole or not at all
+    files       named arrays; files written atomically
     container   the memory and the cores that a container may use
     devices     the device and its memory
     data        transitions, their replay, running statistics
     rollouts    steps of several environments per seed, and their memory
     schedule    every k-th update
-    env         the environments of every seed, what is refused and why, restoring one exactly
+    env         the environments of every seed: checked, stepped, restored exactly
     film        episodes as GIF, MP4 or in a window
     policy      a trained policy: saved, loaded
     evaluation  whole episodes of the trained policy

@@ -8,8 +8,8 @@ from pathlib import Path
 
 WORTH_A_LINE = 1.0  # seconds; an activity at least this long is reported with its time
 
-current: list[tuple[str, float]] = []  # activities, innermost last, and their start, perf_counter
-listeners: list[Callable[[str], None]] = []  # the last one receives the line
+current: list[tuple[str, float]] = []  # activities, innermost last, each with its start (perf_counter)
+listeners: list[Callable[[str], None]] = []  # the last one is called with the line
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from cleanrl_maxent.common.signals import listen
 from cleanrl_maxent.common.usage import help_text, join_values
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
-FOLDERS = ("run_dir", "resume", "init_from")  # arguments that name one
+FOLDERS = ("run_dir", "resume", "init_from")  # arguments that name a folder
 EXAMPLES = ("--env-id Hopper-v4 --seed 2", "--resume runs/mine")  # at the end of --help
 
 
@@ -52,8 +52,8 @@ class RunArgs:
     max_episode_steps: Count | None = None  # longest episode, in steps; None: as registered
     total_timesteps: Count = 1_000_000  # environment steps per seed
     seed: Natural = 1  # first seed
-    num_seeds: Count = 1  # seeds side by side; 80 GB GPUs hold 25 to 600
-    exp_name: str = ""  # part of the run folder's name; by default the algorithm's
+    num_seeds: Count = 1  # seeds side by side; an 80 GB GPU holds 25-600
+    exp_name: str = ""  # part of the run folder's name; by default the algorithm's name
     run_dir: str | None = None  # run folder; None: a new one in runs/
     resume: str | None = None  # run folder to resume
     init_from: str | None = None  # run folder whose networks a new run starts from
@@ -67,7 +67,7 @@ class RunArgs:
     eval_frequency: Count | None = None  # steps between evaluations; None: ≤ 5,000·num_seeds
     eval_episodes: Natural = 10  # episodes per policy and seed; 0: none
     capture_video: bool = False  # film the first seed's evaluations, to videos/
-    video_count: Count = 5  # films per run at most, the last at the end
+    video_count: Count = 5  # most films per run, the last at the end
     video_frames: Count = 250  # frames per film at most
     track: bool = False  # log to Weights & Biases
     wandb_project_name: str = "cleanrl_maxent"  # W&B project
@@ -79,7 +79,7 @@ class RunArgs:
     action_spaces: ClassVar[tuple[str, ...]] = ("Box",)  # kinds that the algorithm takes: Box, Discrete
 
     def __init_subclass__(cls) -> None:
-        """Gives `exp_name` its default, as if the algorithm's file stated it, unless the file does."""
+        """Sets the default of `exp_name` to the algorithm's name, unless the class states one."""
         if "exp_name" not in cls.__dict__:
             cls.__annotations__["exp_name"] = str
             cls.exp_name = cls.algorithm()
@@ -123,7 +123,7 @@ class RunArgs:
 
     @property
     def length_is_fixed(self) -> bool:
-        """True if more steps would change those already taken, so that a run cannot be extended."""
+        """True if a larger `total_timesteps` changes the steps already taken, so a run cannot be extended."""
         return False
 
     @property
@@ -159,7 +159,7 @@ def validate(args: RunArgs) -> None:
 def check_file(file: Path) -> None:
     """Raises UsageError for a changed copy of one of this package's files with the same name.
 
-    The tools go by names, and would take its runs for those of the original.
+    The tools identify algorithms by name, and would take the copy's runs for the original's.
     """
     original = Path(PACKAGE, file.name)
     same = not original.exists() or not file.exists() or filecmp.cmp(file, original, shallow=False)
@@ -169,8 +169,8 @@ def check_file(file: Path) -> None:
 def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     """Parses the command line into `args_class`, calls `function` with it, and exits.
 
-    The exit status is the function's result if that is an integer, else 0. Exceptions for which `errors`
-    states a status, OSError and Ctrl-C are printed as one line and give that status.
+    The exit status is the function's result if that is an integer, else 0. Exceptions with a status in
+    `errors`, and Ctrl-C, are printed as one line and set that status.
     """
     make_output_lossy()
     put_current_folder_first()
@@ -191,7 +191,7 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
 def put_current_folder_first() -> None:
     """Lets Python search the current folder for modules first, for `--env-id my_module:MyEnv-v0`.
 
-    By default, it would find the modules beside an algorithm's file before them.
+    By default, Python would search the folder of the algorithm's file first.
     """
     here = os.getcwd()
     sys.path[:] = [here, *(path for path in sys.path if path != here and os.path.realpath(path) != PACKAGE)]
@@ -200,7 +200,7 @@ def put_current_folder_first() -> None:
 def parse(args_class: Any, **default: Any) -> Any:
     """The arguments on the command line; `--help` prints those of an algorithm in groups, and exits.
 
-    `default`: the arguments that hold where the command line states none, if not those of the class.
+    `default`: arguments to use if the command line gives none, instead of the defaults of the class.
     """
     is_algorithm = isinstance(args_class, type) and issubclass(args_class, RunArgs)
     if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
@@ -210,7 +210,7 @@ def parse(args_class: Any, **default: Any) -> Any:
 
 
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:
-    """`run_script` for an algorithm: a signal saves the run before it stops, and `--resume` resumes it."""
+    """`run_script` for an algorithm: a signal saves the run and stops it; `--resume` resumes it."""
     listen()
     listeners.append(say)
 
@@ -226,9 +226,9 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
 
 
 def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
-    """The arguments of the run in `folder`; those that did not exist when it was written have their defaults.
+    """The arguments of the run in `folder`; arguments newer than the run have their defaults.
 
-    Raises UsageError if it holds no run, or one with arguments that are unknown here.
+    Raises UsageError if it holds no run, one of another algorithm, or one with arguments unknown here.
     """
     folder = os.path.expanduser(folder)
     config, name = read_config(Path(folder)), args_class.algorithm()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cleanrl_maxent.common.errors import UsageError, require
 
-FORMAT = 1  # of run folders; raised when code that is older could misread one. CHANGELOG.md says what changed
+FORMAT = 1  # of run folders; raised when older code could misread one. CHANGELOG.md says what changed
 
 
 def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
@@ -29,12 +29,12 @@ def digest_of(file: Path) -> str | None:
 
 
 def has_changed(args: Any, recorded: dict[str, Any]) -> bool:
-    """True if the algorithm's file is not the one that wrote a `config.json`. Earlier runs do not say."""
+    """True if the algorithm's file differs from the one recorded; False for older runs, which record none."""
     return recorded.get("algorithm_sha256") not in (None, digest_of(args.file()))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a run's `config.json`; raises UsageError if there is none, or newer code wrote it."""
+    """The content of a run's `config.json`; raises UsageError if it is missing, damaged or too new."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -49,13 +49,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged: {problem}") from problem
     except (KeyError, TypeError):
         is_a_runs = False
-    require(is_a_runs, f"{path} is not a run's")
+    require(is_a_runs, f"{path} does not belong to a run")
     check_format(folder, config)
     return config
 
 
 def check_format(folder: Path, config: dict[str, Any]) -> None:
-    """Raises UsageError if newer code wrote the run in `folder`, whose `config.json` is given."""
+    """Raises UsageError if newer code wrote the run in `folder`; `config`: the content of `config.json`."""
     written = config.get("format", 0)  # the first runs have no number
     require(type(written) is int, f"{folder}/config.json is damaged: format must be an integer")
     newer = f"{folder} was written by newer code: format {written}, and this version reads up to {FORMAT}"

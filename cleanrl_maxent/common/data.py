@@ -64,8 +64,8 @@ class Replay:
     def sample_sequences(self, key: jax.Array, size: int, count: int | jax.Array, length: int) -> Transition:
         """`size` sequences of `length` transitions in the order of storing, `(size, length, ...)`.
 
-        Each starts uniformly, with replacement, where `length` transitions are left; an episode may end
-        within it. `count`: transitions stored so far, >= `length`. The key is consumed.
+        Starts are uniform, with replacement, where `length` transitions are left; an episode may end within
+        a sequence. `count`: transitions stored so far, >= `length`. The key is consumed.
         """
         stored = jnp.minimum(count, self.capacity)
         first = count - stored + jax.random.randint(key, (size,), 0, stored - length + 1)
@@ -90,7 +90,7 @@ def create_replays(num_seeds: int, capacity: int, example: Transition, flags: st
 
 
 def store(replays: Replay, transitions: Transition, index: int | np.ndarray) -> Replay:
-    """`Replay.store` for every seed; leaves lead with `(seed,)`, those of `replays` are consumed.
+    """`Replay.store` for every seed; leaves lead with `(seed,)`. The arrays of `replays` are consumed.
 
     Transitions go to the device as one array: every transfer to a GPU takes time, however small.
     """
@@ -103,7 +103,7 @@ def store(replays: Replay, transitions: Transition, index: int | np.ndarray) -> 
 
 @partial(jax.jit, donate_argnums=0)
 def store_packed(replays: Replay, packed: Array, index: int | Array) -> Replay:
-    """`store` for the bits of transitions, uint32, `(seed, ..., words)`."""
+    """`store` for transitions packed as uint32, `(seed, ..., words)`."""
 
     def store_seed(replay: Replay, words: Array) -> Replay:
         rows, structure = jax.tree.flatten(replay.rows)
@@ -166,7 +166,7 @@ class DiscountedReturns:
     def add(self, reward: Array, ended: Array, elapsed: Array, discount: float) -> "DiscountedReturns":
         """These returns, updated with a rollout; each array is `(step, env)`.
 
-        `ended`: 1 if an episode ended with that step. `elapsed`: steps of its episode before it.
+        `ended`: 1 if an episode ended with that step. `elapsed`: steps of the episode before it.
         """
         begins = elapsed[0] == 0  # also if a resumed run begins new episodes
 

@@ -20,13 +20,13 @@ from cleanrl_maxent.common.container import container_cores, container_memory, r
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.output import warn
 
-EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes from Eigen on a CPU: nothing
-# no sums in the order of arrival, and no choice between programs by the clock
+EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # what YNNPACK takes over from Eigen: nothing
+# no sums in order of arrival, and no kernels chosen by timing them
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 TOO_LATE = "deterministic comes too late: JAX has already computed in this process; start a new one"
 
-# JAX's options that are ours, whatever its environment variables say: types, precision, random numbers
+# JAX options that this package sets, whatever the environment says: types, precision, random numbers
 OURS = {
     "jax_enable_x64": False,
     "jax_numpy_dtype_promotion": "standard",
@@ -45,9 +45,11 @@ def cpu_count() -> int:
 
 
 def recorded_settings(run_dir: str | None) -> dict:
-    """`config.json` of the run in a folder, which has XLA's threads and flags; empty if there is none."""
+    """`config.json` of the run in `run_dir`; empty if there is none."""
+    if run_dir is None:
+        return {}
     try:
-        return dict(json.loads(Path(run_dir or ".", "config.json").read_text()))
+        return dict(json.loads(Path(run_dir, "config.json").read_text()))
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -55,8 +57,8 @@ def recorded_settings(run_dir: str | None) -> dict:
 def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     """Sets XLA's threads on a CPU, `NPROC`, and `XLA_FLAGS`: those given, or those of the run in `run_dir`.
 
-    If JAX has already computed in this process, they are fixed and unknown, and a warning says so; raises
-    UsageError if the run is to be `deterministic`.
+    If JAX has already computed in this process, it is too late: warns, or raises UsageError if the run is to
+    be `deterministic`. Also raises UsageError if NPROC is not a number of threads.
     """
     if "NPROC" not in os.environ and backends_are_initialized():
         require(not deterministic, TOO_LATE)
@@ -83,8 +85,8 @@ def set_up_device(device: str, run_dir: str | None = None, deterministic: bool =
 
     XLA's threads and flags are those of the run to resume in `run_dir`, if there is one. JAX's options
     are `OURS`. Compiled programs are cached in the user's cache folder. `deterministic`: the flag, for a GPU.
-    Raises UsageError if `device` does not exist, NPROC is not a number, or a context around the call holds
-    one of JAX's options.
+    Raises UsageError if `device` does not exist, NPROC is not a number, `deterministic` comes too late, or a
+    context around the call sets one of JAX's options.
     """
     set_up_xla(run_dir, deterministic)
     for name, value in OURS.items():
@@ -110,7 +112,7 @@ def check_platforms() -> None:
     """Raises UsageError if JAX finds no device of the platforms that it was told to use."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as problem:  # JAX asserts what it should say
+    except (RuntimeError, AssertionError) as problem:  # JAX may raise a bare AssertionError
         names = ("jax_platforms", "jax_platform_name")
         told = {name: value for name in names if (value := jax.config.values[name])}
         if not told:
@@ -155,10 +157,10 @@ def seed_sharding(num_seeds: int) -> NamedSharding:
 
 
 def per_seed(function: Callable, shared: int = 0, **options) -> Callable:
-    """`function` of one seed, compiled for all of them at once.
+    """`function`, written for one seed, compiled for all seeds at once.
 
-    Arguments and results lead with the axis `(seed,)`, except for the last `shared` arguments, which the
-    seeds have in common. `options` are those of `jax.jit`. The first call, which compiles, says so.
+    Arguments and results lead with the axis `(seed,)`, except for the last `shared` arguments, which all
+    seeds share. `options` are those of `jax.jit`. The first call, which compiles, says so.
     """
 
     def of_all(*inputs):
@@ -194,9 +196,9 @@ def available_memory() -> float | None:
 
 
 def check_memory(needed: int, what: str, flags: str = "--num-seeds", num_seeds: int = 1) -> None:
-    """Raises UsageError, with the advice to lower `flags`, unless the `needed` bytes of `what` are available.
+    """Raises UsageError, advising to lower `flags`, if `what` needs more than 90% of the available memory.
 
-    The bytes are for `num_seeds` seeds, which GPUs and TPUs divide among themselves.
+    `needed`: bytes for `num_seeds` seeds, which GPUs and TPUs divide among themselves.
     """
     available = available_memory()
     if chosen_device().platform != "cpu":

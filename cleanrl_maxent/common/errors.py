@@ -1,10 +1,10 @@
 """What ends a program early, and the exit status that it then has."""
 
-FINISHED = 0  # done, or done before
+FINISHED = 0  # done, or already done
 BAD_INPUT = 2  # UsageError, NonFiniteError, OSError: one line on stderr
 INTERRUPTED = 130  # Ctrl-C, in a program that has nothing to save: 128 + SIGINT
-WORKER_DIED = 71  # WorkerDied, one line on stderr; able to resume: EX_OSERR of sysexits.h
-STOPPED = 75  # asked to stop, and able to resume: EX_TEMPFAIL of sysexits.h
+WORKER_DIED = 71  # WorkerDied: one line on stderr; the run can be resumed: EX_OSERR of sysexits.h
+STOPPED = 75  # stopped on request; the run can be resumed: EX_TEMPFAIL of sysexits.h
 
 
 class UsageError(ValueError):
@@ -16,7 +16,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class EnvironmentFailed(Exception):
-    """An environment raised an exception, the cause of this one; the message says at which step and seed."""
+    """An environment raised an exception, the cause of this one; the message says where."""
 
 
 class WorkerDied(Exception):

@@ -25,7 +25,7 @@ from cleanrl_maxent.common.signals import stop_if_asked
 
 EVERY = 5_000  # environment steps between the evaluations of one seed
 MODES = ("eval", "eval_stochastic")
-MODE_NAMES = {"eval": "deterministic", "eval_stochastic": "sampled"}  # what actions are then
+MODE_NAMES = {"eval": "deterministic", "eval_stochastic": "sampled"}  # how actions are chosen
 
 
 class Episodes(NamedTuple):
@@ -39,9 +39,9 @@ class Episodes(NamedTuple):
 def default_frequency(args: RunArgs) -> int:
     """Environment steps between evaluations: a function of the arguments alone, never of the clock.
 
-    EVERY times the number of seeds: they train together in little more time than one, but an evaluation takes
-    that many times as long. At most ten times the steps of the longest evaluation: evaluations then take less
-    than a tenth of the time even if updates were free. Never less than EVERY.
+    EVERY times the number of seeds: several seeds train in little more time than one, but their evaluation
+    takes that many times as long. At most ten times the steps of the longest evaluation, so that evaluations
+    take less than a tenth of the time even if updates were free. Never less than EVERY.
     """
     frequency, longest = EVERY * args.num_seeds, longest_episode(chosen_env(args))
     if longest is not None:
@@ -83,19 +83,19 @@ def policy_modes(act: Callable, policy: Any, obs_dim: int) -> tuple[str, ...]:
 class Evaluation:
     """Plays `--eval-episodes` episodes per seed and mode, all at the same time.
 
-    An evaluation depends only on the parameters, the seed and the step, never on an
-    earlier evaluation. Every episode is played to its end and counts once.
+    An evaluation depends only on the parameters, the seed and the step, never on an earlier evaluation.
+    Every episode is played to its end and counts once.
     """
 
     def __init__(self, args: RunArgs, act: Callable, sample_action: Callable | None = None):
         """`act(policy, obs, key, deterministic)` gives the actions of a seed, ±1 at the bounds, or integers.
 
-        `sample_action(policy, obs, key)`, if the policy has a density, gives sampled actions and
-        their log-densities in nats; without it, `act` samples. `obs`:
-        `(episode, obs_dim)`, actions `(episode, action_dim)` or `(episode,)`, log-densities `(episode,)`.
+        `sample_action(policy, obs, key)`, if the policy has a density, gives sampled actions and their
+        log-densities in nats; without it, `act` samples. Shapes: `obs` `(episode, obs_dim)`, actions
+        `(episode, action_dim)` or `(episode,)`, log-densities `(episode,)`.
         """
         self.args, self.act, self.sample_action = with_frequency(args), act, sample_action
-        self.pool = Pool(chosen_env(args), args.env_reset)  # where its environments live; a run has its own
+        self.pool = Pool(chosen_env(args), args.env_reset)  # where the environments live; a run sets its own
         self.modes: tuple[str, ...] = ()  # set with the first policy
 
     def prepare(self, policy: Any) -> None:
@@ -148,7 +148,7 @@ class Evaluation:
     ) -> Episodes:
         """The episodes of the evaluation after `steps` environment steps.
 
-        `policy`, `keys`: leading axis `(seed,)`, with every seed even if `played(seed, mode)` leaves some
+        `policy`, `keys`: leading axis `(seed,)`, for every seed even if `played(seed, mode)` leaves some
         out, so that the others stay bit-identical. Results of episodes that are not played are zeros.
         Raises Stopped, NonFiniteError, EnvironmentFailed, and UsageError for an episode that seems endless.
         """

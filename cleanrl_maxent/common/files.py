@@ -16,7 +16,7 @@ import numpy as np
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.output import warn
 
-# what a system says that cannot flush: some network file systems, and Windows for folders
+# errors of systems that cannot flush: some network file systems, and Windows for folders
 CANNOT_FLUSH = {
     getattr(errno, name)
     for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EACCES", "EPERM", "EISDIR", "ENOTTY")
@@ -46,7 +46,7 @@ def shape_and_dtype(array: np.ndarray) -> tuple:
 def restore_tree(tree, arrays: Mapping[str, np.ndarray]):
     """A pytree like `tree` (structure, shapes, dtypes, devices) with the values of `arrays`.
 
-    Raises UsageError if they do not fit each other, naming the leaf.
+    Raises UsageError, naming the leaf, if they do not fit each other.
     """
     expected = named_arrays(tree)
     other = expected.keys() ^ arrays.keys()
@@ -79,7 +79,7 @@ def digest(content: bytes) -> str:
 
 @contextmanager
 def flushing_if_possible() -> Iterator[None]:
-    """For fsync: warns once where it is not supported; a disk that fails or is full raises OSError."""
+    """For fsync: warns once if it is not supported; a disk that fails or is full raises OSError."""
     try:
         yield
     except OSError as problem:
@@ -96,7 +96,7 @@ def warn_once(text: str) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
-    Raises OSError, and leaves what was there.
+    Raises OSError, and then leaves the earlier file as it was.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -36,7 +36,7 @@ class Player:
     """Plays episodes in an environment with a render mode, and calls `see` after each step."""
 
     def __init__(self, choice: EnvChoice | str, render_mode: str):
-        """Raises UsageError as `make_env`."""
+        """Raises UsageError like `make_env`."""
         self.env = make_env(choice, render_mode)
         self.env_id = self.env.name
         self.fps = float(self.env.metadata.get("render_fps") or MAX_FPS)  # steps per second in real time
@@ -44,7 +44,7 @@ class Player:
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
         """Plays an episode from a reset with `seed`; returns its undiscounted return and its length in steps.
 
-        Raises UsageError if a library is missing, rendering fails, or the episode seems endless, and Stopped.
+        Raises UsageError if a library is missing, rendering fails, or the episode seems endless; and Stopped.
         """
         try:
             obs, _ = self.env.reset(seed=seed)
@@ -85,9 +85,9 @@ class Window(Player):
 
 
 class Film(Player):
-    """Plays episodes, and keeps the frames that show them, one after another, in real time.
+    """Plays episodes, and keeps the frames of a film that shows them one after another, in real time.
 
-    It keeps every `every`-th step: at most MAX_FPS frames per second, and at most `max_frames` in all.
+    It keeps a frame every `every` steps: at most MAX_FPS frames per second, and at most `max_frames` in all.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Film(Player):
     ):
         """`seconds`: longest film, in the environment's time; episodes are always played to the end.
         `size`: pixels of the longer side, exact for MuJoCo; other frames are divided by the smallest integer
-        that makes them fit. Raises UsageError as `make_env`.
+        that makes them fit. Raises UsageError like `make_env`.
         """
         super().__init__(choice, "rgb_array")
         set_scene(self.env, size)
@@ -107,7 +107,7 @@ class Film(Player):
         self.frames: list[np.ndarray] = []  # (height, width, 3) uint8
         self.ends: list[int] = []  # the number of frames at the end of each episode shown
         self.last_step = math.inf if seconds is None else seconds * self.fps
-        self.steps = 0  # of all episodes before
+        self.steps = 0  # of all earlier episodes
         self.expected = min(self.env.time_limit or math.inf, self.last_step)
         self.every = math.ceil(self.fps / MAX_FPS)
         if self.expected < math.inf:
@@ -119,7 +119,7 @@ class Film(Player):
         return self.fps / self.every
 
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
-        """As `Player.play`; appends the episode to the film."""
+        """Like `Player.play`; appends the episode to the film."""
         episode_return, length = super().play(choose, seed)
         self.steps += length
         if self.steps <= self.last_step:
@@ -148,7 +148,7 @@ class Film(Player):
             raise
         except Exception as problem:
             line = one_line(problem)
-            raise UsageError(f"{self.env_id} cannot be drawn: {line}") from problem
+            raise UsageError(f"{self.env_id} cannot be rendered: {line}") from problem
         array = np.asarray(drawn)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
             got = f"{array.dtype} of shape {array.shape}"
@@ -191,7 +191,7 @@ def explain_missing(env_id: str, problem: Exception) -> str:
     """One line about a missing library that an environment needs to render."""
     if "pygame" in str(problem):
         return f"{env_id} needs pygame to be drawn: pip install 'gymnasium[classic-control]' {OR_ALL}"
-    return f"{env_id} cannot be drawn: {' '.join(str(problem).split())}"
+    return f"{env_id} cannot be rendered: {' '.join(str(problem).split())}"
 
 
 def encode_gif(frames: list[np.ndarray], fps: float) -> bytes:

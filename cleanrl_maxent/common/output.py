@@ -13,7 +13,7 @@ class Lossy(io.FileIO):
     def write(self, content) -> int:
         with suppress(OSError):
             written = super().write(content)
-            if written is not None:  # as a pipe that does not wait says when it is full
+            if written is not None:  # None: a non-blocking pipe is full
                 return written
         return memoryview(content).nbytes
 
@@ -31,7 +31,7 @@ def make_output_lossy() -> None:
             with suppress(OSError):
                 stream.flush()
             errors = "replace" if name == "stdout" else stream.errors
-            if os.name == "nt":  # a console of Windows is no file
+            if os.name == "nt":  # a Windows console is not a file
                 stream.reconfigure(errors=errors)
                 continue
             file = Lossy(stream.fileno(), "w", closefd=False)
@@ -46,7 +46,7 @@ def make_output_lossy() -> None:
 
 
 class Screen:
-    """Standard output or error, whatever stream Python has there at the moment; never raises."""
+    """Standard output or error, whichever stream Python uses for it at the moment; never raises."""
 
     def __init__(self, name: str):
         self.name = name
@@ -57,7 +57,7 @@ class Screen:
 
     @property
     def rich_proxied_file(self) -> "Screen":
-        """What rich writes to: the stream itself, where rich has put its own in place, for a live line."""
+        """What rich writes to: the original stream, even while rich's own replaces it for a live line."""
         return ScreenBelow(self.name)
 
     def write(self, text: str) -> int:
@@ -78,7 +78,7 @@ class Screen:
 
 
 class ScreenBelow(Screen):
-    """The stream below the one with which rich keeps a live line at the bottom."""
+    """The stream beneath the proxy with which rich keeps a live line at the bottom."""
 
     @property
     def stream(self) -> Any:

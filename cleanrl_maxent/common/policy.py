@@ -57,7 +57,7 @@ class LoadedPolicy:
         self.algorithm, self.args, self.task = algorithm, args, task
         self.seed, self.parameters = seed, parameters
         self.space = task.action_space
-        self.calls = 0  # each call has a key of its own
+        self.calls = 0  # without a key; each gets a key of its own
 
         def choose(parameters, obs, count, deterministic):
             key = jax.random.fold_in(jax.random.key(seed), count)
@@ -71,9 +71,9 @@ class LoadedPolicy:
 
         Returns `(action_dim,)` or `(..., action_dim)` within the environment's bounds and of its dtype;
         discrete actions are integers, `()` or `(...)`. With `deterministic` it is the policy's mode, if there
-        is one, else a sample, drawn with `key` if given, else with a key from the seed and the number of
-        earlier calls. Pass observations as the environment returns them. The first call with a new shape
-        of `obs` compiles. Raises UsageError for a shape that does not fit.
+        is one, else a sample, drawn with `key`, by default one from the seed and the number of earlier calls
+        without a key. Pass observations as the environment returns them. The first call with a new shape of
+        `obs` compiles. Raises UsageError for a shape that does not fit.
         """
         obs = np.asarray(obs, np.float32)
         if not obs.ndim or obs.shape[-1] != self.task.obs_dim:
@@ -143,7 +143,7 @@ def read_parameters(path: Path, expected: Any) -> Any:
 def read_arrays(content: bytes, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """The arrays of an npz file; raises ValueError unless they are those of `shapes`, and finite.
 
-    An array's header is checked before its data is read, so that no file can make this allocate more.
+    An array's header is checked before its data is read, so a bad file cannot make this allocate more memory.
     """
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as file:

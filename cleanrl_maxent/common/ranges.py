@@ -117,7 +117,7 @@ Decay = Annotated[float, numbers(lambda x: 0 <= x <= 1, "in [0, 1]")]
 Rate = Annotated[float, numbers(lambda x: x > 0, "a finite number > 0")]
 Magnitude = Annotated[float, numbers(lambda x: x >= 0, "a finite number >= 0")]
 Number = Annotated[float, numbers(lambda x: True, "a finite number")]
-Widths = tuple[Count, ...]  # of the hidden layers, one at least
+Widths = tuple[Count, ...]  # of the hidden layers, at least one
 
 
 def json_text(value: Any) -> Any:
@@ -168,7 +168,7 @@ def unmet_requirement(value: Any, kind: Any) -> str | None:
 def check_ranges(args: Any) -> None:
     """Raises UsageError, naming value and range, unless every field has its type and is in range.
 
-    Also for a value of the dataclass without a type: dataclasses ignore it, also where a base has that field.
+    Also if a class attribute has no type: dataclasses ignore it, even if a base class has that field.
     """
     kinds = get_type_hints(type(args), include_extras=True)
     for base in type(args).__mro__:

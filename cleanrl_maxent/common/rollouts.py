@@ -12,7 +12,7 @@ from cleanrl_maxent.common.devices import check_memory
 def check_rollouts(num_seeds: int, steps: int, example: Transition, flags: str) -> None:
     """Raises UsageError, with the advice to lower `flags`, unless memory holds a rollout of every seed.
 
-    It has `steps` steps, on host and device.
+    `steps`: steps of one seed's rollout, which is counted twice, on the host and on the device.
     """
     needed = 2 * num_seeds * steps * transition_bytes(example)
     check_memory(needed, f"rollout of {num_seeds} x {steps} steps", flags, num_seeds)

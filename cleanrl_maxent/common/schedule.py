@@ -11,7 +11,7 @@ from cleanrl_maxent.common.errors import require
 
 
 class EquivalentIndex(int):
-    """A number that stands for an update's where nothing counts but which of its `frequencies` divide it."""
+    """Stands for an update's number if all that matters is which of its `frequencies` divide it."""
 
     frequencies: tuple[int, ...] = ()
 
@@ -38,7 +38,7 @@ def equivalent_index(index: int, *frequencies: int) -> EquivalentIndex:
     """The smallest positive number that is divisible by the same `frequencies` as `index`.
 
     An update with this number does what update `index` does. `jax.jit` compiles a program for each value of a
-    static argument; passing this number takes one program per kind of update, not per update.
+    static argument; with this number, it compiles one per kind of update, not one per update.
     """
     number = EquivalentIndex(math.lcm(*(frequency for frequency in frequencies if index % frequency == 0)))
     number.frequencies = frequencies

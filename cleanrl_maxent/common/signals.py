@@ -16,8 +16,8 @@ NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 received: list[signal.Signals] = []
-postponed: dict[int, Any] = {}  # the handlers that `postpone` has taken away from signals
-due: list[int] = []  # of these signals, those that came
+postponed: dict[int, Any] = {}  # the handlers that `postpone` has replaced, by signal
+due: list[int] = []  # postponed signals that have arrived
 
 
 def listen() -> None:
@@ -49,7 +49,7 @@ def stop_if_asked() -> None:
 def postpone() -> None:
     """From now on, signals that would end a Python program or a notebook's cell are noted, until `deliver`.
 
-    This leaves out threads, which get no signals, and signals with handlers of their own, as after `listen`.
+    Does nothing in other threads, which get no signals, or to signals with other handlers, as after `listen`.
     """
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -60,10 +60,10 @@ def postpone() -> None:
 
 
 def deliver(problem: BaseException | None) -> None:
-    """Gives the signals their handlers back; the first that came then takes its usual effect.
+    """Restores the signals' handlers; the first signal that arrived then has its usual effect.
 
-    `problem`: what ended the run, if it did not end by itself. After SIGINT, KeyboardInterrupt is raised with
-    its message, unless it is an error.
+    `problem`: the exception that ended the run, if any. After SIGINT, raises KeyboardInterrupt with the
+    message of `problem`, unless that is an error.
     """
     for number, handler in postponed.items():
         signal.signal(number, handler)

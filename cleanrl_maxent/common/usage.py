@@ -10,7 +10,7 @@ from dataclasses import Field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
 MEANING = 29  # column at which the meaning of a flag begins
-# groups of the flags of every run, by the prefixes of their names; the others are about the run itself
+# groups of the flags of every run, by the prefixes of their names; the other flags are about the run itself
 GROUPS = {
     "evaluation and films": r"eval_|capture_|video_",
     "tracking and sharing": r"track|wandb_|upload_|hf_",
@@ -20,7 +20,7 @@ GROUPS = {
 def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = ()) -> str:
     """The help text, as wide as the terminal. The meaning of a flag is the comment on its field.
 
-    `of_every_run`: the class of the arguments that all algorithms have. `examples`: flags, one command each.
+    `of_every_run`: the class of the arguments that all algorithms share. `examples`: flags, one command each.
     """
     width, script = shutil.get_terminal_size().columns, sys.argv[0]
     program = f"python {script}" if script.endswith(".py") else script
@@ -42,7 +42,7 @@ def comments(args_class: type) -> dict[str, str]:
     """The comment after each field, or on the line before it, by name."""
     found = {}
     for base in reversed(args_class.__mro__):
-        with suppress(OSError, TypeError):  # no source: a class of Python's own, or of an interactive session
+        with suppress(OSError, TypeError):  # no source: a built-in class, or one of an interactive session
             pattern = r"(?:^ +# (.+)\n)?^ +(\w+): [^#\n]*(?:  # (.+))?$"
             for before, name, behind in re.findall(pattern, inspect.getsource(base), re.MULTILINE):
                 found[name] = behind or before

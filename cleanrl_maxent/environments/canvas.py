@@ -21,8 +21,8 @@ class Canvas:
         return np.round(self.pixels).astype(np.uint8)
 
     def points(self, low, high):
-        """The part of the image between two corners of the plane: its slices, and its pixels' positions,
-        `(rows, columns, 2)`."""
+        """The pixels between two corners of the plane: their slices of the image, and their positions in the
+        plane, `(rows, columns, 2)`."""
         scale = self.size / (2 * self.bound)
         left, bottom = np.floor((np.maximum(low, -self.bound) + self.bound) * scale).astype(int)
         right, top = np.ceil((np.minimum(high, self.bound) + self.bound) * scale).astype(int)
@@ -32,8 +32,8 @@ class Canvas:
         return (rows, columns), np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
 
     def paint(self, part, distance, color, opacity):
-        """Colours the pixels of a part inside a shape, softly at its edge; `distance` to the edge, negative
-        inside: `(rows, columns)`."""
+        """Colours the pixels of `part` inside a shape, with a soft edge; `distance`: to the edge, negative
+        inside, `(rows, columns)`."""
         covered = opacity * np.clip(0.5 - distance * self.size / (2 * self.bound), 0, 1)[..., None]
         self.pixels[part] += covered * (np.asarray(color, np.float32) - self.pixels[part])
 

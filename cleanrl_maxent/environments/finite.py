@@ -31,8 +31,8 @@ def two_rooms(num_actions=8, left_reward=1.0, right_reward=0.5, penalty=1.0):
 def corridor(depth=10, num_actions=8, left_reward=1.0, right_reward=0.85, penalty=1.0):
     """The two rooms with `depth` steps in each: states 1 … depth on the left, the rest on the right.
 
-    Action 0 is the one way to succeed on the left, every action is one on the right. Raises ValueError for an
-    odd number of actions, or a depth below 1.
+    On the left only action 0 succeeds, on the right every action does. Raises ValueError for an odd number of
+    actions, or a depth below 1.
     """
     if num_actions < 2 or num_actions % 2 or depth < 1:
         raise ValueError(
@@ -54,8 +54,8 @@ def corridor(depth=10, num_actions=8, left_reward=1.0, right_reward=0.85, penalt
 def random_mdp(seed=0, num_states=5, num_actions=3, end_probability=0.0):
     """Next states uniform on the simplex (Dirichlet), rewards standard normal, every state a start.
 
-    `seed`: of the MDP, not of its episodes. `end_probability`: that a step ends the episode, whatever
-    the state and action.
+    `seed`: of the MDP, not of its episodes. `end_probability`: chance that a step ends the episode,
+    whatever the state and action.
     """
     rng = np.random.default_rng(seed)
     P = (1 - end_probability) * rng.dirichlet(np.ones(num_states), size=(num_states, num_actions))

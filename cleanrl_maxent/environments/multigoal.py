@@ -24,7 +24,7 @@ class MultiGoal(gym.Env):
     nearest to it, plus `goal_reward` if ‖p - g‖ < `goal_radius`, which ends the episode. Positions
     are clipped to ±BOUND, actions to [-1, 1]; the first position is drawn from N(0, `init_sigma`²). As
     cleanrl_maxent/MultiGoal-v0 an episode is cut off after MAX_EPISODE_STEPS. With `render_mode` "rgb_array",
-    `render` draws the goals, the path of the episode and, faintly, the paths of those before it.
+    `render` draws the goals, the path of the episode and, faintly, the paths of earlier ones.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}

@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 import cleanrl_maxent
-from cleanrl_maxent import maxent_pg, sac, sql
+from cleanrl_maxent import fitted_q, maxent_pg, sac, sql, sql_discrete
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, check_file, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
@@ -86,9 +86,23 @@ CASES = [
 OF_ONE = [
     (sac, dict(alpha=0.0), "--no-autotune"),
     (sql, dict(alpha=0.0), "alpha must be > 0: soft Q-learning divides by it"),
-    (sql, dict(svgd_particles=2), "svgd_particles 2 x update_ratio 0.5 moves 1 and leaves 1"),
-    (sql, dict(svgd_particles=10, update_ratio=0.05), "moves 0 and leaves 10; at least 1 and 2 are needed"),
-    (sql, dict(svgd_particles=3, update_ratio=0.7), "moves 2 and leaves 1; at least 1 and 2 are needed"),
+    (
+        sql_discrete,
+        dict(alpha=0.0, end_e=0.1, uniform_prior=True),
+        "uniform_prior needs alpha > 0: a hard max",
+    ),
+    (fitted_q, dict(uniform_prior=True), "uniform_prior needs alpha > 0: a hard maximum counts no entropy"),
+    (sql, dict(svgd_particles=2), "update_ratio 0.5 moves 1 of svgd_particles 2, leaves 1"),
+    (
+        sql,
+        dict(svgd_particles=10, update_ratio=0.05),
+        "moves 0 of svgd_particles 10, leaves 10; at least 1 and 2 are needed",
+    ),
+    (
+        sql,
+        dict(svgd_particles=3, update_ratio=0.7),
+        "moves 2 of svgd_particles 3, leaves 1; at least 1 and 2 are needed",
+    ),
     (maxent_pg, dict(alpha=0.0, autotune=True), "--no-autotune"),
     (maxent_pg, dict(alpha=5.0, autotune=True), "alpha is tuned within [0.0001, 1]; got 5.0"),
     (maxent_pg, dict(total_timesteps=1000), "total_timesteps 1000 is less than one rollout of 2048 steps"),

@@ -77,6 +77,12 @@ def test_sum_of_products_of_many_rows():
 
 
 @pytest.mark.slow
+def test_a_new_run_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"cpu_threads": 3}')
+    assert devices.recorded_settings(None) == {} != devices.recorded_settings(str(tmp_path))
+
+
 def test_a_process_that_has_computed_before_is_told(tmp_path):
     """Its threads and flags are unknown, and recorded as such."""
     args = dict(SMALL, learning_starts=16, total_timesteps=20, run_dir=str(tmp_path / "run"))

@@ -216,7 +216,7 @@ def test_films_that_cannot_be(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match=r"Flat-v0 draws float64 of shape \(8, 8\); uint8"):
         Film("Flat-v0").play(still, 0)
     monkeypatch.setattr(Shown, "render", lambda self: 1 / 0)
-    with pytest.raises(UsageError, match="Shown-v0 cannot be drawn: division by zero"):
+    with pytest.raises(UsageError, match="Shown-v0 cannot be rendered: division by zero"):
         Film("Shown-v0").play(still, 0)
     monkeypatch.setattr(render.platform, "system", lambda: "Linux")
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -305,13 +305,13 @@ def test_film_of_mujoco():
 
 
 def test_mujoco_that_cannot_draw(monkeypatch):
-    monkeypatch.setattr(render, "choose_backend", lambda: "MuJoCo cannot draw: apt-get install …")
+    monkeypatch.setattr(render, "choose_backend", lambda: "MuJoCo cannot render: apt-get install …")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    with pytest.raises(UsageError, match="MuJoCo cannot draw: apt-get install"):
+    with pytest.raises(UsageError, match="MuJoCo cannot render: apt-get install"):
         Film("Hopper-v4")
     Film(MULTIGOAL).play(outwards, 0)  # others do not need it
     monkeypatch.setenv("MUJOCO_GL", "osmesa")  # MuJoCo could not be imported
-    with pytest.raises(UsageError, match="MuJoCo cannot draw"):
+    with pytest.raises(UsageError, match="MuJoCo cannot render"):
         Film(MULTIGOAL)
 
 

@@ -296,6 +296,6 @@ def test_prune_leaves_a_run_that_is_taken_or_extended_meanwhile(tmp_path, capsys
     assert status == 2 and lines[-1] == "removed the checkpoints of 1 run, 4.0 MB"
     assert [(folder / "checkpoint").exists() for folder in (first, second, third)] == [True, True, False]
     assert errors == [
-        f"error: {first} keeps its checkpoints: a process has it",
+        f"error: {first} keeps its checkpoints: a process is using it",
         f"error: {second} keeps its checkpoints: it is being extended",
     ]

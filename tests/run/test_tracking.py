@@ -305,7 +305,7 @@ def test_a_record_that_is_not_continued_begins_a_new_wandb_run(server, folder):
     run.finish(0)
     assert_complete(server, folder, of=2)
     assert lines[1:] == [
-        f"W&B: seed {seed} differs from what was sent, and begins a new W&B run" for seed in (1, 2)
+        f"W&B: seed {seed} no longer matches what was sent: a new W&B run begins" for seed in (1, 2)
     ]
 
 

@@ -174,8 +174,8 @@ class Endless:
 def test_an_evaluation_without_end_ends(monkeypatch):
     monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 300)
     assert message(UsageError, Endless("NeverEnds-v0").play) == (
-        "an episode of NeverEnds-v0 has not ended after 300 steps; add --max-episode-steps N (to a run "
-        "of its own), or register it with max_episode_steps=N (evaluation at step 5000, seed 1)"
+        "an episode of NeverEnds-v0 has not ended after 300 steps; add --max-episode-steps N (in a new "
+        "run), or register it with max_episode_steps=N (evaluation at step 5000, seed 1)"
     )
     for limit in (50, 400):  # which may be longer
         assert Endless("NeverEnds-v0", max_episode_steps=limit).play().lengths == limit
@@ -264,7 +264,8 @@ def test_another_random_generator_cannot_be_restored(env_reset):
 def test_what_survives_a_reset_and_shows_late_is_noticed():
     said = message(UsageError, SeedEnvs, "Leftover-v0", [1])
     assert said == (
-        "Leftover-v0 cannot be restored exactly: the actions since its last reset lead to another state; "
+        "Leftover-v0 cannot be restored exactly: replaying actions since its last reset leads "
+        "to another state; "
         "add --env-reset fresh, or --env-reset restart (a resumed run then begins a new episode)"
     )
     SeedEnvs("Leftover-v0", [1], "fresh")

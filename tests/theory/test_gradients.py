@@ -140,7 +140,7 @@ def test_gradient_ascent_finds_either_optimum_of_the_two_rooms(gradient, optimum
 
 def test_bonus_policy_says_when_it_does_not_settle():
     P, R, _ = finite.random_mdp(0, 3, 2)
-    with pytest.raises(ValueError, match="does not settle"):
+    with pytest.raises(ValueError, match="does not converge"):
         tabular.bonus_policy(P, R + np.nan, 0.99, 0.01)
 
 

@@ -149,7 +149,7 @@ def test_a_seed_in_two_folders_is_refused(tmp_path, monkeypatch):
     runs = [
         write_run(tmp_path / name, {seed: [1, 2], "1": [3, 4]}) for name, seed in (("a", "2"), ("b", "3"))
     ]
-    line = r"seed 1 of sac on HalfCheetah-v4 is in both .*/a and .*/b; leave one out"
+    line = r"seed 1 of sac on HalfCheetah-v4 is in both .*/a and .*/b; name only one of them"
     out = tmp_path / "out"
     for command in (
         report.Collect(tuple(runs), out),
@@ -236,7 +236,7 @@ def test_damaged_runs_are_named(tmp_path):
         ("seed-1/metrics.jsonl", "{]}", r"metrics.jsonl is damaged"),
         ("timing.jsonl", None, r"timing.jsonl is missing"),
         ("config.json", '{"algorithm": "sac", "ar', "config.json is damaged: Unterminated string"),
-        ("config.json", '{"algorithm": "sac"}', "config.json is not a run's"),
+        ("config.json", '{"algorithm": "sac"}', "config.json does not belong to a run"),
         ("result.json", "{", r"result.json is damaged"),
     )
     for number, (file, content, words) in enumerate(damages):
@@ -265,7 +265,7 @@ def test_collecting_again_says_what_was_replaced(tmp_path, capsys):
     run, results = write_run(tmp_path / "run", {"1": [1], "2": [1]}), tmp_path / "results"
     for replaced in (0, 2):
         report.main(report.Collect((run,), results))
-        said = f"2 seeds of 1 run collected in {results}, {replaced} of them in place of earlier ones\n"
+        said = f"2 seeds of 1 run collected in {results}, {replaced} of them replaced earlier ones\n"
         assert capsys.readouterr().out == said
     assert report.main(report.Draw(results=results, out_dir=tmp_path / "out")) == 0
     assert "sac" in (tmp_path / "out" / "report.md").read_text()
@@ -283,7 +283,7 @@ def test_a_file_that_extends_no_algorithm_has_its_own_defaults(tmp_path, capsys)
     (run / "config.json").write_text(json.dumps(config | {"changed": ["env_id", "gamma"]}))
     assert [curve.flags for curve in curves_of(run)] == ["--gamma 0.9"]
     report.main(report.Compare((run,)))
-    why = "my_sac.py is no algorithm of ours; a file named sac_….py is compared with sac"
+    why = "my_sac.py is not one of our algorithms; a file named sac_….py is compared with sac"
     assert capsys.readouterr().out.splitlines()[1:] == [f"  nothing published to compare with: {why}"]
 
 
@@ -497,7 +497,7 @@ def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
     out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
     assert (
         out.count("A: sac") == out.count("B: sac") == out.count("A: td3") == 1
-        and "one seed does not say" in out
+        and "one seed gives no estimate" in out
     )
     with pytest.raises(
         UsageError, match="nothing to compare: A has sac on HalfCheetah-v4 for 10,000 steps, td3"

@@ -132,7 +132,7 @@ def test_programs_of_an_algorithm(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(warm=2500), "warm must be a multiple of 1,000 from 2,000 on; got 2500"),
+        (dict(warm=2500), "warm must be a multiple of 1,000, at least 2,000; got 2500"),
         (dict(steps=0), "steps must be a multiple of 1,000; got 0"),
         (dict(rounds=0), "rounds must be at least 1; got 0"),
         (dict(peer_script=(Path("sac.py"),)), "peer_script needs --peer-python"),

@@ -484,7 +484,7 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         ("grid = [1, 2]\n", "has no [[grid]]"),
         (
             TEXT + TEXT,
-            "two cells share the folder Pendulum-v1__sac__1; give each grid, or each variant, an exp_name",
+            "two cells share the folder Pendulum-v1__sac__1; give each grid or variant its own exp_name",
         ),
         (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: there is no file "),
         (

@@ -70,7 +70,7 @@ class Args:
 
 
 class Trial(NamedTuple):
-    """A run, by what it changes of the arguments that `train` gives."""
+    """A run, described by what it changes in the arguments that `train` gives."""
 
     depth: int = 3
     backup: bool = True
@@ -84,7 +84,7 @@ class Trial(NamedTuple):
 
 
 def trials() -> Iterator[Trial]:
-    """Every run: the switches, the way back from the optimum, other depths and the other flag."""
+    """Every run: the switches, one that starts from a longer run's policy, other depths, the other flag."""
     yield Trial()
     yield from (Trial(changes=changes) for changes in SWITCHES)
     yield Trial(changes={"init_from": str(Trial(changes=LONGER).folder)})
@@ -118,8 +118,8 @@ def train(trial: Trial, seeds: int) -> None:
 def surrogate_ascent(clip: float, episodes: int, inside: bool, backup: bool, seed: int) -> np.ndarray:
     """π, `(S, A)`, after 50 rollouts of 80 Adam steps on eq. 8, with exact advantages, at depth 3.
 
-    `episodes`: drawn in a rollout; 0: the expected counts. `inside`: the entropy is clipped with the rest:
-    the surrogate of the soft advantage, and nothing beside it. The learning rate falls to 0.
+    `episodes`: number sampled per rollout; 0: expected counts. `inside`: the entropy is part of the advantage
+    and clipped with it, instead of a term of its own. The learning rate falls to 0.
     """
     P, R, _ = corridor(3)
     rng, logits, m, v = np.random.default_rng(seed), *np.zeros((3, *R.shape))
@@ -148,7 +148,7 @@ def surrogate_ascent(clip: float, episodes: int, inside: bool, backup: bool, see
 
 
 def row(program: str, trial: Trial, changes: str, seed: int, pi: np.ndarray) -> dict[str, Any]:
-    """What a policy is worth: P(right branch), exact and learned, and exact given its later states."""
+    """A row about a policy: P(right branch) exact, learned, and optimal given its choices in later states."""
     P, R, _ = corridor(trial.depth)
     best = (optimal_policy if trial.backup else bonus_policy)(P, R, GAMMA, ALPHA)
     Q = soft_evaluate(P, R, GAMMA, ALPHA, pi)[0] if trial.backup else evaluate(P, R, GAMMA, pi)[0]

@@ -32,7 +32,7 @@ class Args:
 
 
 def command(program: str, args: Args) -> list[str]:
-    """The measurement of a program; empty for a peer without a python that has it."""
+    """The command that measures a program; empty for a peer without `--peer-python`."""
     if program.startswith("SBX "):
         words = ["sbx", program.removeprefix("SBX "), "Hopper-v4", str(args.warm), str(args.steps)]
         return [str(args.peer_python.absolute()), PEER, *words] if args.peer_python else []

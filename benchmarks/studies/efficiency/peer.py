@@ -1,12 +1,12 @@
-"""Trains a peer's algorithm with our sizes; evaluates it, as ours, on ten whole episodes every 5,000 steps.
+"""Trains a peer's algorithm with our sizes; evaluates it, like ours, on ten whole episodes every 5,000 steps.
 
-Runs in the peer's own environment, one seed at a time, whose rows go to peers.csv; a seed that it has is not
-trained again:
+Runs in the peer's own Python environment, one seed at a time. Its rows go to peers.csv; a seed that is there
+already is not trained again:
 
     ../peers/bin/python benchmarks/studies/efficiency/peer.py CrossQ Hopper-v4 1
 
-With SBX's defaults but critics of 256, batches of 256, one update per step, and as many random steps as ours:
-10,000 before SAC's learning, 5,000 before CrossQ's.
+It uses SBX's defaults except for critics of 256, batches of 256, one update per step, and as many random
+steps as ours: 10,000 before SAC learns, 5,000 before CrossQ does.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/studies/fitted_q/cartpole.py    # about ten minutes; then the table and the figure
 
-`fitted_q.init` and `fitted_q.update` fit Q to 20,000 uniform steps: with one critic, with two of which the
-smaller counts, and soft. Every ten iterations the greedy policy plays 20 episodes. Their return is drawn, and
-their discounted return beside max Q in the states where they begin, which would be equal if Q were right.
+`fitted_q.init` and `fitted_q.update` fit Q to 20,000 uniform steps: with one critic, with the minimum of two,
+and soft. Every ten iterations the greedy policy plays 20 episodes. The figure shows their return, and their
+discounted return beside max Q in their first states: these two would be equal if Q were right.
 Writes docs/figures/fitted-q-cartpole.png and its rows, both in the folder it is run from. Needs matplotlib
 (the extra `plots`).
 """
@@ -65,7 +65,7 @@ def uniform_batch(seed: int) -> Replay:
 def play(policy: Callable[[np.ndarray], np.ndarray], seed: int, gamma: float) -> tuple[np.ndarray, ...]:
     """Return, discounted return and first observation of each episode, `(EPISODES, ...)`.
 
-    `policy`: the actions' numbers, `(EPISODES,)`, at observations `(EPISODES, obs_dim)`.
+    `policy`: from observations `(EPISODES, obs_dim)` to the actions' numbers `(EPISODES,)`.
     """
     envs = [gym.make(ENV_ID) for _ in range(EPISODES)]
     first = np.stack([env.reset(seed=1_000 * seed + number)[0] for number, env in enumerate(envs)])

@@ -2,10 +2,10 @@
 
     python benchmarks/studies/fitted_q/fitted_q.py    # half a minute; then the tables and the figure
 
-On a random MDP of five states and three actions, one-hot features make the regression exact, so that what is
-left are iterations and data. On two states that share one weight there is no lack of data at all, and the
-iteration diverges. Writes docs/figures/fitted-q.png and its rows, both in the folder it is run from. Needs
-matplotlib (the extra `plots`).
+On a random MDP of five states and three actions, one-hot features make the regression exact, so that only
+iterations and data limit accuracy. On two states that share one weight the data are complete, and yet the
+iteration diverges for large γ. Writes docs/figures/fitted-q.png and its rows, both in the folder it is run
+from. Needs matplotlib (the extra `plots`).
 """
 
 import csv
@@ -68,7 +68,7 @@ def sampled_mdp(shape: tuple[int, int], batch: tuple[np.ndarray, ...]) -> tuple[
 
 
 def iterates(P: np.ndarray, R: np.ndarray, alpha: float) -> list[np.ndarray]:
-    """Q_0 = 0 to Q_200 of Q ← R + γ P V(Q): with P and R of a batch, regression on one-hot features."""
+    """Q_0 = 0 to Q_200 of Q ← R + γ P V(Q); with P and R of a batch, the regression on one-hot features."""
     Q = [np.zeros_like(R)]
     for _ in range(ITERATIONS):
         Q.append(R + GAMMA * P @ soft_value(Q[-1], alpha))
@@ -98,7 +98,7 @@ def error_rows(batches: int) -> Iterator[dict[str, Any]]:
 
 
 def divergence_rows() -> Iterator[dict[str, Any]]:
-    """Q of the second of two states with features 1 and 2 after k iterations; either leads to the second.
+    """Q, after k iterations, of the second of two states with features 1 and 2; both lead to the second.
 
     There is one action, which pays 0 in the first state and 0.001 in the second; the batch has both.
     """

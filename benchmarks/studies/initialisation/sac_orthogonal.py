@@ -22,7 +22,7 @@ class Args(sac.Args):
 
 
 def linear(x, features):
-    """Dense layer; weights are initialised orthogonal, biases with 0."""
+    """Dense layer; weights are initialised orthogonally, biases with 0."""
     return nn.Dense(features, kernel_init=nn.initializers.orthogonal())(x)
 
 

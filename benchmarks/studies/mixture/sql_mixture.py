@@ -5,7 +5,7 @@ and one more rule in `check`.
 
 Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", 2017, https://arxiv.org/abs/1702.08165.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
-  - inside the agent actions lie in [-1, 1]: noise, densities and entropies are in these units;
+  - inside the agent actions lie in [-1, 1], and all quantities are in these units;
   - actions end in tanh; Stein's particles and scores are taken before it, where the fixed point is exp(Q/α);
     `--svgd-space action` takes them after it, as does the code that Haarnoja et al. published;
   - the reward is multiplied by c and α is 1, as in that code; the paper has α alone;
@@ -72,9 +72,9 @@ class Args(RunArgs):
         require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
         few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
         require(batch <= starts, f"{few}; raise --learning-starts")
-        (moved, fixed), total = self.particles, f"svgd_particles {self.svgd_particles}"
-        split = f"{total} x update_ratio {self.update_ratio} moves {moved} and leaves {fixed}"
-        require(moved >= 1 and fixed >= 2, f"{split}; at least 1 and 2 are needed")
+        moved, fixed = self.particles
+        split = f"update_ratio {self.update_ratio} moves {moved} of svgd_particles {self.svgd_particles}"
+        require(moved >= 1 and fixed >= 2, f"{split}, leaves {fixed}; at least 1 and 2 are needed")
         require(self.alpha > 0, "alpha must be > 0: soft Q-learning divides by it")
         even = f"value_particles must be even, half of each kind; got {self.value_particles}"
         require(self.value_particles % 2 == 0, even)
@@ -82,7 +82,7 @@ class Args(RunArgs):
     @property
     def particles(self):
         """How many particles of a state move, and how many are fixed."""
-        moved = int(self.update_ratio * self.svgd_particles)
+        moved = math.floor(round(self.update_ratio * self.svgd_particles, 9))
         return moved, self.svgd_particles - moved
 
 
@@ -181,7 +181,7 @@ def target_energy(state, obs, args):
 
 
 def mixture_value(energy, samples, key, count):
-    """log ∫ exp(Q/α) da, `(batch,)`, by half uniform proposals and half from a squashed Gaussian.
+    """log ∫ exp(Q/α) da, `(batch,)`, from proposals half uniform and half of a squashed Gaussian.
 
     The Gaussian has the mean and 1.5 times the standard deviation of the sampler's `samples` before tanh,
     `(batch, K, action_dim)`; each proposal is weighted by the density of the mixture.
@@ -252,8 +252,8 @@ def lower_median(squared):
 def stein_direction(fixed, moved, score):
     """Δf/α of eq. 13 for the `moved` particles of one state, `(moved, action_dim)`.
 
-    `score`: ∇ log p at the `fixed` particles; both `(fixed, action_dim)`. κ(x, y) = exp(-‖x - y‖²/h), with
-    the width h = the lower median of ‖x - y‖² over the log of the number of fixed particles, at least 1e-3.
+    `score`: ∇ log p at the `fixed` particles; both `(fixed, action_dim)`. κ(x, y) = exp(-‖x - y‖²/h), where h
+    is the lower median of ‖x - y‖² divided by the log of the number of fixed particles, at least 1e-3.
     """
     difference = fixed[:, None] - moved  # (fixed, moved, D)
     squared = jnp.sum(difference**2, axis=-1)
@@ -264,7 +264,7 @@ def stein_direction(fixed, moved, score):
 
 
 def actor_loss(params, state, batch, key, args):
-    """Minus ⟨Δf/α, f_φ(ξ; s)⟩ with Δf held constant: by eq. 14 a step down it lowers the KL of eq. 12.
+    """Minus ⟨Δf/α, f_φ(ξ; s)⟩ with Δf held constant: by eq. 14, descending it lowers the KL of eq. 12.
 
     The fixed samples estimate the mean of eq. 13; the moved ones are drawn separately, so none repels itself.
     """
@@ -286,14 +286,14 @@ def move_targets(state, args):
 def update(state, batch, key, index, args):
     """One gradient step of Algorithm 1 on one seed; the key is consumed.
 
-    `index`: the step's number from 0, or an equivalent one; it decides whether a delayed step is due.
+    `index`: the update's number from 0, or its `equivalent_index`; it decides which delayed steps are due.
     Returns the new state and metrics, scalars measured before each step.
     """
-    key, noise_key = jax.random.split(key)
+    key, actor_key = jax.random.split(key)
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, state, batch, key, args)
     state = state.replace(critics=state.critics.apply_gradients(grads=grads))
     params = state.actor.params
-    grads, policy_metrics = jax.grad(actor_loss, has_aux=True)(params, state, batch, noise_key, args)
+    grads, policy_metrics = jax.grad(actor_loss, has_aux=True)(params, state, batch, actor_key, args)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     state, _ = every(args.target_network_frequency, index, move_targets, state, args)
     return state, metrics | policy_metrics
@@ -342,7 +342,7 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
-            envs.step_async(action)  # workers begin; without them step_wait does
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
             if step >= args.learning_starts:

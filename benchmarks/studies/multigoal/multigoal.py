@@ -1,7 +1,7 @@
 """A point in the plane and four goals: soft Q-learning, SAC and DDPG beside the exact soft optimum.
 
     python benchmarks/studies/multigoal/multigoal.py             # trains what is not trained, then draws
-    python benchmarks/studies/multigoal/multigoal.py --no-train  # what is finished in runs/multigoal/
+    python benchmarks/studies/multigoal/multigoal.py --no-train  # draws what is finished in runs/multigoal/
     python benchmarks/studies/multigoal/multigoal.py --no-runs   # the exact soft optimum alone, in a minute
 
 Prints a table and writes docs/figures/multigoal.png, the figure of Haarnoja et al. 2017
@@ -54,10 +54,10 @@ class Args:
 
 
 def soft_values(env: MultiGoal, tolerance: float = 1e-6) -> np.ndarray:
-    """V of the soft optimum on GRID × GRID, `(57, 57)`, by dynamic programming; exact but for the grids.
+    """V of the soft optimum on GRID × GRID, `(57, 57)`, by dynamic programming; exact up to the grids.
 
-    V(p) = α log ∫ exp(Q(p, a)/α) da by the midpoints of the cells of actions, Q(p, a) = r + γ V(p'), with V
-    interpolated linearly and 0 where a goal ends the episode.
+    V(p) = α log ∫ exp(Q(p, a)/α) da by the midpoint rule on the cells of actions, Q(p, a) = r + γ V(p'), with
+    V interpolated linearly and 0 where a goal ends the episode.
     """
     positions = np.stack(np.meshgrid(GRID, GRID, indexing="ij"), axis=-1)
     V = np.zeros((len(GRID), len(GRID)))
@@ -116,7 +116,7 @@ def exact_policy(env: MultiGoal, V: np.ndarray) -> Policy:
 
 
 def exact_values(env: MultiGoal, V: np.ndarray, position: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """Q of actions `(n, 2)` at a position under the exact optimum, from that of the cells, `(n,)`."""
+    """Q of actions `(n, 2)` at a position under the exact optimum, interpolated between cells, `(n,)`."""
     q = action_values(env, V, position).reshape(len(CELLS), len(CELLS))
     return map_coordinates(q, ((actions + 1) / CELL - 0.5).T, order=1, mode="nearest")
 
@@ -133,7 +133,7 @@ def trained_policy(algorithm: ModuleType, state: Any, deterministic: bool) -> Po
 
 
 def learned_values(state: Any, position: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """Q of actions `(n, 2)` at a position, by the only critic or the smaller one, in its units, `(n,)`."""
+    """Q of actions `(n, 2)` at a position, the minimum over the critics, in the critics' units, `(n,)`."""
     critics = state.critic if hasattr(state, "critic") else state.critics
     obs = jnp.broadcast_to(jnp.float32(position), actions.shape)
     q = np.asarray(critics.apply_fn(critics.params, obs, jnp.float32(actions)))
@@ -207,7 +207,7 @@ def compare(args: Args, env: MultiGoal, V: np.ndarray, cells: list[sweep.Cell]) 
 
 
 def main(args: Args) -> int:
-    """Exit status. Raises UsageError without matplotlib, or without the runs."""
+    """Trains, prints and draws; returns the exit status. Raises UsageError without matplotlib or the runs."""
     require(args.episodes >= 1, f"episodes must be >= 1; got {args.episodes}")
     if args.runs:
         pyplot()  # before hours of training

@@ -56,7 +56,7 @@ class Args:
 
 
 def flat(action: jax.Array) -> jax.Array:
-    """Every action is as good."""
+    """All actions are equally good."""
     return jnp.zeros(action.shape[:-1])
 
 
@@ -66,7 +66,7 @@ def double_well(action: jax.Array) -> jax.Array:
 
 
 def slope(action: jax.Array) -> jax.Array:
-    """The mode is the bound."""
+    """The mode is at the upper bound."""
     return 5 * action.sum(axis=-1)
 
 
@@ -93,7 +93,7 @@ def uncorrected(particle: jax.Array, obs: jax.Array, state: sql.State, args: sql
 
 
 def uncorrected_loss(params, state, batch, key, args, log_density=uncorrected):
-    """`sql.actor_loss` with another density of the particles."""
+    """`sql.actor_loss` with `log_density` as the density of the particles."""
     (moved, fixed), (fixed_key, moved_key) = args.particles, jax.random.split(key)
     fixed = sql.sample_particles(sql.policy(state), batch.obs, fixed_key, fixed, args)
     moved = sql.sample_particles(Partial(state.actor.apply_fn, params), batch.obs, moved_key, moved, args)
@@ -196,10 +196,10 @@ def compare_proposals() -> None:
 
 
 def compare_on_a_run(folder: str) -> None:
-    """Prints bias and deviation of the soft value of 200 of a run's last states, in nats of exp(Q/α).
+    """Prints bias and standard deviation of the soft value V/α in 200 of a run's last states, in nats.
 
-    The mixture's Gaussian is fitted to 16 samples of the run's own sampler. The value itself is that of 64
-    times 256 proposals of the mixture; half of them tell how far it can be trusted.
+    The mixture's Gaussian is fitted to 16 samples of the run's own sampler. The value taken as exact is that
+    of 64 times 256 proposals of the mixture; the value from half of them tells how far it can be trusted.
     """
     args: Any = recorded_args(sql.Args, folder)
     state, checkpoint = trained_state(sql, Path(folder))
@@ -207,7 +207,7 @@ def compare_on_a_run(folder: str) -> None:
     obs, dim = jnp.asarray(newest.obs[0][-1000::5]), newest.action.shape[-1]
     samples_key, *keys = jax.random.split(jax.random.key(0), 97)
     samples = sql.policy(state)(sql.repeat(obs, 16), samples_key)
-    # soft_value reads the targets; here the newest critics are meant
+    # soft_value reads the targets; the newest critics are to be measured
     state = state.replace(target_critics=state.critics.params)
     energy = target_energy(state, obs, args)
 
@@ -239,7 +239,7 @@ def compare_on_a_run(folder: str) -> None:
 
 
 def updates_per_second(update: BatchUpdate, updates: int) -> float:
-    """Updates per second of `updates` of them."""
+    """Updates per second, timed over `updates` of them."""
     update.wait()
     start = time.perf_counter()
     for index in range(updates):
@@ -249,7 +249,7 @@ def updates_per_second(update: BatchUpdate, updates: int) -> float:
 
 
 def compare_cost(updates: int) -> None:
-    """Prints updates per second, medians of three rounds in turn, and SAC's beside them."""
+    """Prints updates per second, as medians of three rounds in which rows take turns, and relative to SAC."""
     args, envs = sql.Args(), SeedEnvs("HalfCheetah-v4", [1])
     rows = {"SAC": BatchUpdate(sac, sac.Args(), envs)}
     for value, svgd in ((4, 4), (8, 8), (16, 16), (32, 16), (16, 32), (32, 32), (50, 32)):
@@ -271,7 +271,7 @@ def compare_cost(updates: int) -> None:
 
 
 def main(args: Args) -> None:
-    """Raises UsageError for bad input."""
+    """Prints the table that was asked for. Raises UsageError for bad input."""
     positive = args.steps >= 1 and args.updates >= 1
     require(positive, f"steps and updates must be >= 1; got {args.steps} and {args.updates}")
     set_up_device("auto")

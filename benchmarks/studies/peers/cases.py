@@ -18,7 +18,7 @@ PLAIN: dict[str, Any] = dict(
 
 
 class Case(NamedTuple):
-    """An update of ours, and whose it is compared with."""
+    """An update of ours, and the peer's update that it is compared with."""
 
     flags: dict[str, Any]  # ours
     package: str
@@ -52,7 +52,7 @@ OBS_DIM, ACTION_DIM = 11, 3  # Hopper-v4's
 
 
 def their_settings(name: str, discrete: bool) -> dict[str, Any]:
-    """Of a Gaussian's divergence sb3-contrib takes the mean over the action's dimensions, ours the sum."""
+    """The peer's settings; sb3-contrib averages a Gaussian's KL over action dimensions, where we sum."""
     settings = CASES[name].settings
     if name == "trpo" and not discrete:
         settings = settings | {n: settings[n] / ACTION_DIM for n in ("cg_damping", "target_kl")}
@@ -62,7 +62,7 @@ def their_settings(name: str, discrete: bool) -> dict[str, Any]:
 def make_rollout(
     algorithm: ModuleType, state: Any, args: Any, discrete: bool, rng: np.random.Generator
 ) -> Any:
-    """Random steps with ends of both kinds, also in the last row, and actions of the state's policy.
+    """Random steps with terminations and truncations, also in the last row, and actions of the policy.
 
     Observations and actions are rounded to float32, in which the peer's code passes them on.
     """
@@ -131,7 +131,7 @@ def random_state(algorithm: ModuleType, args: Any, discrete: bool, rng: np.rando
 def learn(
     name: str, discrete: bool, seed: int, rollouts: int
 ) -> tuple[Arrays, Arrays, list[dict[str, float]]]:
-    """What the peer is given, what our updates make of it, and their metrics."""
+    """The peer's input, what our updates make of the same input, and our metrics."""
     case, algorithm = CASES[name], algorithms()[name]
     args = algorithm.Args(seed=seed, **PLAIN, **case.flags)
     rng = np.random.default_rng(seed)

@@ -2,8 +2,8 @@
 
     python benchmarks/studies/peers/compare.py --peer-python ../peers/bin/python
 
-Makes parameters and rollouts from a seed, learns from them with our `update` and, in the peers' environment,
-with their `train()`, all in float64, and compares what comes out. Writes `rows.csv` beside this file.
+Makes parameters and rollouts from a seed, learns from them with our `update` and, in the peers' own Python,
+with their `train()`, all in float64, and compares the results. Writes `rows.csv` beside this file.
 """
 
 import csv
@@ -44,7 +44,7 @@ class Args:
 
 
 def ask_peer(python: Path, given: Arrays) -> Arrays:
-    """What the peer makes of it. Raises UsageError, with its errors, if it fails."""
+    """The peer's results for `given`. Raises UsageError, with the peer's errors, if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         case, found = Path(folder, "case.npz"), Path(folder, "updates.npz")
         np.savez(case, **given)  # pyright: ignore[reportArgumentType]
@@ -58,13 +58,13 @@ def ask_peer(python: Path, given: Arrays) -> Arrays:
 
 
 def split(results: Arrays, rollouts: int) -> list[Arrays]:
-    """Results of every rollout, each with the step of a policy scaled to length 1."""
+    """Results by rollout, with the direction of the policy's step scaled to length 1."""
     found: list[Arrays] = [{} for _ in range(rollouts)]
     for name, value in results.items():
         number, _, rest = name.partition("/")
         found[int(number)][rest] = value
     for arrays in found:
-        # ours has δ in it, the peer's has not
+        # ours is scaled to a divergence of δ, the peer's is not
         names = [name for name in arrays if name.startswith("direction/")]
         length = np.sqrt(sum(float((arrays[name] ** 2).sum()) for name in names))
         arrays |= {name: arrays[name] / length for name in names}
@@ -74,9 +74,9 @@ def split(results: Arrays, rollouts: int) -> list[Arrays]:
 def differences(
     given: Arrays, ours: list[Arrays], theirs: list[Arrays]
 ) -> Iterator[tuple[str, float, float]]:
-    """Quantity, largest absolute difference in all updates, and how large the quantity is.
+    """Each quantity, its largest absolute difference over all updates, and its size.
 
-    The size of parameters is the largest change that an update made.
+    The size of a quantity is its largest absolute value, or for parameters the largest change by an update.
     """
     before = {f"after/{n[7:]}": x for n, x in given.items() if n.startswith("before/")}
     for kind, belongs in KINDS.items():

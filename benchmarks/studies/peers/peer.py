@@ -1,13 +1,13 @@
 """Updates of Stable-Baselines3 and sb3-contrib on given rollouts, for `compare.py`.
 
-Runs in the peer's own environment, so it imports nothing of ours:
+Runs in the peer's own Python environment, so it imports nothing of ours:
 
     python benchmarks/studies/peers/peer.py case.npz updates.npz
 
 Reads parameters and rollouts, and writes advantages, targets of V, and the parameters after each update, all
-float64. What learns is the peer's own `train()`, on its own rollout buffer, which is filled by hand. Replaced
-are only its random draws, which are the order of minibatches and the start of conjugate gradient, the
-tolerance of the latter, and a cast to float32.
+float64. It learns with the peer's own `train()`, on the peer's own rollout buffer, which is filled by hand.
+Only these are replaced: the random draws (the order of minibatches and the start of conjugate gradient), the
+tolerance of conjugate gradient, and a cast to float32.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Spaces(gymnasium.Env):
-    """Spaces alone, which is all that a model asks of an environment before it steps it."""
+    """An environment with spaces only, which is all that a model needs before the first step."""
 
     def __init__(self, obs_dim: int, action_dim: int, discrete: bool):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float64)
@@ -46,7 +46,7 @@ def make_model(case: dict[str, Any], parameters: Arrays) -> Any:
     model = make("MlpPolicy", envs, device="cpu", policy_kwargs=kwargs, **case["settings"])
     model.set_logger(logger.configure(format_strings=[]))
     model.policy.double()
-    # observations, which were rounded to float32 before, are cast to it on their way in
+    # the model casts observations to float32, to which they were rounded before; this casts them back
     model.policy.features_extractor.register_forward_hook(lambda module, given, features: features.double())
     torch = importlib.import_module("torch")
     model.policy.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
@@ -78,7 +78,7 @@ def fill(model: Any, rollout: Arrays) -> None:
 
 @contextmanager
 def replaced(module: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """Something of a module, replaced for a while."""
+    """Replaces an attribute of a module inside the context."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -2,8 +2,8 @@
 
     python benchmarks/studies/policy_gradient/policy_gradient.py    # a few minutes; table, figure
 
-Learns a random MDP with the update of `sql_discrete.py`, a step of the environment for each, in float64, and
-compares two directions on the way, both without sampling error: -∇J_Q of its `critic_loss`, with states and
+Learns on a random MDP with the update of `sql_discrete.py`, one environment step per update, in float64. On
+the way it compares two directions, both without sampling error: -∇J_Q of its `critic_loss`, with states and
 actions of the policy of `age` updates ago; and, on the same states, α ∇J plus the value regression, with
 actions of the present policy. Writes docs/figures/cosine.png and its rows, both in the folder it is run from.
 Needs matplotlib (the extra `plots`).
@@ -30,7 +30,7 @@ from cleanrl_maxent.tabular import boltzmann, visits
 P, R, START = random_mdp(seed=0, num_states=5, num_actions=3)
 GAMMA, ALPHAS = 0.9, (1.0, 0.3, 0.1)
 AGES = (0, 1, 3, 10, 30, 100, 300, 1_000, 2_000)  # in updates
-FIRST, LAST, APART = 2_000, 4_000, 500  # updates after which gradients are compared
+FIRST, LAST, APART = 2_000, 4_000, 500  # gradients are compared after every APART updates from FIRST to LAST
 COLUMNS: tuple[str, ...] = ("alpha", "seed", "update", "age", "cosine", "policy_cosine", "share", "policy_tv")
 
 
@@ -122,7 +122,7 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def compare(found: tuple, old: np.ndarray, alpha: float) -> dict[str, float]:
-    """Both directions, where Q of the policy that made the data is `old`."""
+    """Compares both directions; `old` is Q, `(S, A)`, of the policy that made the data."""
     of_critic, of_policy, of_value, Q = found
     now, acted = boltzmann(Q, alpha), boltzmann(old, alpha)
     states = (1 - GAMMA) * visits(P, GAMMA, START, acted)

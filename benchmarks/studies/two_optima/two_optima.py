@@ -2,7 +2,7 @@
 
     python benchmarks/studies/two_optima/two_optima.py    # trains what is not trained yet; table and figure
 
-Both weigh entropy with 0.5 in reward per nat; advantages, rewards and observations are not scaled. Trains in
+Both weight entropy with 0.5 reward per nat; advantages, rewards and observations are not scaled. Trains in
 runs/two-optima/, and writes docs/figures/two-optima.png and a row for each seed, all in the folder it is run
 from. Needs matplotlib (the extra `plots`).
 """

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     seed: np.ndarray  # int64: of the next reset
     action: np.ndarray  # (row, ...), in the environment's units, of its dtype
     obs: np.ndarray  # (row, obs_dim) float32: the current observation
-    next_obs: np.ndarray  # likewise: what the last step led to, also if an episode ended with it
+    next_obs: np.ndarray  # likewise: the observation after the last step, before any reset
     reward: np.ndarray  # float64
     terminated: np.ndarray  # bool
     truncated: np.ndarray  # bool
@@ -113,9 +113,9 @@ class Batch(Protocol):
 class EnvBatch:
     """Environments that are stepped in turn. Each is made when it is first needed.
 
-    With `autoreset`, the next episode begins within the step that ends one; without, the row
-    stops running, and an episode that seems endless is refused. `make` sets `spaces` and `rows`.
-    An exception in an episode, or a return value that is not allowed, is raised as RowFailed.
+    With `autoreset`, the step that ends an episode also begins the next; without, the row stops running,
+    and an episode that seems endless is refused. `make` sets `spaces` and `rows`. An exception in an
+    episode, or a return value that is not allowed, is raised as RowFailed.
     """
 
     spaces: Spaces
@@ -158,10 +158,10 @@ class EnvBatch:
             rows.elapsed[row] = 0
 
     def step_async(self) -> None:
-        """Nothing: environments of this process are stepped by `step_wait`."""
+        """Does nothing: `step_wait` steps the environments of this process."""
 
     def step_wait(self) -> None:
-        """Takes each running row's action."""
+        """Steps each running row with its action."""
         for row in map(int, np.flatnonzero(self.rows.running)):
             try:
                 self.step_row(row)
@@ -170,7 +170,7 @@ class EnvBatch:
 
     def step_row(self, row: int) -> None:
         rows, env = self.rows, self.envs[row]
-        # a copy, which the environment may keep
+        # a copy, because the environment may keep it
         obs, reward, terminated, truncated, info = env.step(rows.action[row].copy())
         rows.next_obs[row], rows.reward[row] = obs, reward
         rows.terminated[row], rows.truncated[row] = terminated, truncated
@@ -205,7 +205,7 @@ class EnvBatch:
         return same
 
     def close(self) -> None:
-        """Closes the environments; an exception of theirs, which can harm no result, is a warning."""
+        """Closes the environments; an exception then, which can harm no result, becomes a warning."""
         while self.envs:
             _, env = self.envs.popitem()
             try:

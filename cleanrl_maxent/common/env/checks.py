@@ -43,7 +43,7 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
         return f"v{version} needs the old mujoco-py; use {name}-v4 or {name}-v5"
     if env_id == "Pusher-v4":
         return "it needs mujoco < 3; use Pusher-v5"
-    # Gymnasium raises a TypeError anew, with a longer message
+    # Gymnasium re-raises a TypeError with a longer message
     own = problem.__cause__ if isinstance(problem.__cause__, TypeError) else problem
     line = " ".join(str(own).split()) or describe_exception(own)
     module = env_id.rpartition(":")[0]
@@ -53,7 +53,7 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
 
 
 def describe_signature(env_id: str, kwargs: dict[str, Any]) -> str:
-    """The arguments that an environment takes, if these do not fit or any are given; else empty."""
+    """The arguments that an environment takes, if `kwargs` has any or does not fit them; else empty."""
     spec = gym.registry.get(env_id.rpartition(":")[2])
     if spec is None or spec.entry_point is None:
         return ""
@@ -61,7 +61,7 @@ def describe_signature(env_id: str, kwargs: dict[str, Any]) -> str:
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     try:
         signature = inspect.signature(creator)
-    except ValueError:  # of a class in C
+    except ValueError:  # a class in C has none
         return ""
     given = {name: value for name, value in kwargs.items() if name != "render_mode"}
     try:
@@ -83,7 +83,7 @@ def check_kwargs(kwargs: dict[str, Any]) -> None:
 
 
 def alternatives(kind: str, algorithm: Path) -> str:
-    """The package's algorithms that take such actions; only variants of this one, if there are any; or ""."""
+    """The package's algorithms for this kind of action; only variants of `algorithm`, if any; or ""."""
     names = []
     for path in sorted(Path(__file__).parents[2].glob("*.py")):
         text = path.read_text("utf-8", errors="replace")
@@ -100,7 +100,7 @@ def check_spaces(
     env_id: str, env: gym.Env, action_spaces: tuple[str, ...], algorithm: Path | None = None
 ) -> None:
     """Raises UsageError unless observations are a 1-D Box and actions of one of the kinds `action_spaces`:
-    Box, 1-D with finite bounds, or Discrete. `algorithm`: the file that asks for them."""
+    Box, 1-D with finite bounds, or Discrete. `algorithm`: its file, to suggest others."""
     observation, action = getattr(env, "observation_space", None), getattr(env, "action_space", None)
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         shape = getattr(observation, "shape", None)

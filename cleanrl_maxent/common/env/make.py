@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cleanrl_maxent.common.cli import RunArgs
 
 TRAINING, EVALUATION = 0, 1  # streams of random numbers
-ONE_INSTANCE = "--env-reset restart --eval-episodes 0"  # with one seed, no second environment is made
+ONE_INSTANCE = "--env-reset restart --eval-episodes 0"  # with these and one seed, only one is made
 
 
 def environment_seed(seed: int, stream: int, *indices: int) -> int:
@@ -94,9 +94,9 @@ def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> Checked
 def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[gym.Env, int | None, bool]:
     """Gymnasium's environment, its time limit, and False if the environment itself enforces it.
 
-    CheckedEnv is next to the environment, so that it sees what `step` returns before Gymnasium's own wrappers
-    take it apart; it does what TimeLimit and the passive checker would do. Only if the registration
-    has wrappers, which may look for a time limit, TimeLimit stays between them.
+    CheckedEnv replaces TimeLimit and the passive checker, so that it sees what `step` returns before such
+    wrappers unpack it. TimeLimit stays only if the registration has wrappers, which may look for a time
+    limit.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -107,16 +107,16 @@ def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[
     env = gym.make(env_id, max_episode_steps=limit_there, disable_env_checker=True, **kwargs)
     if time_limit is None:
         time_limit = env.spec.max_episode_steps if inside and env.spec else spec and spec.max_episode_steps
-    if env.unwrapped.spec:  # where an environment may look for it
+    if env.unwrapped.spec:  # an environment may look for it here
         env.unwrapped.spec.max_episode_steps = time_limit
     return env, time_limit, not inside
 
 
 @contextmanager
 def no_deprecations() -> Iterator[None]:
-    """Keeps Gymnasium and MuJoCo from warning, once per environment, that v4 is old (the published curves
+    """Keeps Gymnasium and MuJoCo from warning, for every environment, that v4 is old (the published curves
     were measured on it) and that a wrapper opens the window."""
-    import mujoco  # here, so that its OpenGL backend can be chosen before
+    import mujoco  # here, because its OpenGL backend must be chosen first
 
     mujoco_handler = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
     set_handler = mujoco.set_mju_user_warning  # pyright: ignore[reportAttributeAccessIssue]

@@ -69,16 +69,16 @@ class Pool:
 
 
 def pickled_specs(env_id: str) -> dict[str, bytes]:
-    """Gymnasium's registry, by name, pickled, including classes and functions of a script.
+    """Gymnasium's registry, pickled, by name, including classes and functions of a script.
 
-    What cannot be pickled is left out. Raises UsageError if that is the environment asked for.
+    Specs that cannot be pickled are left out. Raises UsageError if the environment asked for is one of them.
     """
     module, _, chosen = env_id.rpartition(":")
     if module and chosen not in gym.registry:
         try:
             importlib.import_module(module)
         except Exception:
-            return {}  # said by the worker that makes it
+            return {}  # the worker that makes it reports this
     specs = {}
     for name, spec in gym.registry.items():
         try:
@@ -93,8 +93,8 @@ def pickled_specs(env_id: str) -> dict[str, bytes]:
 class SharedBatch:
     """Environments of all workers as one batch; see `EnvBatch`.
 
-    Row i belongs to worker i modulo the number of workers, which spreads the long and short episodes of one
-    seed's evaluation. `rows` is shared memory.
+    Row i belongs to worker i modulo the number of workers, which spreads one seed's evaluation episodes, long
+    and short, over the workers. `rows` is shared memory.
     """
 
     spaces: Spaces
@@ -129,7 +129,7 @@ class SharedBatch:
         return {worker: value for worker, (_, value, _) in answers.items()}
 
     def make(self, which: Iterable[int]) -> None:
-        """As `EnvBatch.make`."""
+        """Like `EnvBatch.make`."""
         rows: dict[int, list[int]] = {}
         for row in which:
             rows.setdefault(row % len(self.workers), []).append(row // len(self.workers))
@@ -150,11 +150,11 @@ class SharedBatch:
         self.ask("share", parts)
 
     def reset(self) -> None:
-        """As `EnvBatch.reset`."""
+        """Like `EnvBatch.reset`."""
         self.ask("reset", self.busy())
 
     def step_async(self) -> None:
-        """Wakes each worker that has running rows, to take their actions."""
+        """Wakes each worker that has running rows, to step them."""
         self.stepping = list(self.busy())
         for worker in self.stepping:
             self.processes.wake(worker, self.number)
@@ -169,11 +169,11 @@ class SharedBatch:
         return dict.fromkeys(np.unique(running % len(self.workers)).tolist(), ())
 
     def snapshot(self) -> list[tuple[dict, np.ndarray]]:
-        """As `EnvBatch.snapshot`."""
+        """Like `EnvBatch.snapshot`."""
         return self.in_order(self.ask("snapshot", dict.fromkeys(self.workers, ())))
 
     def restore(self, states: list[tuple[dict, np.ndarray]]) -> list[bool]:
-        """As `EnvBatch.restore`."""
+        """Like `EnvBatch.restore`."""
         return self.in_order(self.ask("restore", {w: (states[self.part(w)],) for w in self.workers}))
 
     def in_order(self, answers: dict[int, list]) -> list:

@@ -1,4 +1,4 @@
-"""Worker processes: started, asked, and ended; what to report about one that ends by itself."""
+"""Starts, asks and ends worker processes; reports one that ends by itself."""
 
 import mmap
 import os
@@ -25,7 +25,7 @@ from cleanrl_maxent.common.signals import SIGNALS
 WORKER = Path(__file__).with_name("worker.py")
 NAMES = {-number: number.name for number in signal.Signals}  # by the exit status that a signal gives
 PATIENCE = 5.0  # seconds that workers have to close their environments
-# of a worker: one thread, and if an environment uses JAX, no share of the GPU
+# environment variables of a worker: one thread, and no GPU if an environment uses JAX
 VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -37,20 +37,20 @@ VARIABLES = {
 
 
 class Processes:
-    """Workers, each with a pipe, and an unnamed file in memory that all of them share.
+    """Workers, each with a pipe, and an unnamed file that all of them share.
 
-    A request is one byte, the number of a batch to step, or MESSAGE and what follows; an answer is STEPPED,
-    or MESSAGE and what follows.
+    A request is one byte, the number of a batch to step, or MESSAGE and a message; an answer is STEPPED, or
+    MESSAGE and a message.
     """
 
     def __init__(self, count: int, setup: tuple):
-        """Starts the workers; `setup`: what each receives first, followed by its number from 0.
+        """Starts the workers. `setup`: what each receives after `sys.path`, followed by its number from 0.
 
-        Raises UsageError if the system allows fewer.
+        Raises UsageError if the system cannot start so many.
         """
         self.count, self.memory, self.size, self.batches = count, shared_file(), 0, 0
         self.pipes: list[Connection] = []
-        self.polls: list[select.poll] = []  # which tell whether a pipe has something to be read
+        self.polls: list[select.poll] = []  # tell whether a pipe has something to read
         self.running: list[subprocess.Popen] = []
         self.close = weakref.finalize(self, end, self.pipes, self.running, self.memory)
         for index in range(count):
@@ -85,7 +85,7 @@ class Processes:
             raise self.died(index) from problem
 
     def wake(self, index: int, number: int) -> None:
-        """Asks for a step of the batch of that number, below 255, in one byte."""
+        """Asks worker `index` to step batch `number`, below 255, in one byte."""
         try:
             os.write(self.pipes[index].fileno(), bytes([number]))
         except OSError as problem:

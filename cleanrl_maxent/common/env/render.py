@@ -55,8 +55,8 @@ def can_draw(backend: str) -> bool:
 def choose_backend() -> str:
     """Sets MUJOCO_GL, which MuJoCo and Gymnasium read, to the first backend that renders here; returns "".
 
-    Tries the one in MUJOCO_GL; else glfw if there is a display, EGL, and OSMesa. If none renders, returns the
-    reason, in one line. Outside Linux there is nothing to choose.
+    Tries the one in MUJOCO_GL, if set; else glfw if there is a display, then EGL and OSMesa. If none renders,
+    returns the reason, in one line. Outside Linux there is nothing to choose.
     """
     if platform.system() != "Linux":
         return ""
@@ -69,8 +69,8 @@ def choose_backend() -> str:
             os.environ["MUJOCO_GL"] = backend
             return ""
     if named:
-        return f"MuJoCo cannot draw by MUJOCO_GL={named}: apt-get install {PACKAGES[named]}"
-    return f"MuJoCo cannot draw: apt-get install {PACKAGES['egl']}, or {PACKAGES['osmesa']}"
+        return f"MuJoCo cannot render with MUJOCO_GL={named}: apt-get install {PACKAGES[named]}"
+    return f"MuJoCo cannot render: apt-get install {PACKAGES['egl']}, or {PACKAGES['osmesa']}"
 
 
 def prepare_rendering(env_id: str, render_mode: str) -> None:
@@ -103,8 +103,8 @@ def check_rendering(env: gym.Env, render_mode: str) -> None:
     if not hasattr(env.unwrapped, "mujoco_renderer"):
         return
     if render_mode == "human":
-        opens = platform.system() != "Linux" or can_draw("glfw")  # where it cannot, glfw ends the process
-        require(opens, "no window opens; check DISPLAY, or make a film")
+        opens = platform.system() != "Linux" or can_draw("glfw")  # if it cannot, glfw ends the process
+        require(opens, "no window can be opened; check DISPLAY, or make a film")
     elif reason := choose_backend():
         raise UsageError(reason)
 
@@ -124,18 +124,18 @@ def set_scene(env: gym.Env, size: int) -> None:
 
 
 def set_window_scene(env: gym.Env) -> None:
-    """The same camera and floor for an open window; the Tab key changes the camera."""
+    """Sets the same camera and floor in an open window; the Tab key changes the camera."""
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is None:
         return
     if (camera := following_camera(renderer.model)) != STILL:
-        renderer.viewer.cam.type = mujoco_names().mjtCamera.mjCAMERA_FIXED  # of the model, where it moves
+        renderer.viewer.cam.type = mujoco_names().mjtCamera.mjCAMERA_FIXED  # the model's own, which moves
         renderer.viewer.cam.fixedcamid = camera
     widen_floor(renderer.model)
 
 
 def widen_floor(model: Any) -> None:
-    """Makes the planes of a MuJoCo model look larger; for the dynamics they are infinite."""
+    """Makes the planes of a MuJoCo model look larger; in the dynamics they are infinite anyway."""
     planes = model.geom_type == mujoco_names().mjtGeom.mjGEOM_PLANE
     model.geom_size[planes, :2] *= WIDER
     materials = model.geom_matid[planes]

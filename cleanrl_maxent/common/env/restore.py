@@ -10,7 +10,7 @@ import numpy as np
 from cleanrl_maxent.common.env.wrapper import CheckedEnv, locate
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
 
-SEED = 3  # with most others, what survives a reset of BipedalWalkerHardcore does not show
+SEED = 3  # most other seeds miss the state that survives a reset of BipedalWalkerHardcore
 STEPS_TOGETHER = 100
 RESTART = "--env-reset restart (a resumed run then begins a new episode)"
 
@@ -26,8 +26,8 @@ class RestorableEnv(gym.Wrapper):
     """Remembers the random state before the last reset, and the actions since.
 
     It must be the outermost wrapper. `env_reset` is the flag: with "fresh", every reset builds a new
-    environment, so that one with state that survives a reset can be restored too; with "restart", nothing is
-    remembered, and the environment may have any random generator.
+    environment, so that state that survives a reset is restored too; with "restart", nothing is remembered,
+    and the environment may have any random generator.
     """
 
     def __init__(self, build: Callable[[], CheckedEnv], env_reset: str = "reuse"):
@@ -67,14 +67,14 @@ class RestorableEnv(gym.Wrapper):
         return dict(bits.state)
 
     def rebuild(self) -> None:
-        """A new environment in the random state before the last reset."""
+        """Replaces the environment by a new one, in the random state before the last reset."""
         self.env.close()
         self.env = self.build()
         if self.before:
             self.unwrapped.np_random = generator_at(self.before)
 
     def snapshot(self) -> tuple[dict[str, Any], np.ndarray]:
-        """What JSON can hold, and the actions since the last reset, `(step, action_dim)`."""
+        """Seed and random states, for JSON; and the actions since the last reset, `(step, ...)`."""
         actions = np.array(self.actions, self.action_space.dtype).reshape(
             -1, *(self.action_space.shape or ())
         )
@@ -102,7 +102,7 @@ def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str)
     """Restores a second environment to several states of a first one, and steps both.
 
     Raises UsageError, naming the remaining options, if they diverge, and an environment's own exception as
-    EnvironmentFailed. It may miss state that survives a reset and rarely shows.
+    EnvironmentFailed. The check may miss state that survives a reset but rarely has an effect.
     """
     with closing(RestorableEnv(build, env_reset)) as env, closing(RestorableEnv(build, env_reset)) as other:
         try:
@@ -114,13 +114,13 @@ def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str)
     if not same:
         ways = RESTART if env_reset == "fresh" else f"--env-reset fresh, or {RESTART}"
         raise UsageError(
-            f"{name} cannot be restored exactly: the actions since its last reset lead to another state; "
-            f"add {ways}"
+            f"{name} cannot be restored exactly: replaying actions since its last reset leads "
+            f"to another state; add {ways}"
         )
 
 
 def stay_equal(env: RestorableEnv, other: RestorableEnv) -> bool:
-    """True if `other`, restored again and again to the state of `env`, then does what `env` does."""
+    """True if `other`, each time it is restored to the state of `env`, then does what `env` does."""
     env.action_space.seed(SEED)
     env.reset(seed=SEED)
     for length in (37, 21, 12, 5):

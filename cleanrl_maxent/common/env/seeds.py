@@ -32,9 +32,9 @@ class SeedEnvs:
     """One environment per seed, or several copies; each has its own random stream.
 
     Arrays lead with `(seed · copy,)`. `task`: dimensions and bounds. `obs`: the current observations,
-    `(..., obs_dim)` float32. `transition`: the last step, zeros before the first, with the true next
-    observation also if an episode ended; `ended`: 1 if it did, terminated or truncated, float32. `steps`:
-    steps taken with each seed.
+    `(..., obs_dim)` float32. `transition`: the last step, zeros before the first; `next_obs` is the true next
+    observation even if an episode ended. `ended`: float32, 1 if an episode ended, terminated or truncated.
+    `steps`: environment steps taken with each seed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SeedEnvs:
         self.env_id = choice if isinstance(choice, str) else choice.env_id
         if env_reset != "restart":
             check_restorable(self.env_id, lambda: make_env(choice), env_reset)
-        self.warned = False  # of an episode without end
+        self.warned = False  # about an episode that does not end
         self.steps = 0
         self.pool = Pool(choice, env_reset, workers)
         try:
@@ -76,7 +76,7 @@ class SeedEnvs:
 
     def reset(self, *indices: int) -> np.ndarray:
         """Begins new episodes, seeded by the seed, `indices` and the number of the copy."""
-        # copy 0 is seeded like a single one
+        # copy 0 is seeded as if it were the only one
         copies = [(copy,) if copy else () for copy in range(self.copies)]
         self.batch.rows.seed[:] = [
             environment_seed(s, TRAINING, *indices, *copy) for s in self.seeds for copy in copies
@@ -105,9 +105,9 @@ class SeedEnvs:
         return self.step_wait()
 
     def step_async(self, action: Array) -> None:
-        """Begins a step; see `step`. Workers take it while this process continues, until `step_wait`.
+        """Begins a step; see `step`. Workers step while this process continues, until `step_wait`.
 
-        Without workers nothing happens yet, and an `action` that is being computed is not awaited.
+        Without workers nothing happens yet, and an `action` still being computed is not waited for.
         """
         self.action = action
         if self.pool.workers:
@@ -165,28 +165,28 @@ class SeedEnvs:
         return locating(self.env_id, where, lambda row: self.seeds[row // self.copies])
 
     def snapshot(self) -> tuple[list[dict], dict[str, np.ndarray]]:
-        """Where every environment is: what JSON can hold, and arrays."""
+        """The state of every environment: values for JSON, and arrays."""
         snapshots, actions = zip(*self.batch.snapshot(), strict=True)
         arrays = {f"actions/{name}": taken for name, taken in zip(self.names(), actions, strict=True)}
         arrays |= {f"transition/{name}": np.asarray(value) for name, value in vars(self.transition).items()}
         return list(snapshots), {"obs": self.obs, **arrays}
 
     def names(self) -> list[str]:
-        """What the environments are called in a snapshot: their seed, and which copy of several."""
+        """The environments' names in a snapshot: the seed, and after the first copy its number."""
         numbers = range(self.copies)
         return [f"{seed}/{copy}" if copy else f"{seed}" for seed in self.seeds for copy in numbers]
 
     def restore(self, steps: int, snapshots: list[dict], arrays: dict[str, np.ndarray]) -> None:
         """Restores freshly made environments to a snapshot, taken after `steps` steps.
 
-        With `env_reset` "restart" they begin a new episode instead. Raises UsageError if one does not
-        arrive there.
+        With `env_reset` "restart" they begin a new episode instead. Raises UsageError if one reaches
+        another state.
         """
         self.steps, self.obs = steps, arrays["obs"]
         transition = subtree("transition/", arrays)
-        transition.setdefault("truncated", np.zeros_like(transition["terminated"]))  # earlier ones lack it
+        transition.setdefault("truncated", np.zeros_like(transition["terminated"]))  # older snapshots lack it
         self.transition = Transition(**transition)
-        if self.env_reset == "restart":  # which cuts the episode
+        if self.env_reset == "restart":  # which cuts the episodes short
             self.transition = replace(self.transition, truncated=np.ones_like(self.transition.terminated))
             self.obs = self.reset(steps)
             return

@@ -29,7 +29,7 @@ class Worker:
         from cleanrl_maxent.common.env.make import made, make_env
         from cleanrl_maxent.common.env.restore import RestorableEnv
 
-        if index:  # other processes have made one
+        if index:  # other workers have made this environment too
             made.add(choice)
         self.memory = memory
         self.build = lambda: RestorableEnv(lambda: make_env(choice), env_reset)
@@ -43,7 +43,7 @@ class Worker:
 
     def make(self, number: int, which: list[int]) -> bytes:
         """Makes the environments of some rows of this worker; returns their spaces, pickled."""
-        import cloudpickle  # for spaces of classes of the user's script
+        import cloudpickle  # for spaces whose classes are in the user's script
 
         from cleanrl_maxent.common.env.batch import RowFailed
 
@@ -83,7 +83,7 @@ class Worker:
 
 
 def register(choice: Any, specs: dict[str, bytes]) -> None:
-    """Registers what the parent has registered, perhaps at run time and with classes of its script.
+    """Registers what the parent has registered, even at run time or with classes of its script.
 
     `specs`: pickled, by name. Those that cannot be loaded are left out, except the environment asked for.
     """
@@ -93,10 +93,10 @@ def register(choice: Any, specs: dict[str, bytes]) -> None:
     module, _, chosen = choice.env_id.rpartition(":")
     spec = cloudpickle.loads(specs.pop(chosen)) if chosen in specs else None
     entry_point = getattr(spec, "entry_point", None)
-    # modules that register environments do so before, since a second time gives a warning
+    # modules that register environments come first, since registering one twice gives a warning
     modules = [module, entry_point.partition(":")[0] if isinstance(entry_point, str) else ""]
     for name in filter(None, modules):
-        with suppress(Exception):  # said when the environment is made
+        with suppress(Exception):  # reported when the environment is made
             importlib.import_module(name)
     for name, pickled in specs.items():
         if name not in gym.registry:
@@ -107,7 +107,7 @@ def register(choice: Any, specs: dict[str, bytes]) -> None:
 
 
 def prepare() -> None:
-    """Leaves signals that ask a program to stop to the parent; output that nobody reads is not an error."""
+    """Leaves stop signals to the parent; output that nobody reads is not an error."""
     from cleanrl_maxent.common.output import make_output_lossy
     from cleanrl_maxent.common.signals import SIGNALS
 
@@ -121,7 +121,7 @@ def prepare() -> None:
 
 
 class Requests:
-    """What the parent asks for. A request starts with one byte; for a step that is all."""
+    """The parent's requests. Each starts with one byte; a request for a step has no more."""
 
     def __init__(self, connection: Connection):
         self.connection, self.file = connection, connection.fileno()
@@ -144,8 +144,8 @@ class Requests:
 def serve(requests: Requests, memory: int) -> None:
     """Answers requests until the parent closes the pipe or is gone.
 
-    The first two are the parent's `sys.path` and what `Worker` needs. Then a batch's number asks for a step
-    of that batch, `(method, *arguments)` for anything else. An answer is `(True, value, None)`, or, if an
+    The first two are the parent's `sys.path` and what `Worker` needs. After that, a number asks for a step of
+    that batch, and `(method, *arguments)` for anything else. An answer is `(True, value, None)`, or, if an
     environment raised an exception, `(False, row, problem)`.
     """
     paths, setup = requests.receive(), requests.receive()

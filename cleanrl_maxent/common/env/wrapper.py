@@ -9,17 +9,17 @@ import numpy as np
 
 from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, UsageError, WorkerDied
 
-LONGEST_EPISODE = 50_000  # steps; an evaluation without a time limit ends here, and training warns
+LONGEST_EPISODE = 50_000  # steps; beyond, an evaluation without a time limit is refused, and training warns
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 SCALARS = {float, np.float64, np.float32}  # rewards that need no conversion
-LIMIT_IT = "add --max-episode-steps N (to a run of its own), or register it with max_episode_steps=N"
+LIMIT_IT = "add --max-episode-steps N (in a new run), or register it with max_episode_steps=N"
 STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
 
 
 class CheckedEnv(gym.Wrapper):
     """An environment whose `reset` and `step` return what Gymnasium's interface states, or raise UsageError.
 
-    Observations are float32, of the space's shape, and copies, which the environment cannot overwrite later;
+    Observations are float32, of the space's shape, and copies, so that the environment cannot overwrite them;
     the reward is a float, `terminated` and `truncated` are bools. Other types that mean the same, such as
     lists, integers and arrays of one element, are converted. The environment's `info` is dropped: nothing
     needs it, and some cannot be batched. Instead, at the end of an episode, it is
@@ -37,7 +37,7 @@ class CheckedEnv(gym.Wrapper):
         self.truncated_at = time_limit if truncates else None
         self.shape = env.observation_space.shape
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, self.shape, np.float32)
-        self.dtype: np.dtype | None = None  # of observations that were found to be numbers
+        self.dtype: np.dtype | None = None  # of the array observations checked so far
         self.length = 0  # steps of the episode
         self.episode_return: Any = 0.0  # undiscounted; summed in the type of the environment's rewards
 
@@ -74,7 +74,7 @@ class CheckedEnv(gym.Wrapper):
         return self.copy_obs(obs), value, terminated, truncated, info
 
     def copy_obs(self, obs: Any) -> np.ndarray:
-        """An observation as float32, which the environment cannot overwrite; raises UsageError."""
+        """A float32 copy of an observation; raises UsageError."""
         if type(obs) is not np.ndarray or obs.dtype is not self.dtype:
             self.check_numbers(obs)
             obs = np.asarray(obs)
@@ -126,7 +126,7 @@ def has_numbers(value: Any) -> bool:
     try:
         array = np.asarray(value)
         return array.dtype.kind in "biuf" or (array.dtype.kind == "O" and bool([*map(float, array.flat)]))
-    except (TypeError, ValueError, OverflowError):  # of lists of unequal lengths too
+    except (TypeError, ValueError, OverflowError):  # also for lists of unequal lengths
         return False
 
 
@@ -166,10 +166,10 @@ def describe_exception(problem: BaseException) -> str:
 
 
 def locate(problem: Exception, name: str, where: str) -> Exception:
-    """The exception to raise from `problem`, of the environment `name`, with where it happened.
+    """The exception to raise from `problem` of the environment `name`; it says where it happened.
 
-    What CheckedEnv refuses or a worker's end remains one line. An environment's own exception is the cause
-    of EnvironmentFailed, so that its own traceback is printed.
+    UsageError, NonFiniteError and WorkerDied keep their type. An environment's own exception becomes the
+    cause of EnvironmentFailed, so that its traceback is printed.
     """
     if isinstance(problem, UsageError | NonFiniteError | WorkerDied):
         return type(problem)(f"{problem} ({where})")

@@ -102,7 +102,7 @@ class Filming:
 
 
 def first_episode(film: Film, evaluation: Evaluation, policy: Any, keys: jax.Array, steps: int) -> Choose:
-    """The actions of the evaluation's first episode, bit-identical because computed in the same shapes."""
+    """Repeats the actions of the evaluation's first episode bit for bit, by computing in the same shapes."""
     args, space = evaluation.args, film.env.action_space
     shape = (args.num_seeds, len(evaluation.modes), args.eval_episodes)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, steps)

@@ -16,7 +16,7 @@ from cleanrl_maxent.common.evaluation import MODE_NAMES, default_frequency
 from cleanrl_maxent.common.run.folder import MAY_DIFFER
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
-LEFT_OUT = MAY_DIFFER - {"total_timesteps", "device", "allow_version_change"}  # of the command
+LEFT_OUT = MAY_DIFFER - {"total_timesteps", "device", "allow_version_change"}  # flags that the command omits
 
 CARD = """\
 ---
@@ -125,7 +125,7 @@ def yaml(text: str) -> str:
 def mean_reward(result: Mapping[str, Any]) -> tuple[float, float] | None:
     """Mean and standard deviation of the return over the last evaluations of all seeds; None without any.
 
-    It is that of the deterministic policy, if there is one.
+    They are those of the deterministic policy, if there is one.
     """
     for mode in MODE_NAMES:
         rows = [row for row in result["evaluations"].values() if f"{mode}/return_mean" in row]

@@ -1,11 +1,11 @@
 """The exact state of a run on disk: written whole or not at all, with checksums and without pickle.
 
-    checkpoint/checkpoint-{steps}.json    the files of the state after so many steps, with their SHA-256
+    checkpoint/checkpoint-{steps}.json    names the files of the state after that step, with their SHA-256
     checkpoint/state-{steps}.npz          arrays: all that is learned, and the environments' actions
-    checkpoint/segment-{steps}.npz        the transitions since the segment before; never rewritten
+    checkpoint/segment-{steps}.npz        the transitions since the previous segment; never rewritten
 
-A checkpoint's JSON file comes last, by a rename: a process killed at any moment leaves the checkpoints before
-it as they were. Two are kept.
+A checkpoint's JSON file is written last, by a rename: a process killed at any moment leaves earlier
+checkpoints intact. Two are kept.
 """
 
 import json
@@ -27,7 +27,7 @@ FORMAT = 2
 
 
 class Segment(NamedTuple):
-    """Transitions `start` … `stop` - 1 of a run, on disk; `load` gives them, axes `(seed, transition)`."""
+    """Transitions `start` … `stop` - 1 of a run, on disk; `load` reads them, axes `(seed, transition)`."""
 
     start: int
     stop: int
@@ -50,7 +50,7 @@ class Checkpoints:
         self.folder = folder
         self.last: Path | None = None
         self.steps = 0
-        self.segments: dict[str, dict] = {}  # of the next one: file name -> its transitions, its SHA-256
+        self.segments: dict[str, dict] = {}  # of the next one: file name -> start, stop, SHA-256
 
     def add_segment(self, steps: int, transitions: list[Transition]) -> None:
         """Writes the transitions up to step `steps` for the next checkpoint; raises OSError."""
@@ -135,13 +135,13 @@ class Checkpoints:
     def read_segment(self, name: str, sha256: str) -> Transition:
         """The transitions of a segment; raises Damaged."""
         arrays = self.read_arrays(name, sha256)
-        arrays = {"truncated": np.zeros_like(arrays.get("terminated", 0))} | arrays  # earlier ones lack it
+        arrays = {"truncated": np.zeros_like(arrays.get("terminated", 0))} | arrays  # older segments lack it
         if arrays.keys() != Transition.__annotations__.keys():
             raise Damaged(f"{self.folder / name} was written by other code")
         return Transition(**arrays)
 
     def read(self, path: Path) -> Checkpoint:
-        """A checkpoint, with everything it names checked; segments are loaded later. Raises Damaged."""
+        """A checkpoint, after checking all files that it names; segments are loaded later. Raises Damaged."""
         body = self.read_body(path)
         arrays = self.read_arrays(**body["state"])
         segments = []
@@ -154,7 +154,7 @@ class Checkpoints:
 
 
 def refill(replays: Replay, segments: list[Segment], steps: int) -> Replay:
-    """The rings after `steps` steps, with all that they held except the transition in flight.
+    """The rings with all that they held after `steps` steps; the last transition is stored in the next step.
 
     The arrays of `replays`, leading axis `(seed,)`, are consumed.
     """

@@ -13,12 +13,12 @@ def how_to_resume(folder: Path) -> str:
 
 
 def add_resume(problem: Exception, folder: Path, checkpoints: Checkpoints) -> None:
-    """Adds the step at which a run was stopped and saved, and how to resume it."""
+    """Adds the step at which a run was stopped and saved, and says how to resume it."""
     problem.args = (f"{problem} at step {checkpoints.steps:,}; resume with {how_to_resume(folder)}",)
 
 
 def add_saved(problem: Exception, folder: Path, checkpoints: Checkpoints) -> None:
-    """Adds to the message of a failure which step was saved before it."""
+    """Adds to a failure's message the step that was saved before it."""
     kept = f"step {checkpoints.steps:,} is saved in {folder}" if checkpoints.last else "nothing is saved yet"
     again = f"; resume with {how_to_resume(folder)}" if isinstance(problem, WorkerDied) else ""
     problem.args = (f"{problem}; {kept}{again}",)

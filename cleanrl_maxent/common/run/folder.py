@@ -18,7 +18,7 @@ from cleanrl_maxent.common.run.locking import acquire
 from cleanrl_maxent.common.run.machine import check_same_machine
 from cleanrl_maxent.common.run.record import is_intact
 
-# arguments that change nothing of what is learned or recorded, and so may differ on resume
+# arguments that may differ on resume, because they change nothing that is learned or recorded
 MAY_DIFFER = {
     "run_dir",
     "resume",
@@ -56,7 +56,7 @@ def make_run_dir(args: RunArgs) -> Path:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue  # another run, perhaps of this very second
+            continue  # another run, perhaps started in the same second
         except OSError as problem:
             raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
     raise AssertionError("unreachable")
@@ -96,7 +96,7 @@ def lock(folder: Path) -> TextIO:
 def find_checkpoint(
     folder: Path, checkpoints: Checkpoints, args: RunArgs, config: dict[str, Any]
 ) -> Checkpoint | None:
-    """The newest good checkpoint of the run in `folder`; None before its first.
+    """The newest good checkpoint of the run in `folder`; None if it has none yet.
 
     Raises UsageError if the folder holds another run or no good checkpoint is left, and Finished if
     it holds all that `args` ask for.
@@ -128,7 +128,7 @@ def find_checkpoint(
                 if not is_intact(record, synced):
                     raise Damaged(f"{record} is not what was written")
         except Damaged as problem:
-            say(f"warning: {problem}; trying the checkpoint before")
+            say(f"warning: {problem}; trying the previous checkpoint")
             continue
         check_same_args(folder, checkpoint.meta["args"], args)
         if not args.allow_version_change:
@@ -150,7 +150,7 @@ def find_checkpoint(
 def check_same_args(
     folder: Path, recorded: dict[str, Any], args: RunArgs, advice: str = "name another --run-dir"
 ) -> None:
-    """Raises UsageError, naming the arguments in which a run differs from the ones given."""
+    """Raises UsageError, naming the arguments that differ between a run and `args`."""
     given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
@@ -165,11 +165,11 @@ def check_same_args(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a run's `config.json` or `result.json`; raises UsageError if it is none."""
+    """The content of a run's `config.json` or `result.json`; raises UsageError if it is neither."""
     try:
         content = json.loads(path.read_text())
     except ValueError as problem:
         raise UsageError(f"{path} is damaged: {problem}") from problem
     if not isinstance(content, dict) or not {"algorithm", "total_timesteps"} & content.keys():
-        raise UsageError(f"{path} is not a run's; name another --run-dir")
+        raise UsageError(f"{path} does not belong to a run; name another --run-dir")
     return content

@@ -33,14 +33,14 @@ def split_seed(folder: Path) -> tuple[Path, int | None]:
 
 
 def newest_checkpoint(folder: Path, holds: str) -> Checkpoint:
-    """The newest good checkpoint of a run; raises UsageError, saying what it `holds`, if there is none."""
+    """The newest good checkpoint of a run. Raises UsageError if it has none; `holds`: what it would hold."""
     checkpoints = Checkpoints(folder / "checkpoint")
     checkpoints.check_version()
     for path in checkpoints.paths():
         try:
             return checkpoints.read(path)
         except Damaged as problem:
-            say(f"warning: {problem}; trying the checkpoint before")
+            say(f"warning: {problem}; trying the previous checkpoint")
     raise UsageError(f"{folder} has no good checkpoint, which would hold its {holds}")
 
 
@@ -55,7 +55,7 @@ def check_same_spaces(folder: Path, env_id: str, task: Task) -> None:
 def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:
     """For each seed in `wanted`, the recorded seed to use.
 
-    It is the same one; or `seed`, if given, or the only one there is. Raises UsageError if one is missing.
+    That is the same seed; or `seed`, if given, or the only one recorded. Raises UsageError if one is missing.
     """
     only = seed if seed is not None else recorded[0] if len(recorded) == 1 else None
     seeds = wanted if only is None else [only] * len(wanted)
@@ -65,7 +65,7 @@ def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[in
 
 
 def read_initial(args: RunArgs, task: Task) -> Initial:
-    """What `--init-from` names. Each seed takes the networks of the same seed, or of the one named.
+    """The state that `--init-from` names. Each seed takes the networks of the same seed, or of the one named.
 
     Raises UsageError if it is not a run of this algorithm, has other spaces, seeds or networks, or has no
     checkpoint.
@@ -95,7 +95,7 @@ def is_learned(node: Any) -> bool:
 def learned_prefixes(state: Any) -> tuple[str, ...]:
     """Prefixes of the names of the leaves that a run takes from another; optimisers are left out.
 
-    Of a `TrainState` they are those of its dictionaries: parameters, and statistics if it has any.
+    From a `TrainState`, a run takes only the dictionaries: parameters, and statistics if there are any.
     """
     nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_learned)[0]
     prefixes = []
@@ -109,7 +109,7 @@ def learned_prefixes(state: Any) -> tuple[str, ...]:
 
 
 def check_networks(state: Any, initial: Initial) -> None:
-    """Raises UsageError unless the networks of `initial` fit `state`, arrays or their shapes."""
+    """Raises UsageError unless the networks of `initial` fit `state`, which holds arrays or shapes."""
     prefixes, leaves = learned_prefixes(state), jax.tree_util.tree_flatten_with_path(state)[0]
     named = [(leaf_name(path), leaf.shape) for path, leaf in leaves]
     ours = {(name, shape) for name, shape in named if name.startswith(prefixes)}

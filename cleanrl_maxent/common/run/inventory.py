@@ -12,8 +12,8 @@ from cleanrl_maxent.common.errors import Damaged
 from cleanrl_maxent.common.run.locking import acquire
 
 MARKS = {"config.json", "result.json", ".lock"}  # a folder with one of these holds a run
-RETURNS = ("eval/return_mean", "eval_stochastic/return_mean")  # the second if there is no first
-TAILS = (2**16, 2**20, 2**24)  # bytes from the end of a record in which its last evaluation is looked for
+RETURNS = ("eval/return_mean", "eval_stochastic/return_mean")  # the second one if the first is missing
+TAILS = (2**16, 2**20, 2**24)  # bytes at the end of a record in which to look for its last evaluation
 
 
 class Row(NamedTuple):
@@ -83,7 +83,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as problem:
         raise Damaged(f"{path.name} is damaged: {problem}") from problem
     if not isinstance(content, dict):
-        raise Damaged(f"{path.name} is not a run's")
+        raise Damaged(f"{path.name} does not belong to a run")
     return content
 
 
@@ -93,14 +93,14 @@ def finished_seeds(evaluations: dict[str, dict], total: int) -> list[tuple[int, 
 
 
 def return_of(row: dict[str, Any]) -> float | None:
-    """The mean return in a row of metrics, of the deterministic policy if there is one; None without."""
+    """The mean return in a row of metrics, of the deterministic policy if there is one; None if absent."""
     return next((float(row[name]) for name in RETURNS if name in row), None)
 
 
 def read_end(path: Path) -> tuple[int, float | None]:
     """The step of the last complete row of a record, and the mean return of its last evaluation.
 
-    Reads only the end of the file. Raises OSError, and KeyError or TypeError for rows of something else.
+    Reads only the end of the file. Raises OSError, and KeyError or TypeError if the rows are not a run's.
     """
     steps = None
     for length in TAILS:

@@ -61,11 +61,11 @@ class Journal:
 
     def record_losses(self, steps: int, losses: Mapping[str, jax.Array]) -> None:
         """Every LOSSES_EVERY steps, writes a row per seed with the last known value of each loss; every tenth
-        time, also the speed. The last step has a row as well, if no extended run would go past it.
+        time, also the speed. The last step also has a row if the run cannot be extended.
 
         `losses`: arrays `(seed,)` on the device, of the last update; a loss that it did not measure keeps its
-        last value. One that is not finite raises NonFiniteError; another metric, such as a ratio that
-        overflows while training is sound, is left out of the row.
+        last value. A loss that is not finite raises NonFiniteError; any other metric that is not finite,
+        such as a ratio that overflows while training is sound, is left out of the row.
         """
         self.losses |= losses
         ends = self.args.length_is_fixed and steps == self.args.last_step
@@ -88,7 +88,7 @@ class Journal:
             self.show_speed(self.timing.measure(steps))
 
     def say_absent(self, steps: int, seed: int, names: Collection[str]) -> None:
-        """Says once for each metric that its values are not finite and so not recorded."""
+        """Warns once for each metric that values that are not finite are left out."""
         for name in sorted(set(names) - self.absent):
             self.terminal.print_line(
                 f"warning: {name} is not finite at step {steps:,}, seed {seed}: left out"
@@ -127,7 +127,7 @@ class Journal:
         self.records[0].tensorboard.add(steps, image_summary(film))
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What a checkpoint keeps of the record, once it is on disk: JSON values, and arrays `(seed,)`."""
+        """Flushes the record to disk; returns what a checkpoint keeps: JSON values, and arrays `(seed,)`."""
         meta = {"records": [record.sync() for record in self.records], "seconds": self.timing.seconds()}
         return meta, {f"metrics/{name}": np.asarray(array) for name, array in self.losses.items()}
 

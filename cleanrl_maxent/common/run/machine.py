@@ -12,7 +12,7 @@ import jax
 from cleanrl_maxent.common.devices import chosen_device
 from cleanrl_maxent.common.errors import UsageError
 
-# JAX's options that change numbers and that a user may change, for example to debug; each with its default
+# JAX options that affect results and that a user may change, for example to debug, with their defaults
 OPTIONS = {
     "eager_constant_folding": False,
     "jax_compiler_enable_remat_pass": True,
@@ -97,7 +97,7 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
             changes.append(f"{name} {was}, now {now[name]}")
     if changes:
         alone = len(changes) == 1 and changes[0].startswith("cpu_threads ") and "NPROC" in os.environ
-        exact = "unset NPROC, or " if alone else ""  # then a run has its threads again
+        exact = "unset NPROC, or " if alone else ""  # then the run gets its own number of threads again
         raise UsageError(
             f"the run was made with {'; '.join(changes)}: not bit-exact; "
             f"{exact}add --allow-version-change to resume"

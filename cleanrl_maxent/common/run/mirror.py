@@ -22,7 +22,7 @@ def in_a_line(problem: Exception) -> str:
 class Mirror:
     """The W&B run of a seed: row n of its record is W&B's step n, so that no row is sent twice or missed.
 
-    `wandb/seed-{s}.json` keeps the id of the W&B run, how many rows it holds with their SHA-256, and the
+    `wandb/seed-{s}.json` keeps the id of the W&B run, the number of its rows and their SHA-256, and the
     folder of an offline W&B run that has not ended.
     """
 
@@ -45,7 +45,7 @@ class Mirror:
 
         for offline_run in self.folder.glob("wandb/offline-run-*"):
             if self.offline and offline_run.name == self.state["unfinished"]:
-                shutil.rmtree(offline_run, ignore_errors=True)  # what it lacks is unknown: written again
+                shutil.rmtree(offline_run, ignore_errors=True)  # it may be incomplete: written again
         group = self.folder.resolve().name
         self.run = wandb.init(
             **self.options,
@@ -58,7 +58,7 @@ class Mirror:
             reinit="create_new",
         )
         self.run.define_metric("*", step_metric="global_step")
-        # the first row to send: online W&B says, offline it is what was written
+        # the first row to send: online, W&B knows it; offline, it follows the rows written
         self.first = self.state["rows"] if self.offline else self.run.starting_step
         self.state["unfinished"] = Path(self.run.dir).parent.name if self.offline else None
         self.save()
@@ -94,7 +94,7 @@ class Mirror:
             self.position, self.row, self.steps = self.position + len(line), self.row + 1, row["global_step"]
             self.sha256.update(line)
             if self.row == self.state["rows"] and self.sha256.hexdigest() != self.state["sha256"]:
-                self.say(f"W&B: seed {self.seed} differs from what was sent, and begins a new W&B run")
+                self.say(f"W&B: seed {self.seed} no longer matches what was sent: a new W&B run begins")
                 self.run.finish(exit_code=1)
                 self.state = new_state()
                 self.open()
@@ -103,7 +103,7 @@ class Mirror:
     def films(self, steps: int) -> dict[str, Any]:
         """The film made since the previous row, up to environment step `steps`; empty without one.
 
-        W&B logs it with a row, that of its own step, which is written after it.
+        W&B logs a film with the row of its step, which is written after the film.
         """
         import wandb
 
@@ -120,7 +120,7 @@ class Mirror:
 
     def finish(self, exit_code: int) -> None:
         """Ends the W&B run; raises TimeoutError if W&B does not accept the rest in time."""
-        if self.row > self.first and (film := self.films(self.steps)):  # that of the last step
+        if self.row > self.first and (film := self.films(self.steps)):  # the film of the last step
             self.run.log(film, step=self.row - 1)
         self.run.config.update(self.config(), allow_val_change=True)
         self.run.finish(exit_code=exit_code)

@@ -17,13 +17,13 @@ from tensorboardX.summary import text
 from cleanrl_maxent.common.files import flushing_if_possible
 from cleanrl_maxent.common.output import warn
 
-FLUSH_EVERY = 5.0  # seconds until TensorBoard's file shows what was written: each time waits for the disk
+FLUSH_EVERY = 5.0  # seconds between flushes of TensorBoard's file, each of which waits for the disk
 
 
 class TensorBoardFile:
     """TensorBoard's file: a copy of the record; if it cannot be written, the run continues without it.
 
-    `tensorboardX.SummaryWriter` writes from a thread; if that dies of a full disk, the program hangs.
+    `tensorboardX.SummaryWriter` writes from a thread; if a full disk ends it, the program hangs.
     """
 
     def __init__(self, folder: Path):
@@ -38,7 +38,7 @@ class TensorBoardFile:
             warn(f"{folder.name} is not shown in TensorBoard: {problem}")
 
     def add(self, steps: int, summary) -> None:
-        """Shows what `tensorboardX.summary` made, at `steps` environment steps."""
+        """Adds a summary from `tensorboardX.summary`, at `steps` environment steps."""
         if self.file:
             try:
                 self.file.write_event(Event(wall_time=time.time(), step=steps, summary=summary))
@@ -69,7 +69,7 @@ class Record:
         kept = read_start(self.path, length)
         self.file = open(self.path, "ab")
         self.file.truncate(length)
-        self.file.seek(length)  # until the first write, tell() is the old end otherwise
+        self.file.seek(length)  # otherwise tell() is the old end until the first write
         self.sha256 = hashlib.sha256(kept)
         self.tensorboard = TensorBoardFile(folder)
         table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
@@ -78,7 +78,7 @@ class Record:
             self.show(json.loads(line))
 
     def write(self, steps: int, metrics: Mapping[str, float]) -> None:
-        """One row, after `steps` environment steps; raises ValueError for what is not finite."""
+        """Writes one row, after `steps` environment steps; raises ValueError if a metric is not finite."""
         row = {"global_step": steps, **{name: float(value) for name, value in metrics.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         self.file.write(line)

@@ -12,8 +12,8 @@ from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
 class Result(dict[str, Any]):
     """The content of `result.json`, and the policies.
 
-    `run_dir`; `total_timesteps` as given; `seconds`, wall clock, `evaluation_seconds` of which evaluating;
-    `evaluations`, each seed's last.
+    Keys: `run_dir`; `total_timesteps`, as given; `seconds`, wall clock; `evaluation_seconds`, those of them
+    spent on evaluations; `evaluations`, the last one of each seed.
     """
 
     def __init__(self, content: dict[str, Any], args: RunArgs):

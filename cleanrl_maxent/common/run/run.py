@@ -30,13 +30,13 @@ from cleanrl_maxent.common.run.machine import describe_machine
 from cleanrl_maxent.common.run.result import Result
 from cleanrl_maxent.common.signals import deliver, postpone, stop_if_asked
 
-SEGMENT_LENGTH = 10_000  # transitions of the replay that wait in memory at most
+SEGMENT_LENGTH = 10_000  # transitions that wait in memory before they are written
 
 
 class Run:
     """Writes a run's files; those of seed s are in `seed-{s}/`.
 
-    In a folder that holds the unfinished run of the same arguments, resumes it from its last good checkpoint:
+    In a folder that holds an unfinished run of the same arguments, resumes it from its last good checkpoint:
     `resume` then returns that state, and the record is truncated to it. In the folder of a finished run
     nothing is left to do: no step follows, and `finish` returns the recorded result.
     """
@@ -74,7 +74,7 @@ class Run:
             raise
 
     def open(self) -> None:
-        """Finds the checkpoint to resume from, and opens the files, truncated to their length then.
+        """Finds the checkpoint to resume from, and opens the files, truncated to the lengths in it.
 
         Raises Finished, and UsageError like `find_checkpoint`.
         """
@@ -92,13 +92,13 @@ class Run:
         found = self.resumed_from
         self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
-            advice = "on a CPU, one process per seed is faster, as many as cores: see benchmarks/sweep.py"
+            advice = "on a CPU, one process per seed is faster, up to one per core: see benchmarks/sweep.py"
             self.journal.terminal.print_line(advice)
         if workers := self.envs.pool.workers:
             self.journal.terminal.print_line(f"environments in {workers} processes")
-        self.unsaved: tuple[int, Any] | None = None  # the end of the last step, until it is saved
+        self.unsaved: tuple[int, Any] | None = None  # steps and state after the last step, until saved
         self.transitions: list[Transition] = []  # since the last segment
-        self.capacity = 0  # transitions to keep: the replay's, and the one in flight
+        self.capacity = 0  # transitions to keep: the replay's, and the last one, not yet in it
 
     def resume(self, state, replay: Replay | None = None) -> tuple[int, Any, Any]:
         """The steps taken so far, and the state and replay at that point; the environments are restored too.
@@ -136,9 +136,9 @@ class Run:
     ) -> None:
         """Ends a step: records it, and saves every `--checkpoint-frequency` steps and at the last one.
 
-        `steps`: environment steps so far. `state`: everything learned. `losses`, `episodes`: see
-        `Journal`. Raises Stopped after a signal (the run saves on its way
-        out), NonFiniteError, and OSError if it cannot be written; the previous checkpoint is kept.
+        `steps`: environment steps so far. `state`: everything learned. `losses`, `episodes`: see `Journal`.
+        Raises Stopped after a signal (the run is saved before it ends), NonFiniteError, and OSError if it
+        cannot be written; the previous checkpoint is kept.
         """
         self.journal.record_episodes(steps, episodes)
         self.journal.record_losses(steps, losses)
@@ -174,7 +174,7 @@ class Run:
         self.checkpoints.write(steps, meta, arrays, self.capacity)
 
     def record_episodes(self, steps: int, episodes: Iterable[Episode]) -> None:
-        """Writes a row for each episode that ended at this step, if `end_step` does not follow."""
+        """Writes a row for each episode that ended at this step; for steps without `end_step`."""
         self.journal.record_episodes(steps, episodes)
 
     def evaluate(

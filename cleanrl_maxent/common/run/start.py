@@ -34,17 +34,17 @@ def split_keys(seeds: jax.Array) -> Keys:
 def count_workers(args: RunArgs, copies: int) -> int:
     """Number of workers: as given; by default none on a CPU, else one per core.
 
-    There are never more than environments of training or of an evaluation.
+    Never more than the environments of training or of an evaluation, whichever are more.
     """
     asked = args.env_workers
     if asked is None:
-        cores = min(int(os.environ.get("NPROC", cpu_count())), cpu_count())  # NPROC: a run's share of them
+        cores = min(int(os.environ.get("NPROC", cpu_count())), cpu_count())  # NPROC: a run's share
         asked = 0 if chosen_device().platform == "cpu" else cores
     return min(asked, args.num_seeds * max(copies, len(MODES) * args.eval_episodes))
 
 
 def start(args: RunArgs, copies: int = 1) -> tuple[SeedEnvs, Keys]:
-    """Checks the arguments, chooses the device, makes `copies` environments of every seed, and the keys.
+    """Checks the arguments, chooses the device, makes `copies` environments per seed, and the keys.
 
     Raises UsageError for bad input, before anything is written, NonFiniteError if an environment does not
     start with finite observations, and EnvironmentFailed.

@@ -13,7 +13,7 @@ from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.evaluation import EVERY, default_frequency
 from cleanrl_maxent.common.output import SCREEN
 
-PLAIN_LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
+PLAIN_LINE_EVERY = 30.0  # seconds between two lines without a terminal
 
 
 class Terminal:
@@ -35,7 +35,7 @@ class Terminal:
         return Text(self.line(), no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
-        """Step, percent, what it is doing, time left, steps per second of each seed, last evaluation."""
+        """Step, percent, current activity, time left, steps per second of each seed, last evaluation."""
         total = self.args.last_step
         line = f"step {self.steps:,}/{total:,} {self.steps / total:4.0%}"
         if self.console.is_terminal and (activity := describe_activity()):
@@ -58,9 +58,9 @@ class Terminal:
         self.last_line = time.perf_counter()
 
     def show_speed(self, speed: float) -> None:
-        """Keeps steps per second of each seed; a plain line at most every PLAIN_LINE_EVERY seconds.
+        """Sets steps per second of each seed; without a terminal, may print a line, see PLAIN_LINE_EVERY.
 
-        The last step has none: its evaluation, or the end of the run, has the same words.
+        The last step prints none: the line of its evaluation, or of the run's end, says the same.
         """
         self.speed = speed
         waited = time.perf_counter() - self.last_line > PLAIN_LINE_EVERY
@@ -68,7 +68,7 @@ class Terminal:
             self.print_line(self.line())
 
     def finish(self, seconds: float, evaluating: float) -> None:
-        """The last line of a run that ended well; `evaluating`: seconds of its evaluations."""
+        """Prints the last line of a finished run; `evaluating`: seconds spent on evaluations."""
         self.steps = self.args.last_step
         self.stop()
         share = f", evaluation {evaluating / seconds:.0%} of it" if evaluating else ""

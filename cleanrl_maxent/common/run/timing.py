@@ -8,7 +8,7 @@ from typing import TextIO
 
 from cleanrl_maxent.common.output import warn
 
-AGAIN = {"evaluation_seconds", "film_seconds"}  # of what follows the checkpoint of its step
+AGAIN = {"evaluation_seconds", "film_seconds"}  # measured after the step's checkpoint, and again on resume
 
 
 class Timing:
@@ -20,7 +20,7 @@ class Timing:
     def __init__(self, path: Path, steps: int, seconds: float):
         """Opens the file of a run that has taken `steps` steps in `seconds`.
 
-        Later rows are dropped, as are those of an evaluation or a film at that step, which are made again.
+        Later rows are dropped, as are those of an evaluation or a film at that step, which is made again.
         """
         self.started = time.perf_counter() - seconds
         self.last_time, self.last_steps = time.perf_counter(), steps

@@ -15,7 +15,7 @@ from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs
 
-PATIENCE = 18.0  # seconds for which a run waits at its end, at most
+PATIENCE = 18.0  # seconds that a run waits at its end, at most
 LOG = "wandb/tracker.log"  # in the run's folder: W&B's own output
 
 
@@ -77,9 +77,9 @@ class Tracker:
                 self.say(line.rstrip("\n"))
 
     def finish(self, exit_code: int) -> None:
-        """Reports how the run ended, and waits until the record is sent, PATIENCE ends or a signal comes.
+        """Reports how the run ended; waits until the record is sent, PATIENCE passes or a signal comes.
 
-        If something is not sent by then, a line says how to send it later. A second call does nothing.
+        If some of it is not sent by then, a line says how to send it later. A second call does nothing.
         """
         process, self.process = self.process, None
         if process is None:

@@ -25,8 +25,8 @@ def recorded_length(args: RunArgs) -> int | None:
 def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
     """All transitions kept by the run in the folder `source`, oldest first, `(seed, transition, ...)`.
 
-    Each seed takes those of the same seed, of the one that is named, `runs/x/seed-2`, or of the only one
-    there is. Raises UsageError if the run has other spaces, keeps none (its checkpoints were removed, or it
+    Each seed takes those of the same seed, of the one that is named, such as `runs/x/seed-2`, or of the only
+    one. Raises UsageError if the run has other spaces, keeps none (its checkpoints were removed, or it
     learned from rollouts), or is damaged.
     """
     folder, seed = split_seed(Path(source).expanduser())

@@ -107,7 +107,7 @@ def test_falls_back_to_the_checkpoint_before_and_says_so(which, stopped, referen
     file.write_bytes(file.read_bytes()[:-7])
     train(SMALL, stopped)
     said = capsys.readouterr().out
-    assert f"warning: {file} fails its checksum; trying the checkpoint before" in said
+    assert f"warning: {file} fails its checksum; trying the previous checkpoint" in said
     assert "resumed at step 270" in said
     assert differences(reference, digests(stopped)) == []
 

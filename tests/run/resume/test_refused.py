@@ -135,7 +135,7 @@ def test_one_writer(tmp_path):
 @pytest.mark.parametrize("content", ["[]", '{"model": 1}', '{"algorithm": "sac"}', "{"])
 def test_folder_with_a_foreign_config(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    line = r"config.json (is not a run's|is damaged: .*); name another --run-dir$"
+    line = r"config.json (does not belong to a run|is damaged: .*); name another --run-dir$"
     with pytest.raises(UsageError, match=line):
         train(SMALL, tmp_path)
 
