@@ -78,7 +78,9 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
             print(f"  {line}")
     if not found:
         ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
-        raise UsageError(f"nothing to compare: A has {ours}; B has {theirs}")
+        raise UsageError(
+            f"nothing to compare: A has {ours}; B has {theirs}; sets of several names are paired by name"
+        )
     several = [pair for pair in found if min(len(curve.seeds) for curve in pair) > 1]
     if len({(curve.env_id, curve.budget) for curve, _ in several}) > 1:
         tasks = [(of_a.final(), of_b.final()) for of_a, of_b in several]

@@ -25,6 +25,7 @@ DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3)
 TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
 NAMED = 10  # lines of a figure that the legend names
 SEEDS_SHOWN = 20  # with more seeds of variants, only their means are drawn
+STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
 MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
@@ -141,12 +142,12 @@ def tinted(color: str, share: float) -> Color:
 
 
 def digest(*shown: Any) -> str:
-    """A short hash of what a figure shows."""
+    """A short hash of what a figure shows, and in which style."""
 
     def plain(value: Any) -> Any:
         return np.round(value, 4).tolist() if isinstance(value, np.ndarray) else asdict(value)
 
-    return hashlib.sha256(json.dumps(shown, default=plain).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps((STYLE, shown), default=plain).encode()).hexdigest()[:16]
 
 
 def name_whole_ticks(axes: Any) -> None:

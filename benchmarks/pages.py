@@ -21,6 +21,7 @@ from benchmarks.tables import (
     number,
     published_band,
     published_table,
+    says_little,
     shared_tasks,
     task_table,
     variant_table,
@@ -52,9 +53,13 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
             beside = [curve for curve in defaults if (curve.env_id, curve.budget) == task]
             group = [curve for curve in beside if curve.algorithm == algorithm] + group
             drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm)))
-    for budget, group in shared_tasks(curves).items():
-        drawn.append(draw_profiles(group, out_dir / f"profiles-{budget}.png"))
-    return [*drawn, draw_efficiency(curves, out_dir / "efficiency.png")]
+    return [*drawn, *draw_scores(curves, out_dir), draw_efficiency(curves, out_dir / "efficiency.png")]
+
+
+def draw_scores(curves: list[Curve], out_dir: Path) -> list[Path]:
+    """Draws performance profiles for each number of steps in `shared_tasks`; returns the paths."""
+    groups = shared_tasks(curves).items()
+    return [draw_profiles(group, out_dir / f"profiles-{budget}.png") for budget, group in groups]
 
 
 def draw_tasks(curves: list[Curve], out_dir: Path) -> list[Path]:
@@ -199,7 +204,8 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
         low, high = (number(limit(float(row["mean"]) for row in rows)) for limit in (min, max))
         published = low if low == high else f"{low} to {high}"
         if band := published_band(rows, len(returns)):
-            published += f" ({verdict(mean, band)} {' to '.join(number(bound, mean) for bound in band)})"
+            judged = "too wide:" if says_little(band, rows) else verdict(mean, band)
+            published += f" ({judged} {' to '.join(number(bound, mean) for bound in band)})"
     flags = f", `{curve.flags}`" if curve.flags else ""
     return [f"{curve.env_id}, {curve.budget:,}{evaluation}{flags}", number(mean), published]
 

@@ -259,6 +259,8 @@ def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     rows, manifest, holders = [], {}, {}
     for before in stored:
         key = identity(before)
+        if key not in flags:
+            raise UsageError(f"{manifest_path} lacks the run {key}, which {path} has: collect it again")
         row = before | {"flags": flags[key]}
         enter_holder(row, key, holders)
         manifest[identity(row)] = entries[key]

@@ -22,7 +22,7 @@ import tyro
 from benchmarks.comparison import compare_sets, compare_with_published
 from benchmarks.figures import plural
 from benchmarks.metric import plot_metric
-from benchmarks.pages import draw_results, draw_tasks, refreshed_pages, report
+from benchmarks.pages import draw_results, draw_scores, draw_tasks, refreshed_pages, report
 from benchmarks.records import (
     RESULTS,
     Curve,
@@ -67,10 +67,11 @@ class Compare:
 
     The band is the 95% prediction interval for the mean of as many seeds of one more program, from the
     spread of published seeds and between published programs. A quoted pattern is one set: "runs/cpu/*sac*".
-    An algorithm's name stands for its collected runs, without its variants, unless a folder has that name.
+    The name of an algorithm, or of a variant on its page, stands for its collected runs, unless a folder has
+    that name.
     """
 
-    run_dirs: Paths  # runs, folders of runs, patterns in quotes, or algorithms
+    run_dirs: Paths  # runs, folders of runs, patterns in quotes, or names of algorithms
 
 
 @dataclass
@@ -111,16 +112,17 @@ def curves_of(*paths: Path) -> list[Curve]:
 
 
 def compared_curves(*paths: Path) -> list[Curve]:
-    """`curves_of`, where an algorithm's name stands for its collected runs, without its variants, unless a
-    folder has that name. Raises UsageError."""
+    """`curves_of`, where the name of an algorithm or variant stands for its collected runs, unless a folder
+    has that name. Raises UsageError."""
     missing = [path for path in paths if not path.exists() and not is_pattern(path)]
-    if unknown := [path for path in missing if str(path) not in algorithm_names()]:
+    collected = group_curves(read_results(RESULTS)[0]) if missing else []
+    variants = {curve.name for curve in collected if curve.is_variant}
+    if unknown := [path for path in missing if str(path) not in variants.union(algorithm_names())]:
         known = ", ".join(algorithm_names())
         raise UsageError(f"{unknown[0]} is neither a folder nor an algorithm; there are {known}")
-    collected = group_curves(read_results(RESULTS)[0]) if missing else []
     curves: list[Curve] = []
     for name in map(str, dict.fromkeys(missing)):
-        own = [curve for curve in collected if curve.algorithm == name and not curve.is_variant]
+        own = [curve for curve in collected if curve.name == name]
         if not own:
             raise UsageError(f"{RESULTS} has no run of {name}")
         curves += own
@@ -132,6 +134,7 @@ def draw(curves: list[Curve], out_dir: Path) -> str:
     """Draws every curve of a task and number of steps together; writes report.md, whose text is returned."""
     out_dir.mkdir(parents=True, exist_ok=True)
     draw_tasks(curves, out_dir)
+    draw_scores(curves, out_dir)
     text = report(curves)
     (out_dir / "report.md").write_text(text)
     return text

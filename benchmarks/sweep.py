@@ -261,9 +261,10 @@ def run_here(cells: list[Cell], number: int) -> int:
     last = len(cells) - 1
     require(0 <= number <= last, f"cell must be in 0 ... {last}, the suite's cells; got {number}")
     cell = cells[number]
+    if cell.in_use():
+        say(f"waiting: another process writes {cell.folder}")
     while cell.in_use():
         signals.listen()
-        say(f"waiting: another process writes {cell.folder}")
         if sleep_unless_signalled(10):
             return STOPPED
     if cell.finished():

@@ -84,6 +84,11 @@ def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float
     return prediction_interval(means, spreads, counts, seeds)
 
 
+def says_little(band: tuple[float, float], rows: list[dict[str, str]]) -> bool:
+    """True if a band reaches below 0 although every published mean is positive: it is very wide."""
+    return band[0] < 0 < min(float(row["mean"]) for row in rows)
+
+
 def verdict(mean: float, band: tuple[float, float] | None) -> str:
     """`inside`, `outside` or `no band`."""
     if band is None:
@@ -171,7 +176,7 @@ def verdicts(curves: Iterable[Curve]) -> str:
         if band := published_band(rows, len(curve.seeds)):
             if verdict(mean, band) == "inside":
                 inside += 1
-                wide += band[0] < 0 < min(float(row["mean"]) for row in rows)
+                wide += says_little(band, rows)
             else:
                 side = "above" if mean > band[1] else "below"
                 place = f"{named(curve)} on {curve.env_id} after {curve.budget:,} steps"

@@ -98,6 +98,8 @@ def test_what_the_readme_shows_of_an_algorithm():
     kinds = ("deterministic", "sampled", "training")
     ppo = [of_three_seeds("Hopper-v4", 10**6, "ppo", "ppo", kind) for kind in kinds]
     assert pages.readme_cells(ppo, "ppo")[0] == "Hopper-v4, 1,000,000, sampled"
+    wide = of_three_seeds("HalfCheetah-v4", 10**6, "ppo", "ppo", "sampled")
+    assert "(too wide: −" in pages.readme_cells([wide], "ppo")[2]
     assert pages.readme_cells(others, "td3") == ["", "", ""]
     changed = of_three_seeds(flags="--tau 0.1")
     assert pages.readme_cells([changed, of_three_seeds("Hopper-v4")], "sac")[0] == "Hopper-v4, 100,000"
@@ -202,5 +204,6 @@ def test_sampled_evaluations_have_a_figure_where_something_is_published():
 
 def test_profiles_are_drawn(tmp_path):
     group = [made_up(task) for task in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Swimmer-v4")]
-    path = curves.draw_profiles({"sac": group}, tmp_path / "profiles.png")
-    assert size_and_description(path)[0] == (1440, 680)
+    (path,) = pages.draw_scores(group, tmp_path)
+    assert path == tmp_path / "profiles-100000.png" and size_and_description(path)[0] == (1440, 680)
+    assert pages.draw_scores(group[1:], tmp_path) == []

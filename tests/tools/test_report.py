@@ -189,6 +189,14 @@ def test_results_of_an_earlier_version_are_refused(tmp_path):
         records.read_results(tmp_path)
 
 
+def test_rows_without_their_run_are_refused(tmp_path):
+    """A manifest that was deleted, or merged wrongly."""
+    records.collect([write_run(tmp_path / "run", {"1": [1]})], tmp_path / "results")
+    (tmp_path / "results" / "manifest.json").unlink()
+    with pytest.raises(UsageError, match=r"manifest.json lacks the run sac sac HalfCheetah-v4 5000 1, which"):
+        records.read_results(tmp_path / "results")
+
+
 def test_training_return_is_of_the_last_twentieth(tmp_path):
     """Of 10,000 steps: episodes that ended at 9,500 or later."""
     episodes = [(9_000, -5.0), (9_499, 7.0), (9_500, 1.0), (10_000, 2.0)]
@@ -438,7 +446,8 @@ def test_compare_of_small_returns(tmp_path, capsys):
 
 
 def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monkeypatch):
-    """Without its variants; on either side, or on both. A folder of that name comes first."""
+    """Without its variants, which have names too; on either side, or on both. A folder of that name comes
+    first."""
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     collected = write_run(tmp_path / "collected", {"1": [1.0, 2.0], "2": [1.0, 4.0]})
@@ -451,6 +460,7 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     out = compared(Path("sac"), Path("mine"), capsys=capsys)
     assert "A: sac, 2 seeds: 3.0 ±" in out and "B: mine --tau 0.1, 2 seeds: 5.5 ±" in out
     assert "wide" not in out
+    assert "B: wide --tau 0.02, 1 seed: 91.0" in compared(Path("sac"), Path("wide"), capsys=capsys)
     assert "B: sac, 2 seeds: 3.0 ±" in compared(Path("mine"), Path("sac"), capsys=capsys)
     assert "B − A: 0.0" in compared(Path("sac"), Path("sac"), capsys=capsys)
     assert report.main(report.Compare((Path("sac"),))) == 0

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import search
 from benchmarks.commands import words
-from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
+from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, Stopped, UsageError
 from tests.support.results import write_run
 
 RANGES = {"tau": "any"}
@@ -82,7 +82,7 @@ def test_a_trial_is_a_command_in_its_own_folder(tmp_path):
     assert (cell.args.learning_starts, cell.args.num_seeds, cell.args.run_dir) == (10, 2, str(cell.folder))
 
 
-@pytest.mark.parametrize("status", [STOPPED, -signal.SIGKILL])
+@pytest.mark.parametrize("status", [STOPPED, WORKER_DIED, -signal.SIGKILL])
 def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
     program = f"import os, sys; os.kill(os.getpid(), 9) if {status} < 0 else sys.exit({status})"
     monkeypatch.setattr(search.Cell, "command", lambda cell: [sys.executable, "-c", program])
