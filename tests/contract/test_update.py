@@ -1,5 +1,7 @@
 """`init`, `policy`, `act` and `update` of one seed: pure functions of pytrees, in a small run."""
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +173,53 @@ def test_one_seed_alone_stays_that_seed_among_others(inputs, states, among, alon
     assert_close(last(states), state, 1e-3)
     assert_finite_arrays(state)
     assert among._cache_size() == 1
+
+
+# ---- what a run gives to `update`
+
+
+def bytes_of(tree):
+    """All numbers of a pytree, as float32."""
+    return b"".join(np.float32(leaf).tobytes() for leaf in jax.tree.leaves(tree))
+
+
+def rows_of(transition):
+    """Every transition as bytes."""
+    count = np.size(transition.reward)
+    columns = [np.float32(leaf).reshape(count, -1) for leaf in jax.tree.leaves(transition)]
+    return {row.tobytes() for row in np.concatenate(columns, axis=1)}
+
+
+def of_each_seed(tree):
+    """The pytrees of the seeds, whose axis comes first."""
+    return [jax.tree.map(itemgetter(seed), tree) for seed in range(3)]
+
+
+def test_an_update_learns_from_what_the_environments_did(case, args, inputs):
+    """From a rollout of all steps in order, or from rows of one seed's replay.
+
+    Within an update, the inputs of the seeds are recorded in any order.
+    """
+    if hasattr(inputs.data[0], "elapsed"):
+        shape = args.num_steps, args.num_seeds, args.num_envs
+
+        def stacked(*leaves):
+            return np.stack(leaves).reshape(*shape, *leaves[0].shape[1:]).swapaxes(0, 1)
+
+        for number, rollout in enumerate(inputs.data):
+            steps = inputs.played[number * args.num_steps : (number + 1) * args.num_steps]
+            given = rollout.transition, rollout.ended, rollout.elapsed
+            expected, found = (
+                set(map(bytes_of, of_each_seed(tree))) for tree in (jax.tree.map(stacked, *steps), given)
+            )
+            assert expected == found and len(found) == 3
+            if hasattr(rollout, "u"):
+                action = rollout.u if case.task.discrete else np.tanh(rollout.u)
+                assert np.allclose(rollout.transition.action, action, atol=1e-6)
+        return
+    played = [of_each_seed(transition) for transition, *_ in inputs.played]
+    known = [set().union(*map(rows_of, of_seed)) for of_seed in zip(*played, strict=True)]
+    for data in inputs.data:
+        batches = map(rows_of, of_each_seed(data))
+        sources = [[seed for seed in range(3) if batch <= known[seed]] for batch in batches]
+        assert sorted(sources) == [[0], [1], [2]]

@@ -156,6 +156,7 @@ def test_samples_keep_the_action_and_the_environment_gets_it_clipped(algorithm, 
     inputs = record_inputs(Case("", "Box", algorithm), monkeypatch, args)
     action = np.concatenate([rollout.transition.action[0] for rollout in inputs.data])
     assert (np.abs(action) > 1.5).any(axis=(0, 1)).all()
+    assert len(np.unique(action[..., 0])) == action[..., 0].size  # every step has a key of its own
     done = np.array(Echo.actions[-80:]).reshape(action.shape)
     assert np.allclose(done, np.clip(action, -1, 1) * [0.4, 2] + [0, 1], atol=1e-6)
     assert len(inputs) == 2 and inputs.data[0].transition.obs.shape == (1, 20, 2, 1)
@@ -367,11 +368,11 @@ def test_every_pass_of_the_critic_uses_every_step_once(algorithm):
     np.testing.assert_allclose(after, before / 2**4, rtol=1e-10)
 
 
-@each(*FAMILY)
+@each(*FAMILY, maxent_pg)
 def test_observations_and_rewards_are_scaled_by_what_was_seen(algorithm):
     """Observations by the rollouts before, so the first is taken as it is; rewards by this one too."""
     given = dict(normalize_observation=True, normalize_reward=True, num_minibatches=1, update_epochs=1)
-    args, seen, returns = make_args(algorithm, **given, gamma=0.5), [], []
+    args, seen, returns = make_args(algorithm, **given, gamma=0.5, alpha=0.0), [], []
     state, running = new_state(algorithm, args), np.zeros(4)
     update = jax.jit(lambda state, rollout: algorithm.update(state, rollout, jax.random.key(0), 0, args))
     for seed in range(2):

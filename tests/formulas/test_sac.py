@@ -280,22 +280,6 @@ def test_frequencies_count_updates_and_targets_move_by_tau():
         assert names & metrics.keys() == expected and "losses/qf1_loss" in metrics
 
 
-# --- noise ---
-
-
-def test_noises_of_seeds_are_uncorrelated():
-    policy = constant_policy(0.0, 0.0)
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-
-    def draw(key, step):
-        return sac.act(policy, jnp.zeros(1), jax.random.fold_in(key, step), False)[0]
-
-    noise = jax.jit(jax.vmap(jax.vmap(draw, (None, 0)), (0, None)))(keys, jnp.arange(10_000))
-    noise = np.arctanh(np.clip(noise, -0.999999, 0.999999))
-    assert abs(np.corrcoef(noise)[0, 1]) < 0.05
-    assert abs(np.corrcoef(noise[0, 1:], noise[0, :-1])[0, 1]) < 0.05
-
-
 # --- known optima ---
 
 

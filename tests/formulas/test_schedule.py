@@ -11,6 +11,7 @@ import cleanrl_maxent
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.journal import LOSSES_EVERY
 from cleanrl_maxent.common.schedule import equivalent_index, every
+from tests.support.contract import CASES, record_inputs
 from tests.support.runs import rows, small_args
 
 ALGORITHMS = {
@@ -135,3 +136,13 @@ def test_the_record_has_the_last_known_value_of_every_loss(run):
         assert row.keys() - {"global_step"} == known.keys()
         for loss, value in known.items():
             assert row[loss] == pytest.approx(float(np.ravel(value)[0]), rel=1e-6), loss
+
+
+@pytest.mark.parametrize("name", ["sac_discrete", "sql_discrete"])
+def test_delays_count_updates_and_not_environment_steps(name, tmp_path, monkeypatch):
+    """Where an update follows every fourth step, and targets move at every sixth update."""
+    case = next(case for case in CASES if case.name == name)
+    given = dict(train_frequency=4, target_network_frequency=6, num_seeds=1, eval_episodes=0)
+    inputs = record_inputs(case, monkeypatch, case.args(**given, run_dir=str(tmp_path / "run")))
+    assert len(inputs) == len(range(110, 570, 4))
+    assert [index % 6 == 0 for index in inputs.indices] == [k % 6 == 0 for k in range(len(inputs))]

@@ -293,7 +293,7 @@ def test_uncorrected_targets_iterate_elsewhere(n_steps, uniform, optimal):
         assert np.abs(found - exact).max() == pytest.approx(error, abs=6e-3)
 
 
-def test_path_target_of_the_optimum_is_the_optimum_along_every_sequence_gathers():
+def test_path_target_of_the_optimum_is_the_optimum_along_every_sequence():
     """On a deterministic corridor, at Q = Q*, sample by sample; the uncorrected one is not."""
     mdp, alpha = corridor(5), 0.5
     _, exact, V = tabular.soft_optimum(mdp.P, mdp.R, 0.9, alpha)
@@ -614,12 +614,12 @@ def test_updates_and_windows_of_a_run(tmp_path, monkeypatch):
     follow each other, also where the ring has wrapped."""
     case = next(case for case in CASES if case.name == "sql_discrete")
     args = case.args(
-        **dict(n_steps=3, train_frequency=4, target_network_frequency=5, num_seeds=1, eval_episodes=0),
+        **dict(n_steps=3, train_frequency=4, target_network_frequency=6, num_seeds=1, eval_episodes=0),
         run_dir=str(tmp_path / "run"),
     )
     inputs = record_inputs(case, monkeypatch, args)
     assert len(inputs) == len(range(110, 570, 4))
-    assert [index % 5 == 0 for index in inputs.indices] == [k % 5 == 0 for k in range(len(inputs))]
+    assert [index % 6 == 0 for index in inputs.indices] == [k % 6 == 0 for k in range(len(inputs))]
     ended = 0
     for steps in inputs.data:
         assert steps.obs.shape == (1, 16, 3, 4)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 import cleanrl_maxent
+from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.env.task import Task
 from tests.support.runs import small_args
 
@@ -49,6 +50,7 @@ class Inputs:
     data: list
     keys: list
     indices: list[int]
+    played: list  # of every step of the environments: transition, ended, and the steps of its episode before
     on_host: bool  # the numbers of the updates are Python's, not traced by JAX
 
     def __len__(self):
@@ -57,7 +59,12 @@ class Inputs:
 
 def record_inputs(case, patch, args):
     """The inputs of every update of a run that learns nothing, for all of its seeds."""
-    notes, kinds = [], []
+    notes, kinds, played, step_wait = [], [], [], SeedEnvs.step_wait
+
+    def step(envs):
+        elapsed, episodes = np.array(envs.elapsed), step_wait(envs)
+        played.append(jax.tree.map(np.array, (envs.transition, envs.ended, elapsed)))
+        return episodes
 
     def note(*arrays):
         notes.append(jax.tree.map(np.asarray, arrays))
@@ -67,6 +74,7 @@ def record_inputs(case, patch, args):
         jax.debug.callback(note, index, data, jax.random.key_data(key))
         return state, {}
 
+    patch.setattr(SeedEnvs, "step_wait", step)
     patch.setattr(case.module, "update", update)
     case.module.train(args)
     jax.effects_barrier()
@@ -74,4 +82,4 @@ def record_inputs(case, patch, args):
     stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *of_update) for of_update in seeds]
     indices, data, keys = zip(*stacked, strict=True)
     keys = list(map(jax.random.wrap_key_data, keys))
-    return Inputs(list(data), keys, [int(index[0]) for index in indices], all(kinds))
+    return Inputs(list(data), keys, [int(index[0]) for index in indices], played, all(kinds))
