@@ -110,5 +110,6 @@ def test_formulas_are_tested(name, module):
     tests = [text for text in tests if re.search(imported, text, re.MULTILINE)]
     demand(tests, f"no test in tests/formulas imports {name}: write tests/formulas/test_{name}.py")
     losses = re.findall(r"^def (\w+_loss)\(", Path(module.__file__).read_text(), re.MULTILINE)
-    untested = [loss for loss in losses if not any(re.search(rf"\.{loss}\b", text) for text in tests)]
+    called = rf"\b(?:{name}|algorithm)\."
+    untested = [loss for loss in losses if not any(re.search(rf"{called}{loss}\b", text) for text in tests)]
     demand(not untested, f"no test in tests/formulas that imports {name} calls {', '.join(untested)}")

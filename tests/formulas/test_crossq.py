@@ -1,6 +1,7 @@
-"""Every formula of crossq.py against float64 NumPy, four rows by hand or sac.py, and a known optimum."""
+"""Every formula of crossq.py against float64 NumPy, four rows by hand, and sac.py; and a known optimum."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -394,3 +395,12 @@ def test_termination_cuts_the_bootstrap():
     state, rows = trained_on(crossq, args, "tests.support.probes:Counting-v0")
     q = state.critics.apply_fn(state.critics.variables, rows.obs, rows.action)
     assert np.allclose(q, np.array([2.71, 1.9, 1.0])[rows.obs[:, 0].astype(int)], atol=0.1)
+
+
+def test_the_standard_deviation_is_clipped():
+    actor = init(crossq, replace(ARGS, hidden_dims=())).actor
+    bias = jnp.array([1.0, 2.0, -30.0, 3.0])
+    layer = actor.params["NormalizedLinear_0"] | {"kernel": jnp.zeros((OBS_DIM, 4)), "bias": bias}
+    variables = {"params": {"NormalizedLinear_0": layer}, "batch_stats": actor.batch_stats}
+    mean, log_std = actor.apply_fn(variables, jnp.zeros(OBS_DIM))
+    assert mean.tolist() == [1, 2] and log_std.tolist() == [-20, 2]

@@ -60,6 +60,8 @@ def test_critic_loss_and_gradient():
     (loss, metrics), grads = critic_loss(params, state, batch, ARGS)
     assert loss == pytest.approx(reference(params), rel=1e-5)
     assert metrics["losses/qf1_loss"] == pytest.approx(float(loss), rel=1e-6)
+    values = reference_q(params, batch.obs, batch.action)
+    assert metrics["losses/qf1_values"] == pytest.approx(values.mean(), rel=1e-4)
     for path, index in [(("Dense_0", "kernel"), (1, 2)), (("Dense_2", "bias"), (0,))]:
         expected = finite_difference(reference, params, path, index)
         assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -73,7 +75,8 @@ def test_actor_loss_and_gradient():
         return -reference_q(state.critic.params, batch.obs, reference_mu(params, batch.obs)).mean()
 
     params = state.actor.params
-    (loss, _), grads = actor_loss(params, state, batch)
+    (loss, metrics), grads = actor_loss(params, state, batch)
+    assert metrics["losses/actor_loss"] == loss
     assert loss == pytest.approx(reference(params), rel=1e-5)
     for path, index in [(("Dense_0", "kernel"), (0, 1)), (("Dense_2", "bias"), (1,))]:
         expected = finite_difference(reference, params, path, index)

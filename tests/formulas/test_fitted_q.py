@@ -13,6 +13,7 @@ import pytest
 from cleanrl_maxent import fitted_q, sql_discrete, tabular
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import Replay, Transition
+from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import random_mdp
@@ -241,7 +242,7 @@ def test_divergence(gamma, weight, alpha):
     [(dict(alpha=0.0), 30), (dict(), 30 + 3 * math.log(4)), (dict(uniform_prior=True), 30)],
     ids=["hard", "soft", "prior"],
 )
-def test_a_warning_where_no_return_can_be_as_large(given, largest, capsys):
+def test_a_warning_when_no_return_can_be_as_large(given, largest, capsys):
     """Once |Q| of a seed exceeds twice its largest reward, and entropy, of every step over 1 - γ."""
     args = replace(ARGS, seed=4, num_seeds=2, **given)
     rewards = np.float32([[9] * 8, [-3, *[1] * 7]])  # of seed 4, and of seed 5
@@ -443,3 +444,20 @@ def test_a_run_killed_while_its_data_grow_resumes_exactly(tmp_path):
     assert start("fitted_q", words, tmp_path / "run").wait(300) == 0
     assert "resumed at step 260" in (tmp_path / "run.log").read_text()
     assert differences(digests(tmp_path / "whole"), digests(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize(("given", "share"), [({}, 0.1), (dict(alpha=0.3), 0.0), (dict(epsilon=0.4), 0.4)])
+def test_share_of_uniform_actions(given, share, tmp_path, monkeypatch):
+    """Beside a policy that always chooses 1; half of the uniform actions differ from it."""
+    taken, step_async = [], SeedEnvs.step_async
+    monkeypatch.setattr(
+        SeedEnvs, "step_async", lambda self, a: taken.append(int(a[0])) or step_async(self, a)
+    )
+    monkeypatch.setattr(fitted_q, "update", lambda state, *rest: (state, {}))
+    monkeypatch.setattr(fitted_q, "act", lambda policy, obs, key, deterministic: jnp.int32(1))
+    case = next(case for case in CASES if case.name == "fitted_q")
+    few = dict(total_timesteps=2_100, collect_steps=100, iterations=1, updates_per_iteration=1, batch_size=4)
+    few |= dict(alpha=0.0, eval_episodes=0, checkpoint_frequency=0)
+    fitted_q.train(case.args(**few | given, run_dir=str(tmp_path / "run")))
+    error = 4 * math.sqrt(share / 2 * (1 - share / 2) / 2_000)
+    assert np.mean(np.array(taken[100:]) != 1) == pytest.approx(share / 2, abs=error)

@@ -262,7 +262,7 @@ def test_expected_gradient_is_the_exact_one(backup, gae_lambda):
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95])
 def test_soft_advantage_vanishes_at_the_optimum(gae_lambda):
-    """With V* and π* the soft advantage is 0 at every step, not only in the mean, whatever λ is."""
+    """With V* and π* the soft advantage is 0 at every step, not only on average, whatever λ is."""
     mdp, gamma, alpha = random_mdp(0, 4, 3, end_probability=0.1), 0.9, 0.5
     args = maxent_pg.Args(
         **PLAIN, hidden_dims=(), num_envs=64, num_steps=50, gamma=gamma, alpha=alpha, gae_lambda=gae_lambda
@@ -319,6 +319,9 @@ def test_actor_loss(discrete, clip_coef):
 
     assert loss == pytest.approx(reference(params), rel=1e-4)
     assert (metrics["losses/clipfrac"] > 0) == bool(clip_coef)
+    log_ratio = reference_log_prob(params, obs, np.asarray(samples.u)) - np.float64(samples.log_prob)
+    divergence = np.mean(np.exp(log_ratio) - 1 - log_ratio)
+    assert metrics["losses/approx_kl"] == pytest.approx(divergence, rel=1e-3)
     expected = finite_difference(reference, params, ("Dense_0", "kernel"), (0, 1))
     assert grads["params"]["Dense_0"]["kernel"][0, 1] == pytest.approx(expected, rel=5e-3, abs=1e-6)
 
@@ -420,6 +423,8 @@ def test_temperature_is_learned_and_bounded(discrete):
         for _ in range(200):
             moved, _ = improve(moved, samples, args)
         assert maxent_pg.temperature(moved) == pytest.approx(1e-4 if sign < 0 else 1.0, rel=1e-4)
+    fixed, _ = improve(state, samples, replace(args, autotune=False))
+    assert maxent_pg.temperature(fixed) == maxent_pg.temperature(state)
 
 
 def test_learning_rate_falls_to_zero_at_the_end():

@@ -113,6 +113,8 @@ def test_loss_and_gradient(name, task):
     share = (np.abs(rho - 1) > args.clip_coef).mean() if args.clip_coef else 0
     assert metrics["losses/clipfrac"] == pytest.approx(share) and (share > 0) == (args.clip_coef > 0)
     assert metrics["losses/approx_kl"] == pytest.approx((rho - 1 - np.log(rho)).mean(), rel=1e-9)
+    entropy = reference_entropy(params, samples.obs).mean()
+    assert metrics["losses/entropy"] == pytest.approx(entropy, rel=1e-9)
 
 
 @float64()
@@ -151,7 +153,7 @@ def adapted(divergence, coefficient, target):
     ("ratio", "factor"),
     [(0.0, 0.5), (0.5, 0.5), (0.66, 0.5), (0.67, 1), (1, 1), (1.5, 1), (1.51, 2), (9, 2)],
 )
-def test_penalty_is_halved_and_doubled_beyond_half_of_the_target(ratio, factor):
+def test_penalty_is_halved_below_two_thirds_of_the_target_and_doubled_above_three_halves(ratio, factor):
     """At exactly 3/2 it stays; without a target it is fixed."""
     target = 0.01171875  # of which 3/2 is exact in float32
     assert adapted(ratio * target, 0.8, target) == pytest.approx(0.8 * factor)

@@ -104,8 +104,7 @@ def test_the_value_is_a_sum_over_actions(num_actions):
 
 
 def test_no_gradient_where_none_belongs():
-    """The critic loss is flat in the actor, the targets and the temperature; that of the actor in the critics
-    and the temperature."""
+    """The critic loss is flat in the actor, the targets and the temperature."""
     state, batch = some_state(), make_batch(task=TASK)
 
     def of_others(actor, target, alpha):
@@ -120,9 +119,6 @@ def test_no_gradient_where_none_belongs():
         state.actor.params, state.target_critics, state.alpha.params
     )
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(flat))
-    after, _ = improve_policy(state, batch, ARGS)
-    assert not changed((state.critics, state.target_critics), (after.critics, after.target_critics))
-    assert changed(state.actor.params, after.actor.params)
 
 
 # ---- the actor

@@ -14,7 +14,6 @@ from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.environments.finite import random_mdp
 from tests.support.mdps import assert_close
 from tests.support.pytrees import changed, distance, leaves
@@ -27,7 +26,6 @@ from tests.support.references import (
     reference_q,
     trained_on,
 )
-from tests.support.runs import SMALL
 from tests.support.tables import make_state, trained_on_rows
 
 ARGS = sac_v1.Args(hidden_dims=(16, 16), batch_size=8, alpha=0.3, reward_scale=2.0)
@@ -207,22 +205,6 @@ def test_scaling_rewards_is_lowering_the_temperature():
 def test_reward_scale_is_that_of_the_environment_unless_given(env_id, scale):
     assert sac_v1.reward_scale(sac_v1.Args(env_id=env_id)) == scale
     assert sac_v1.reward_scale(sac_v1.Args(env_id=env_id, reward_scale=2.5)) == 2.5
-
-
-def test_soft_returns_are_recorded_in_reward_per_nat(tmp_path, monkeypatch):
-    """At the temperature α/c."""
-    seen = []
-
-    def evaluate(self, evaluation, steps, policies, keys, temperature):
-        seen.append(temperature)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "evaluate", evaluate)
-    monkeypatch.setattr(sac_v1, "update", lambda state, *given: (state, {}))
-    args = SMALL | dict(eval_frequency=5, alpha=0.6, reward_scale=4.0, run_dir=str(tmp_path / "run"))
-    with pytest.raises(KeyboardInterrupt):
-        sac_v1.train(sac_v1.Args(**args))
-    assert seen == [pytest.approx(0.15)]
 
 
 # ---- the policy, init, update and arguments
@@ -440,3 +422,16 @@ def test_reward_that_depends_on_the_action():
     state = trained_on_rows(sac_v1, args, rows, 3000, make_state(sac_v1, args, Task(1, 1)))
     act = partial(sac_v1.act, sac_v1.policy(state), jnp.zeros(1), KEY)
     assert act(True) == pytest.approx(0.3, abs=0.05)
+
+
+def test_log_std_is_clipped_and_the_density_exact_where_tanh_saturates(monkeypatch):
+    params = {"params": {"Dense_0": {"kernel": jnp.zeros((1, 4)), "bias": jnp.array([1.0, 2.0, -30.0, 3.0])}}}
+    mean, log_std = sac_v1.Actor((), 2).apply(params, jnp.zeros(1))
+    assert mean.tolist() == [1, 2] and log_std.tolist() == [-20, 2]
+    u = np.array([[-12.0], [-9.0], [9.0], [12.0]])
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.float32(u / 5))
+    wide = (jnp.zeros((4, 1)), jnp.full((4, 1), math.log(5)))
+    _, log_prob = sac_v1.sample_action(lambda obs: wide, None, None)
+    log_jacobian = math.log(4) - 2 * np.abs(u) - 2 * np.log1p(np.exp(-2 * np.abs(u)))
+    expected = -0.5 * (u / 5) ** 2 - math.log(5 * math.sqrt(2 * math.pi)) - log_jacobian
+    assert np.allclose(log_prob, expected[:, 0], atol=1e-4)

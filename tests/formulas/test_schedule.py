@@ -50,7 +50,7 @@ def test_host_and_device_take_the_same_turns(frequency):
 
 
 @pytest.mark.parametrize("frequencies", [(), (1,), (2,), (1, 2), (2, 3), (4, 6), (2, 3, 5), (7, 7), (1000,)])
-def test_a_representative_is_divided_by_the_same_frequencies(frequencies):
+def test_an_equivalent_index_is_divided_by_the_same_frequencies(frequencies):
     """And there are no more of them than there are sets of frequencies that divide a number."""
     indices = [*range(61), 999, 1000, 10**6]
     found = [equivalent_index(index, *frequencies) for index in indices]
@@ -61,7 +61,7 @@ def test_a_representative_is_divided_by_the_same_frequencies(frequencies):
     assert len(set(found)) == len(divided)
 
 
-def test_a_step_whose_frequency_the_representative_does_not_know_is_refused():
+def test_a_step_whose_frequency_equivalent_index_does_not_know_is_refused():
     """It would never be taken: 1, which stands for all updates then, is divided by 1 alone."""
     state = {"sum": 1, "kept": 0}
     with pytest.raises(UsageError, match="add is due every 3 updates: give that frequency to"):
@@ -70,7 +70,7 @@ def test_a_step_whose_frequency_the_representative_does_not_know_is_refused():
     assert every(2, equivalent_index(4, 2), add, state, 1) == add(state, 1)
 
 
-def test_a_representative_of_any_two_frequencies_up_to_twelve():
+def test_an_equivalent_index_of_any_two_frequencies_up_to_twelve():
     for pair in combinations(range(1, 13), 2):
         for index in range(60):
             number = equivalent_index(index, *pair)

@@ -94,6 +94,10 @@ def test_critic_loss_and_gradient(n_critics):
     params = state.critics.params
     (loss, metrics), grads = critic_loss(params, state, batch, key, args)
     assert loss == pytest.approx(reference(params), rel=1e-5) and len(metrics) == 2 * n_critics
+    for i in range(n_critics):
+        q = reference_q(jax.tree.map(lambda p, i=i: p[i : i + 1], params), batch.obs, batch.action)
+        assert metrics[f"losses/qf{i + 1}_values"] == pytest.approx(q.mean(), rel=1e-4, abs=1e-6)
+        assert metrics[f"losses/qf{i + 1}_loss"] == pytest.approx(0.5 * ((q - y) ** 2).mean(), rel=1e-4)
     for path, index in [(("Dense_0", "kernel"), (0, 1, 2)), (("Dense_2", "bias"), (n_critics - 1, 0))]:
         expected = finite_difference(reference, params, path, index)
         assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -252,7 +256,8 @@ def test_actor_loss_moves_samples_along_their_direction(space):
     def reference(params):
         return -(direction * samples(params, moved_key, 4)).sum(-1).mean()
 
-    (loss, _), grads = actor_loss(params, state, batch, key, args)
+    (loss, metrics), grads = actor_loss(params, state, batch, key, args)
+    assert metrics["losses/actor_loss"] == loss
     assert loss == pytest.approx(reference(params), rel=1e-3)
     for path, index in [(("Dense_0", "kernel"), (4, 1)), (("Dense_2", "bias"), (1,))]:
         expected = finite_difference(reference, params, path, index)

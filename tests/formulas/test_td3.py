@@ -65,6 +65,8 @@ def test_critic_loss_and_gradient():
     assert loss == pytest.approx(reference(params), rel=1e-5)
     both = float(metrics["losses/qf1_loss"] + metrics["losses/qf2_loss"])
     assert loss == pytest.approx(both, rel=1e-6)
+    for i, values in enumerate(reference_q(params, batch.obs, batch.action)):
+        assert metrics[f"losses/qf{i + 1}_values"] == pytest.approx(values.mean(), rel=1e-4)
     for path, index in [(("Dense_0", "kernel"), (0, 1, 2)), (("Dense_2", "bias"), (0, 0))]:
         expected = finite_difference(reference, params, path, index)
         assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -78,7 +80,8 @@ def test_actor_loss_and_gradient():
         return -reference_q(state.critics.params, batch.obs, reference_mu(params, batch.obs))[0].mean()
 
     params = state.actor.params
-    (loss, _), grads = actor_loss(params, state, batch)
+    (loss, metrics), grads = actor_loss(params, state, batch)
+    assert metrics["losses/actor_loss"] == loss
     assert loss == pytest.approx(reference(params), rel=1e-5)
     for path, index in [(("Dense_0", "kernel"), (0, 1)), (("Dense_2", "bias"), (1,))]:
         expected = finite_difference(reference, params, path, index)

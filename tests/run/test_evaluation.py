@@ -4,10 +4,11 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cleanrl_maxent import sac
+from cleanrl_maxent import ppo, sac
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.task import Task
@@ -15,7 +16,7 @@ from cleanrl_maxent.common.errors import Stopped, UsageError
 from cleanrl_maxent.common.evaluation import Evaluation, default_frequency
 from cleanrl_maxent.common.run.run import Run
 from tests.support import probes
-from tests.support.runs import SMALL, rows, train
+from tests.support.runs import SMALL, rows, small_args, train
 
 
 @pytest.mark.slow
@@ -42,15 +43,20 @@ def test_whole_episodes_of_unequal_length_count_once():
     assert first["eval/return_std"] == pytest.approx(np.std(returns), rel=1e-2)
 
 
-def test_soft_return_adds_alpha_times_entropy():
-    args = sac.Args(env_id="Pendulum-v1", eval_episodes=2, hidden_dims=(8,))
-    state = jax.vmap(lambda key: sac.init(key, Task(3, 1), args))(jax.random.split(jax.random.key(0), 1))
-    evaluate = Evaluation(args, sac.act, sac.sample_action)
+def test_soft_return_adds_alpha_times_minus_log_prob():
+    """Half a nat in each of 200 steps, at α = 2."""
+
+    def act(policy, obs, key, deterministic):
+        shape = len(obs), 1
+        return jnp.zeros(shape) if deterministic else jnp.tanh(jax.random.normal(key, shape))
+
+    def sample_action(policy, obs, key):
+        return act(policy, obs, key, False), jnp.full(len(obs), -0.5)
+
+    evaluate = Evaluation(sac.Args(env_id="Pendulum-v1", eval_episodes=2), act, sample_action)
     keys = jax.random.split(jax.random.key(1), 1)
-    plain, soft = (evaluate(1, sac.policy(state), keys, np.full(1, alpha))[0] for alpha in (0.0, 2.0))
-    assert plain["eval/soft_return"] == pytest.approx(plain["eval_stochastic/return_mean"], rel=1e-6)
-    entropy = (soft["eval/soft_return"] - plain["eval/soft_return"]) / 2 / 200
-    assert -1.0 < entropy < 0.6931  # nats a step; log 2 bounds it
+    row = evaluate(1, jnp.zeros(1), keys, np.full(1, 2.0))[0]
+    assert row["eval/soft_return"] - row["eval_stochastic/return_mean"] == pytest.approx(200, abs=1e-2)
 
 
 def test_an_episode_that_has_ended_is_not_stepped(monkeypatch):
@@ -62,6 +68,8 @@ def test_an_episode_that_has_ended_is_not_stepped(monkeypatch):
     state = jax.vmap(lambda key: sac.init(key, Task(1, 2), args))(keys)
     played = Evaluation(args, sac.act, sac.sample_action).play(1, sac.policy(state), keys)
     assert sorted(played.lengths.ravel()) == list(range(3, 15)) and len(stepped) == played.lengths.sum()
+    # Echo always shows the same observation, so without a new key in every step samples would repeat
+    assert len({tuple(action) for action in stepped}) > played.lengths[:, 1].sum()
 
 
 @pytest.mark.parametrize(
@@ -126,3 +134,15 @@ def test_a_resumed_run_keeps_its_frequency_and_adds_up_its_evaluations(tmp_path,
     assert len(timed) == 4 and result["evaluation_seconds"] == pytest.approx(sum(timed), abs=0.01)
     share = re.search(r"done: 200 steps in .* s, evaluation (\d+)% of it", capsys.readouterr().out)
     assert share and int(share[1]) == pytest.approx(100 * sum(timed) / result["seconds"], abs=1)
+
+
+@pytest.mark.parametrize("algorithm", [sac, ppo], ids=["sac", "ppo"])
+def test_an_evaluation_leaves_training_as_it_is(algorithm, tmp_path):
+    records = []
+    for episodes in (0, 2):
+        folder = tmp_path / str(episodes)
+        given = dict(eval_episodes=episodes, total_timesteps=360, checkpoint_frequency=0)
+        algorithm.train(small_args(algorithm, **given, run_dir=str(folder)))
+        record = rows(folder / "seed-1" / "metrics.jsonl")
+        records.append([row for row in record if not any(name.startswith("eval") for name in row)])
+    assert records[0] == records[1] and len(records[0]) >= 3

@@ -589,7 +589,7 @@ def test_a_context_of_jax_around_a_run(tmp_path, options):
 
 
 def test_options_that_change_numbers_are_recorded(options, monkeypatch):
-    """A run goes on only with those that it began with."""
+    """A run resumes only with the options it began with."""
     assert changed_options() == {} and describe_machine()["jax_options"] == {}
     assert all(jax.config.values[name] == default for name, default in OPTIONS.items())
     machine = describe_machine()

@@ -43,7 +43,7 @@ def test_environment_that_goes_elsewhere_when_restored(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v4", "Humanoid-v4", "HalfCheetah-v4", "Walker2d-v5"])
-def test_restored_environments_go_on_to_the_bit(env_id):
+def test_restored_environments_continue_bit_for_bit(env_id):
     seeds, rng = [3, 4], np.random.default_rng(0)
     envs = SeedEnvs(env_id, seeds)
     for cut in (1, 40, 300):

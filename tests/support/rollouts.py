@@ -9,6 +9,7 @@ import numpy as np
 from flax.training.train_state import TrainState
 from jax.flatten_util import ravel_pytree
 
+import cleanrl_maxent
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 
@@ -37,7 +38,11 @@ def double(tree):
 
 def make_args(algorithm, **given):
     """Arguments of small rollouts that are taken as they are; what an algorithm does not have is left out."""
-    known = {field.name for field in fields(algorithm.Args)}
+    known, *others = (
+        {field.name for field in fields(module.Args)}
+        for module in (algorithm, *cleanrl_maxent.algorithms().values())
+    )
+    assert given.keys() <= set().union(*others), "no algorithm has such a flag"
     return algorithm.Args(**{name: value for name, value in (SMALL | given).items() if name in known})
 
 

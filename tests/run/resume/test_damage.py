@@ -56,7 +56,7 @@ def test_non_finite_state_is_not_saved(stopped, monkeypatch):
 
 
 def newest_files(run):
-    """The files that the newest commit rests on."""
+    """The files of the newest checkpoint."""
     checkpoints = Checkpoints(run / "checkpoint")
     path = checkpoints.paths()[0]
     body = checkpoints.read_body(path)

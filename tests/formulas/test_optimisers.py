@@ -1,0 +1,37 @@
+"""Each network of the off-policy algorithms has the optimiser and the learning rate that its flag says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cleanrl_maxent import crossq, ddpg, fitted_q, sac, sac_discrete, sac_v1, sql, sql_discrete, td3
+from cleanrl_maxent.common.env.task import Task
+from tests.support.pytrees import leaves
+
+FLAGS = {
+    ddpg: dict(actor="learning_rate", critic="learning_rate"),
+    td3: dict(actor="learning_rate", critics="learning_rate"),
+    sac: dict(actor="policy_lr", critics="q_lr", alpha="policy_lr"),
+    sac_v1: dict(actor="policy_lr", critics="q_lr", value="v_lr"),
+    sac_discrete: dict(actor="policy_lr", critics="q_lr", alpha="policy_lr"),
+    crossq: dict(actor="policy_lr", critics="q_lr", alpha="policy_lr"),
+    sql: dict(actor="policy_lr", critics="q_lr"),
+    sql_discrete: dict(critics="q_lr"),
+    fitted_q: dict(critics="q_lr"),
+}
+RATES = dict(learning_rate=0.01, policy_lr=0.02, q_lr=0.03, v_lr=0.04)
+
+
+@pytest.mark.parametrize("algorithm", FLAGS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_network_learns_at_its_own_rate(algorithm):
+    """The first step of Adam on a gradient of ones is one learning rate long."""
+    flags = FLAGS[algorithm]
+    args = algorithm.Args(hidden_dims=(4,), **{flag: RATES[flag] for flag in set(flags.values())})
+    task = Task(3, 2, discrete="Box" not in algorithm.Args.action_spaces)
+    state = jax.jit(lambda: algorithm.init(jax.random.key(0), task, args))()
+    for name, flag in flags.items():
+        network = getattr(state, name)
+        after = network.apply_gradients(grads=jax.tree.map(jnp.ones_like, network.params))
+        for old, new in leaves(network.params, after.params):
+            np.testing.assert_allclose(old - new, RATES[flag], rtol=1e-4)

@@ -1,0 +1,61 @@
+"""The temperature that SAC and CrossQ learn, and the one at which every algorithm counts entropy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cleanrl_maxent import crossq, sac
+from cleanrl_maxent.common.run.run import Run
+from tests.support.contract import CASES
+from tests.support.pytrees import changed
+from tests.support.references import TASK, make_batch
+
+CASE = {case.name: case for case in CASES}
+
+
+@pytest.mark.parametrize("autotune", [True, False])
+@pytest.mark.parametrize("algorithm", [sac, crossq], ids=["sac", "crossq"])
+def test_entropy_approaches_its_target(algorithm, autotune):
+    """Half a nat per dimension, of two; without autotune the temperature stays."""
+    args = algorithm.Args(hidden_dims=(16, 16), alpha=0.3, target_entropy_scale=0.5, autotune=autotune)
+    state = jax.jit(lambda: algorithm.init(jax.random.key(0), TASK, args))()
+    improve = jax.jit(algorithm.improve_policy, static_argnums=3)
+    after, metrics = improve(state, make_batch(), jax.random.key(7), args)
+    expected = 0.3 * (float(metrics["losses/entropy"]) + 0.5 * 2)
+    assert metrics["losses/alpha_loss"] == pytest.approx(expected, rel=1e-5)
+    assert changed(state.alpha.params, after.alpha.params) == autotune
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("sac", {}, 0.6),
+        ("crossq", {}, 0.6),
+        ("sac_discrete", {}, 0.6),
+        ("fitted_q", {}, 0.6),
+        ("sac_v1", dict(reward_scale=4.0), 0.15),
+        ("sql_discrete", dict(munchausen=0.75), 0.15),  # the optimum that is learned has (1 - m) α
+        ("maxent_pg", dict(normalize_reward=False), 0.6),
+        ("maxent_pg", {}, 2.4),  # returns have a standard deviation of 4
+    ],
+)
+def test_soft_returns_are_in_reward_per_nat(name, given, expected, tmp_path, monkeypatch):
+    case, seen = CASE[name], []
+
+    def update(state, *rest):
+        if hasattr(state, "returns"):
+            statistics = state.returns.statistics
+            statistics = statistics.replace(var=jnp.full_like(statistics.var, 16.0))
+            state = state.replace(returns=state.returns.replace(statistics=statistics))
+        return state, {}
+
+    def evaluate(self, evaluation, steps, policies, keys, temperature=0.0):
+        seen.append(float(np.ravel(temperature)[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(case.module, "update", update)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        case.module.train(case.args(alpha=0.6, **given, run_dir=str(tmp_path / "run")))
+    assert seen == [pytest.approx(expected)]
