@@ -51,7 +51,7 @@ class Args(RunArgs):
     q_lr: Rate = 1e-3  # Adam, critics
     reinitialize: bool = False  # start every iteration from the initial critics
     alpha: Magnitude = 0.0  # temperature, in reward per nat; 0: hard Q-iteration
-    uniform_prior: bool = False  # V loses α log n, an entropy; needs alpha > 0
+    uniform_prior: bool = False  # subtract α log n from V; needs alpha > 0
     n_critics: Count = 2  # critics; the minimum of their values is used
     epsilon: Decay | None = None  # share of uniform actions; None: 0.1 if alpha is 0, else 0
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers

@@ -47,7 +47,7 @@ class Args(RunArgs):
     tau: Share = 0.005  # weight of new parameters in targets
     q_lr: Rate = 1e-3  # Adam, critics
     alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
-    uniform_prior: bool = False  # V loses α log n, an entropy; needs alpha > 0
+    uniform_prior: bool = False  # subtract α log n from V; needs alpha > 0
     n_critics: Count = 1  # critics; the minimum of their values is used
     double: bool = False  # critics choose the next action, targets evaluate it
     n_steps: Count = 1  # rewards summed in a target
