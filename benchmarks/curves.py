@@ -136,7 +136,7 @@ def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
 
 def tinted(color: str, share: float) -> Color:
     """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0."""
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    channels = pyplot().matplotlib.colors.to_rgb(color)
     red, green, blue = (channel + abs(share) * ((share > 0) - channel) for channel in channels)
     return red, green, blue
 

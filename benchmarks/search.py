@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.cells import Cell, check
 from benchmarks.commands import applicable_flags, check_algorithms, words
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, Stopped, UsageError, require
+from cleanrl_maxent.common.errors import Stopped, UsageError, can_resume, require
 from cleanrl_maxent.common.run.folder import read_json
 
 
@@ -80,7 +80,7 @@ def train(cell: Cell) -> float | None:
         time.sleep(1)
     with subprocess.Popen(cell.command()) as process:
         status = process.wait()
-    if status in (STOPPED, WORKER_DIED) or status < 0:
+    if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
     return value(cell.folder) if status == 0 else None
 

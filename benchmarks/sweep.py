@@ -48,7 +48,7 @@ from benchmarks.figures import plural
 from benchmarks.records import known_algorithm
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, UsageError, require
+from cleanrl_maxent.common.errors import STOPPED, UsageError, can_resume, require
 from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.ranges import Natural
 from cleanrl_maxent.common.run.inventory import last_checkpoint
@@ -134,8 +134,7 @@ class Sweep:
             self.steps[cell] = steps
             self.waiting.append(cell)
             return f"stopped  {cell.folder}"
-        # killed by a signal, lost one of its workers, or stopped before a new checkpoint
-        died = status < 0 or status in (STOPPED, WORKER_DIED)
+        died = can_resume(status)  # if it was stopped, then before a new checkpoint
         counter, most = (self.kills, MAX_KILLS) if died else (self.failures, self.retries)
         counter[cell] += 1
         if counter[cell] <= most:

@@ -219,9 +219,8 @@ def send(args: Args, say: Say) -> None:
     except Exception as problem:
         traceback.print_exc()
         raise UsageError(f"W&B: {why(problem)}; nothing was lost, try again later") from problem
-    require(
-        complete, f"W&B did not accept everything; see {args.run_dir / LOG}; the same command sends the rest"
-    )
+    log = args.run_dir / LOG
+    require(complete, f"W&B did not accept everything; see {log}; the same command sends the rest")
     say(f"sent to {address(mirrors)}")
 
 

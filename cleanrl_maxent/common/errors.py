@@ -40,6 +40,11 @@ def one_line(problem: BaseException) -> str:
     return " ".join(str(problem).split()) or type(problem).__name__
 
 
+def can_resume(status: int) -> bool:
+    """True if a run that ended with this exit status was stopped, was killed, or lost a worker."""
+    return status < 0 or status in (STOPPED, WORKER_DIED)
+
+
 def require(holds: bool, message: str) -> None:
     """Raises UsageError with `message` unless `holds`."""
     if not holds:

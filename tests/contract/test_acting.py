@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from cleanrl_maxent.common.env.seeds import SeedEnvs
 from tests.support import probes, tables
 from tests.support.contract import CASES
-from tests.support.runs import small_args
+from tests.support.runs import record_actions, small_args
 
 START, TOTAL = 300, 600  # environment steps
 WORLDS = {"Box": "Echo-v0", "Discrete": "DiscreteConstantReward-v0"}
@@ -24,13 +23,7 @@ SAMPLING = [case for case in WITH_WARM_UP if not hasattr(case.module, "next_nois
 
 def actions_of(case, folder, monkeypatch):
     """Every action of a run that learns nothing, `(step, ...)`."""
-    actions, step_async = [], SeedEnvs.step_async
-
-    def note(envs, action):
-        actions.append(np.asarray(action)[0])
-        return step_async(envs, action)
-
-    monkeypatch.setattr(SeedEnvs, "step_async", note)
+    actions = record_actions(monkeypatch)
     monkeypatch.setattr(case.module, "update", lambda state, *rest: (state, {}))
     wanted = dict(learning_starts=START, collect_steps=START, noise="gaussian", exploration_noise=0.0)
     wanted |= dict(epsilon=0.0, alpha=1.0)
@@ -38,7 +31,7 @@ def actions_of(case, folder, monkeypatch):
     given = {name: value for name, value in wanted.items() if name in known}
     given |= dict(env_id=WORLDS[case.kind], total_timesteps=TOTAL, eval_episodes=0, checkpoint_frequency=0)
     case.module.train(small_args(case.module, **given, run_dir=str(folder)))
-    return np.array(actions)
+    return np.array(actions)[:, 0]
 
 
 @pytest.mark.parametrize("case", WITH_WARM_UP, ids=str)

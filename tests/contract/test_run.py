@@ -17,7 +17,7 @@ from cleanrl_maxent.common.files import named_arrays
 from cleanrl_maxent.common.policy import policy_arrays
 from cleanrl_maxent.common.run.run import Run
 from tests.support.pytrees import leaves
-from tests.support.runs import differences, digests, rows, train_until_stopped
+from tests.support.runs import differences, digests, record_actions, rows, train_until_stopped
 
 
 class Finished(NamedTuple):
@@ -34,10 +34,10 @@ class Finished(NamedTuple):
 def run(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("contract") / "run"
     args = case.args(num_seeds=2, run_dir=str(folder))
-    saved, calls, finish, step = [], [], Run.finish, SeedEnvs.step_async
+    saved, finish = [], Run.finish
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "finish", lambda self, policies: saved.append(policies) or finish(self, policies))
-        patch.setattr(SeedEnvs, "step_async", lambda self, action: calls.append(None) or step(self, action))
+        calls = record_actions(patch)
         result = case.module.train(args)
     return Finished(args, folder, result, saved[0], len(calls))
 

@@ -11,12 +11,11 @@ import pytest
 import cleanrl_maxent
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import Transition
-from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from tests.support.probes import Echo
 from tests.support.references import trained_on
-from tests.support.runs import SMALL, interrupted
+from tests.support.runs import SMALL, interrupted, record_actions
 
 MODULES = {
     name: module for name, module in cleanrl_maxent.algorithms().items() if hasattr(module, "next_noise")
@@ -91,13 +90,7 @@ def test_exploration(algorithm, tmp_path, monkeypatch):
     monkeypatch.setattr(algorithm, "update", learn_nothing)
     monkeypatch.setattr(Echo, "actions", [])
     monkeypatch.setattr(Echo, "lengths", iter(LENGTHS))
-    asked, original = [], SeedEnvs.step_async
-
-    def step(self, action):
-        asked.append(np.array(action))
-        return original(self, action)
-
-    monkeypatch.setattr(SeedEnvs, "step_async", step)
+    asked = record_actions(monkeypatch)
     algorithm.train(
         algorithm.Args(
             env_id="Echo-v0",

@@ -13,14 +13,21 @@ import pytest
 from cleanrl_maxent import fitted_q, sql_discrete, tabular
 from cleanrl_maxent.common.cli import validate
 from cleanrl_maxent.common.data import Replay, Transition
-from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import random_mdp
 from tests.support.contract import CASES
 from tests.support.pytrees import changed, distance
 from tests.support.references import finite_difference, make_batch, mlp
-from tests.support.runs import differences, digests, killed_in, rows, start, train_until_stopped
+from tests.support.runs import (
+    differences,
+    digests,
+    killed_in,
+    record_actions,
+    rows,
+    start,
+    train_until_stopped,
+)
 from tests.support.tables import (
     as_table,
     delayed_rows,
@@ -449,10 +456,7 @@ def test_a_run_killed_while_its_data_grow_resumes_exactly(tmp_path):
 @pytest.mark.parametrize(("given", "share"), [({}, 0.1), (dict(alpha=0.3), 0.0), (dict(epsilon=0.4), 0.4)])
 def test_share_of_uniform_actions(given, share, tmp_path, monkeypatch):
     """Beside a policy that always chooses 1; half of the uniform actions differ from it."""
-    taken, step_async = [], SeedEnvs.step_async
-    monkeypatch.setattr(
-        SeedEnvs, "step_async", lambda self, a: taken.append(int(a[0])) or step_async(self, a)
-    )
+    actions = record_actions(monkeypatch)
     monkeypatch.setattr(fitted_q, "update", lambda state, *rest: (state, {}))
     monkeypatch.setattr(fitted_q, "act", lambda policy, obs, key, deterministic: jnp.int32(1))
     case = next(case for case in CASES if case.name == "fitted_q")
@@ -460,4 +464,4 @@ def test_share_of_uniform_actions(given, share, tmp_path, monkeypatch):
     few |= dict(alpha=0.0, eval_episodes=0, checkpoint_frequency=0)
     fitted_q.train(case.args(**few | given, run_dir=str(tmp_path / "run")))
     error = 4 * math.sqrt(share / 2 * (1 - share / 2) / 2_000)
-    assert np.mean(np.array(taken[100:]) != 1) == pytest.approx(share / 2, abs=error)
+    assert np.mean(np.array(actions[100:]) != 1) == pytest.approx(share / 2, abs=error)

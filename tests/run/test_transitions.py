@@ -15,7 +15,7 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.transitions import read_transitions
 from tests.support.contract import CASES
 from tests.support.pytrees import changed
-from tests.support.runs import differences, digests
+from tests.support.runs import differences, digests, record_actions
 
 CASE = {case.name: case for case in CASES if case.kind == "Discrete"}
 TASK = Task(4, 2, discrete=True)
@@ -88,16 +88,13 @@ def test_a_run_kept_no_more_than_its_replay_holds(recorded, tmp_path):
 
 def fitted_batches(monkeypatch, args):
     """The batches of all iterations of a run, and how often the environments were stepped by it."""
-    seen, steps, step = [], [], SeedEnvs.step_async
+    seen, steps = [], record_actions(monkeypatch)
 
     def update(state, batches, key, index, args):
         jax.debug.callback(lambda *given: seen.append(jax.tree.map(np.asarray, given)), batches)
         return state, {}
 
     monkeypatch.setattr(fitted_q, "update", update)
-    monkeypatch.setattr(
-        SeedEnvs, "step_async", lambda self, action: steps.append(action) or step(self, action)
-    )
     fitted_q.train(args)
     jax.effects_barrier()
     return [batches for (batches,) in seen], steps

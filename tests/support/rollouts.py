@@ -38,11 +38,9 @@ def double(tree):
 
 def make_args(algorithm, **given):
     """Arguments of small rollouts that are taken as they are; what an algorithm does not have is left out."""
-    known, *others = (
-        {field.name for field in fields(module.Args)}
-        for module in (algorithm, *cleanrl_maxent.algorithms().values())
-    )
-    assert given.keys() <= set().union(*others), "no algorithm has such a flag"
+    known = {field.name for field in fields(algorithm.Args)}
+    of_all = {field.name for module in cleanrl_maxent.algorithms().values() for field in fields(module.Args)}
+    assert given.keys() <= of_all, "no algorithm has such a flag"
     return algorithm.Args(**{name: value for name, value in (SMALL | given).items() if name in known})
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -85,6 +86,18 @@ def killed_in(folder):
     """The functions in which the last process of a run killed itself, the innermost last."""
     log = folder.with_suffix(".log").read_text().splitlines()
     return next(line for line in reversed(log) if line.startswith("killed in "))
+
+
+def record_actions(patch):
+    """A list that grows by the actions of every step of the environments, `(seeds, ...)`."""
+    actions, step_async = [], SeedEnvs.step_async
+
+    def step(envs, action):
+        actions.append(np.array(action))
+        return step_async(envs, action)
+
+    patch.setattr(SeedEnvs, "step_async", step)
+    return actions
 
 
 def stop_at(monkeypatch, step, name="SIGTERM"):
