@@ -83,13 +83,14 @@ def minutes_to(curve: Curve, steps: np.ndarray, milliseconds: float) -> np.ndarr
 
 
 def spread(values: np.ndarray, digits: int = 0) -> str:
-    """`45,000 (35,000–60,000)`: the seeds' median and range, or how many are finite if not all are."""
-    reached = np.isfinite(values)
-    middle = float(np.median(values))
-    words = f"{middle:,.{digits}f}" if np.isfinite(middle) else "–"
-    if not reached.all():
-        return f"{words} ({reached.sum()} of {plural(len(values), 'seed')})"
-    return f"{words} ({values.min():,.{digits}f}–{values.max():,.{digits}f})"
+    """`45,000 (35,000–60,000)`: median and range; with infinite values, `(from 35,000; 2 of 3 seeds)`."""
+    reached = values[np.isfinite(values)]
+    middle, low = (f"{value:,.{digits}f}" for value in (np.median(values), values.min()))
+    if len(reached) == len(values):
+        return f"{middle} ({low}–{values.max():,.{digits}f})"
+    share = f"{len(reached)} of {plural(len(values), 'seed')}"
+    middle = middle if np.isfinite(np.median(values)) else "–"
+    return f"{middle} (from {low}; {share})" if len(reached) else f"– ({share})"
 
 
 def score_table(curves: list[Curve], env_id: str) -> list[str]:

@@ -35,8 +35,9 @@ def test_a_score_is_reached_by_three_evaluations_in_a_row():
 
 def test_medians_of_seeds_some_of_which_do_not_arrive():
     assert efficiency.spread(np.array([10.0, 30_000, 2_000])) == "2,000 (10–30,000)"
-    assert efficiency.spread(np.array([1.25, np.inf, 3.0]), 1) == "3.0 (2 of 3 seeds)"
-    assert efficiency.spread(np.array([1.0, np.inf, np.inf])) == "– (1 of 3 seeds)"
+    assert efficiency.spread(np.array([1.25, np.inf, 3.0]), 1) == "3.0 (from 1.2; 2 of 3 seeds)"
+    assert efficiency.spread(np.array([1.0, np.inf, np.inf])) == "– (from 1; 1 of 3 seeds)"
+    assert efficiency.spread(np.array([np.inf, np.inf])) == "– (0 of 2 seeds)"
 
 
 def test_what_is_compared(tmp_path, monkeypatch):
@@ -58,7 +59,7 @@ def test_what_is_compared(tmp_path, monkeypatch):
     table = efficiency.score_table([*others, ours], "Hopper-v4")
     assert table[2:] == [
         "| SAC | 1 |  | 15,000 (15,000–15,000) |  | 25,000 (25,000–25,000) |  |",
-        "| SAC, two updates per step | 2 |  | – (1 of 2 seeds) |  | – (0 of 2 seeds) |  |",
+        "| SAC, two updates per step | 2 |  | – (from 15,000; 1 of 2 seeds) |  | – (0 of 2 seeds) |  |",
         "| SAC of SBX | 2 | 6.0" + 2 * " | 15,000 (15,000–15,000) | 0.5 (0.5–0.5)" + " |",
     ]
 
