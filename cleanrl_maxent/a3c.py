@@ -245,7 +245,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the end of episode or rollout; terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -271,7 +271,7 @@ def make_samples(state, rollout, args):
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against R, the return up to the bootstrap."""
+    """Half the mean squared error of V against R, the bootstrapped return."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 

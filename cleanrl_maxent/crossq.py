@@ -72,7 +72,7 @@ class BatchRenorm(nn.Module):
 
     In training, features, `(batch, dim)`, are normalised by the statistics of their batch, which update the
     running ones; after `warmup` batches a factor r and a shift d bring them close to what the running ones
-    would give. Otherwise the running ones are used. Returns the slope and the offset of all this, `(dim,)`.
+    would give. Outside training the running ones are used. Returns slope and offset of the whole, `(dim,)`.
     """
 
     momentum: float
@@ -215,7 +215,7 @@ def init(key, task, args):
     critic_variables = jax.vmap(critic.init, (0, None, None))(critic_keys, obs, action)
 
     def apply_critics(variables, obs, action, **mode):
-        return jax.vmap(lambda of_one: critic.apply(of_one, obs, action, **mode))(variables)
+        return jax.vmap(lambda member: critic.apply(member, obs, action, **mode))(variables)
 
     policy_adam, q_adam = (optax.adam(rate, b1=args.adam_b1) for rate in (args.policy_lr, args.q_lr))
     log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also if alpha is 0

@@ -1,4 +1,4 @@
-"""Fitted Q-iteration: Q is fitted to its own Bellman targets, held fixed meanwhile, on all data so far.
+"""Fitted Q-iteration: Q is fitted to its own Bellman targets, frozen in each iteration, on all data so far.
 
 Ernst et al., "Tree-Based Batch Mode Reinforcement Learning", 2005,
 https://www.jmlr.org/papers/v6/ernst05a.html; with a neural network Riedmiller, "Neural Fitted Q Iteration",
@@ -179,8 +179,7 @@ def critic_loss(params, state, batch, args):
     q = jax.vmap(gather, (0, None))(q, batch.action)
     losses = 0.5 * jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=-1)
     metrics = {f"losses/qf{i + 1}_loss": losses[i] for i in range(args.n_critics)}
-    metrics |= {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
-    return losses.sum(), metrics
+    return losses.sum(), metrics | {f"losses/qf{i + 1}_values": q[i].mean() for i in range(args.n_critics)}
 
 
 def update(state, batches, key, index, args):
@@ -226,8 +225,8 @@ def train(args):
     replay = create_replays(args.num_seeds, args.total_timesteps, envs.example, flags)
     evaluate = Evaluation(args, act, sample_action if args.alpha else None)
     iterations = args.iterations or (200 if args.single_fit else 20)
-    default_share = 0.0 if args.alpha else 0.1  # a hard policy does not explore by itself
-    share = default_share if args.epsilon is None else args.epsilon
+    default_epsilon = 0.0 if args.alpha else 0.1  # a hard policy does not explore by itself
+    epsilon = default_epsilon if args.epsilon is None else args.epsilon
 
     def warm_up(key, step):
         key = jax.random.fold_in(key, step)
@@ -237,7 +236,7 @@ def train(args):
         act_key, uniform_key, choice_key = jax.random.split(jax.random.fold_in(key, step), 3)
         action = act(policy, obs, act_key, deterministic=False)
         uniform = jax.random.randint(uniform_key, (), 0, envs.task.action_dim)
-        return jnp.where(jax.random.uniform(choice_key) < share, uniform, action)
+        return jnp.where(jax.random.uniform(choice_key) < epsilon, uniform, action)
 
     def learn(state, replay, key, count, index):
         key = jax.random.fold_in(jax.random.fold_in(key, count), index)

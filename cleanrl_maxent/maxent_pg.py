@@ -3,7 +3,7 @@
 Its gradient is derived in docs/algorithms/maxent_pg.md, whose equation numbers are used here.
 Advantages: Schulman et al. 2016 (GAE), https://arxiv.org/abs/1506.02438. Several epochs on a rollout:
 Schulman et al. 2017 (PPO), https://arxiv.org/abs/1707.06347. What is particular to this file:
-  - `--backup-entropy`: the entropy of later states counts in values and advantages, as the objective has it;
+  - `--backup-entropy`: the entropy of later states counts in values and advantages, as in the objective;
     `--no-backup-entropy`: a state's entropy is a bonus to that state alone, as in A3C and PPO;
   - the policy is a squashed Gaussian with a standard deviation for every state, or categorical;
   - a time limit does not end the return, only the trace of advantages;

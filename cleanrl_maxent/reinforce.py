@@ -222,7 +222,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the end of episode or rollout; terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -247,7 +247,7 @@ def past_rewards(reward, ended, args):
 
 
 def step_mask(rollout, args):
-    """1 for steps of whose episode the rollout has what the estimator needs, else 0; shaped as rewards."""
+    """1 for steps the estimator can use, 0 if it needs a part of their episode outside the rollout."""
     ends = jnp.flip(jax.lax.cummax(jnp.flip(rollout.ended, 0)), 0)
     begins = rollout.elapsed <= jnp.arange(args.num_steps)[:, None]
     mask = jnp.ones_like(ends) if args.baseline else ends
@@ -266,12 +266,12 @@ def make_samples(state, rollout, args):
     value_target = advantage + value
     if not args.causality:
         advantage = past_rewards(reward, rollout.ended, args) + args.gamma**rollout.elapsed * advantage
-    share = step_mask(rollout, args)
-    share = share / jnp.maximum(share.mean(), 1e-8)
+    weight = step_mask(rollout, args)
+    weight = weight / jnp.maximum(weight.mean(), 1e-8)
     if args.norm_adv:
-        advantage = advantage - (share * advantage).mean()
-        advantage = advantage / (jnp.sqrt((share * advantage**2).mean()) + 1e-8)
-    weight = share * args.gamma**rollout.elapsed if args.gamma_power else share
+        advantage = advantage - (weight * advantage).mean()
+        advantage = advantage / (jnp.sqrt((weight * advantage**2).mean()) + 1e-8)
+    weight = weight * args.gamma**rollout.elapsed if args.gamma_power else weight
     samples = Samples(obs, steps.action, advantage, value_target, weight)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
 

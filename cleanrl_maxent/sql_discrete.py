@@ -178,7 +178,7 @@ def soft_value(q, args):
 
 
 def double_value(q, online_q, args):
-    """Value by `q` of the greedy or Boltzmann policy of `online_q`: at most `soft_value(q)`."""
+    """Value under `q` of the greedy or Boltzmann policy of `online_q`: at most `soft_value(q)`."""
     if args.alpha == 0:
         return gather(q, online_q.argmax(axis=-1))
     log_prob = nn.log_softmax(online_q / args.alpha)
@@ -189,9 +189,9 @@ def double_value(q, online_q, args):
 def bellman_target(state, steps, args):
     """y of the first of n consecutive steps, `(batch,)`; `steps`: leaves `(batch, n, ...)`.
 
-    From last to first, y_k = r_k + γ (1 - terminated) times y_{k+1} - α log π(a_{k+1}|s_{k+1}), or V(s'_k)
-    where the episode or the window ends. With this log π, which `--n-step-target uncorrected` leaves out,
-    the fixed point is Q* whatever policy acted.
+    From last to first, y_k = r_k + γ (1 - terminated) [y_{k+1} - α log π(a_{k+1}|s_{k+1})], with V(s'_k) in
+    the brackets where the episode or the window ends. With this log π, which `--n-step-target uncorrected`
+    leaves out, the fixed point is Q* whatever policy acted.
     """
     obs, next_obs = steps.obs, steps.next_obs
     q, next_q = (state.critics.apply_fn(state.target_critics, x).min(axis=0) for x in (obs, next_obs))

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1805.00909; robust rewards: Eysenbach & Levine 2022, https
 trust regions: Schulman et al. 2015, https://arxiv.org/abs/1502.05477.
 NumPy and float64, so that other programs can be checked against it.
 
-Everywhere `P` is `(S, A, S)`, probabilities of the next state, and what a row lacks to 1 ends the episode;
+Everywhere `P` is `(S, A, S)`, probabilities of the next state; the rest of a row, up to 1, ends the episode;
 `R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
 actions; `start` is `(S,)`, probabilities of the first state; `alpha` = 0 is the limit without entropy.
 Arrays are float64, entropies and divergences in nats.
@@ -437,10 +437,10 @@ def draw_robust_reward(axes):
     for epsilon, color in ((0, "C0"), (0.5, "C1")):
         worst = worst_reward(*bandit, epsilon)[0]
         axes.contour(first, second, distance, [epsilon], colors=color)
-        axes.plot(*worst, "o", color=color, label=f"worst of ε = {epsilon}: pays π {worst @ pi[0]:.2f}")
+        axes.plot(*worst, "o", color=color, label=f"worst, ε = {epsilon}: π earns {worst @ pi[0]:.2f}")
         axes.axline(worst, slope=-pi[0, 0] / pi[0, 1], color=color, linestyle=":", linewidth=1)
     J = R[0] @ pi[0] + alpha * entropy(pi)[0]
-    axes.plot(*R[0], "k*", label=f"r: pays π {R[0] @ pi[0]:.2f}, $J_{{MaxEnt}}$ = {J:.2f}")
+    axes.plot(*R[0], "k*", label=f"r: π earns {R[0] @ pi[0]:.2f}, $J_{{MaxEnt}}$ = {J:.2f}")
     axes.set(xlabel="reward of action 1", ylabel="reward of action 2", xlim=(-1, 4), ylim=(-1, 4))
     axes.legend(frameon=False, loc="upper right")
 

@@ -44,7 +44,7 @@ class Args(RunArgs):
     noise: Literal["gaussian", "ou"] = "gaussian"  # exploration; ou: Ornstein-Uhlenbeck
     exploration_noise: Magnitude = 0.1  # gaussian: std, actions in [-1, 1]
     ou_theta: Magnitude = 0.15  # ou: pull towards 0, per unit of time
-    ou_sigma: Magnitude = 0.2  # ou: std added per unit of time, actions in [-1, 1]
+    ou_sigma: Magnitude = 0.2  # ou: std added in a unit of time, actions in [-1, 1]
     ou_dt: Rate = 1.0  # ou: time per step
     policy_noise: Magnitude = 0.2  # noise on target actions: std, actions in [-1, 1]
     noise_clip: Magnitude = 0.5  # noise on target actions: clipped to ± this

@@ -50,7 +50,7 @@ class Args(RunArgs):
     cg_iters: Count = 10  # iterations of conjugate gradient
     cg_damping: Magnitude = 0.1  # added to the diagonal of the Fisher matrix
     fisher_stride: Count = 1  # Fisher matrix from every k-th state
-    line_search: bool = True  # shorten steps until L grows within δ; off: NPG
+    line_search: bool = True  # shorten steps until L grows and KL ≤ δ; off: NPG
     backtrack_coef: Fraction = 0.8  # ratio of successive candidates' lengths
     backtrack_iters: Count = 10  # candidate steps
     update_epochs: Count = 10  # passes of the critic over each rollout
@@ -230,7 +230,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the episode's end; terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the end of episode or rollout; terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -310,7 +310,7 @@ def natural_step(state, batch, args):
 
 
 def line_search(full_step, state, batch, args):
-    """θ after the longest candidate step that raises L within δ, and metrics; exactly θ_old if none does."""
+    """θ after the longest candidate step that raises L with KL ≤ δ, or θ_old if none does; and metrics."""
     theta, unravel = ravel_pytree(state.actor.params)
     count = args.backtrack_iters if args.line_search else 1
     fractions = jnp.append(args.backtrack_coef ** jnp.arange(count), 0)

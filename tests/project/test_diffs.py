@@ -30,7 +30,7 @@ PAIRS = [
     ),
     Pair("sac", "sac_v1", 65, 82, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
     Pair(
-        *("sac", "crossq", 65, 152),
+        *("sac", "crossq", 60, 147),
         "linear move_targets",
         "BatchRenorm NormalizedLinear sample_squashed Network",
     ),
@@ -41,12 +41,12 @@ PAIRS = [
         "Policy gather sample_action double_value bellman_target policy_entropy epsilon",
     ),
     Pair(
-        *("sac_discrete", "sql_discrete", 115, 141),
+        *("sac_discrete", "sql_discrete", 111, 141),
         "Actor temperature reduce_critics actor_loss alpha_loss improve_policy",
         "Policy soft_value double_value bellman_target policy_entropy epsilon",
     ),
     Pair(
-        *("sql_discrete", "fitted_q", 142, 117),
+        *("sql_discrete", "fitted_q", 141, 115),
         "double_value policy_entropy move_targets epsilon",
         "warn_of_divergence",
     ),

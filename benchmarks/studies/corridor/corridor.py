@@ -77,6 +77,7 @@ def draw(args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list
         dots = {"marker": "o", "linestyle": "none", "color": line.get_color()}
         axes.plot(args.depths, found[backup], **dots, label=labels)
     axes.set(xlabel="depth of both branches (steps)", ylabel="P(branch where all 8 actions succeed)")
+    axes.set_xticks(args.depths)
     axes.legend(frameon=False)
     return save_figure(figure, args.out_dir / "corridor-learned.png")
 
