@@ -90,12 +90,13 @@ class Cell:
         return recorded_settings(str(self.folder)).get("cpu_threads")
 
     def progress(self) -> dict[str, float]:
-        """The last whole row of `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
+        """The last values in `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
         try:
             lines = (self.folder / "timing.jsonl").read_text().splitlines()
         except OSError:
             return {}
-        return next((json.loads(line) for line in reversed(lines) if line.endswith("}")), {})
+        rows = [json.loads(line) for line in lines[-20:] if line.endswith("}")]
+        return {name: value for row in rows for name, value in row.items()}
 
     def log(self) -> Path:
         """The file for what the run's processes print."""

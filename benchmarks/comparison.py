@@ -38,7 +38,9 @@ def compare_with_published(curves: list[Curve]) -> bool:
 
 
 def why_not(curve: Curve) -> str:
-    """Why a curve has no published means: its steps, or the name of a user's file."""
+    """Why a curve has no published means: its task, its steps, or the name of a user's file."""
+    if curve.changes_task:
+        return ": the flags change the task"
     if curve.algorithm in algorithm_names():
         return " at these steps"
     return f": {curve.algorithm}.py is not one of our algorithms; a file named sac_….py is compared with sac"

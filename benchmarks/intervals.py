@@ -51,18 +51,19 @@ def prediction_interval(
 ) -> tuple[float, float]:
     """95% prediction interval for the mean of k = `new_seeds` seeds of one more program of the same kind.
 
-    M ± t √(s² (1/k + 1/n) + b² (1 + 1/m)) for m programs; every argument but the last is `(m,)`. M is the
-    mean of their `means`, s the pooled standard deviation of their seeds, n the number of all seeds, b² the
+    M ± t √(s² (1/k + u/m) + b² (1 + 1/m)) for m programs; every argument but the last is `(m,)`. M is the
+    mean of their `means`, s the pooled standard deviation of their seeds, u the mean of 1/`seeds`, b² the
     variance between programs beyond what s explains; t has Satterthwaite's degrees of freedom. `deviations`
     are standard deviations with divisor `seeds`, two or more each. A single program does not tell b, which
-    counts as 0. In simulations of two or three programs that differ, the interval covers 85 to 95%.
+    counts as 0. In simulations the interval covers 95 to 98% if b is 0; otherwise 86 to 95% for three
+    programs or four and 81 to 93% for two, the less the larger k is.
     """
     means, deviations, seeds = (np.asarray(values, float) for values in (means, deviations, seeds))
     programs, freedom = len(means), np.sum(seeds - 1)
-    s_squared = np.sum(seeds * deviations**2) / freedom
-    within, between = s_squared * (1 / new_seeds + 1 / seeds.sum()), 0.0
+    s_squared, u = np.sum(seeds * deviations**2) / freedom, np.mean(1 / seeds)
+    within, between = s_squared * (1 / new_seeds + u / programs), 0.0
     if programs > 1:
-        b_squared = max(0.0, np.var(means, ddof=1) - np.mean(s_squared / seeds))
+        b_squared = max(0.0, np.var(means, ddof=1) - s_squared * u)
         between = b_squared * (1 + 1 / programs)
         freedom = (within + between) ** 2 / (within**2 / freedom + between**2 / (programs - 1))
     half_width = student.ppf(0.975, freedom) * np.sqrt(within + between)

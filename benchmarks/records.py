@@ -5,6 +5,7 @@ learned, or that trains a file outside the package, is a variant.
 """
 
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.output import warn
 from cleanrl_maxent.common.run.folder import MAY_DIFFER, read_json
 
@@ -169,23 +171,25 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     config = read_config(folder)
     config["args"].pop("run_dir", None)  # a path of this machine
     result = read_json(folder / "result.json")
-    timing = read_lines(folder / "timing.jsonl")
+    clock = folder / "timing.jsonl"
+    timing = read_lines(clock) if clock.exists() else []  # a run does without it if it must
     steps, seconds = ([0, *(row[name] for row in timing)] for name in ("global_step", "seconds"))
     group, rows = group_of(config), []
-    for seed in result["evaluations"]:
+    for seed, last in result["evaluations"].items():
         path = folder / f"seed-{seed}" / "metrics.jsonl"
         record = read_lines(path)
-        if not record or record[-1]["global_step"] < result["evaluations"][seed].get("global_step", 0):
+        if not record or record[-1]["global_step"] < last.get("global_step", 0):
             raise UsageError(f"{path} is damaged: it ends before the run does")
         evaluations: dict[int, dict[str, str]] = defaultdict(dict)
         for metrics in record:
             for column, name in METRICS.items():
                 if name in metrics:
                     evaluations[metrics["global_step"]][column] = rounded(metrics[name])
-        if (training := training_return(record)) is not None:
-            evaluations[record[-1]["global_step"]]["return_training"] = rounded(training)
+        end = last.get("global_step", config["args"]["total_timesteps"])
+        if (training := training_return(record, end)) is not None:
+            evaluations[end]["return_training"] = rounded(training)
         for step, returns in evaluations.items():
-            taken = f"{np.interp(step, steps, seconds):.0f}"
+            taken = f"{np.interp(step, steps, seconds):.0f}" if timing else ""
             rows.append(group | {"seed": seed, "step": str(step), "seconds": taken} | returns)
     return rows, config | {"seconds": result["seconds"]}
 
@@ -197,9 +201,9 @@ def rounded(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
-def training_return(record: list[dict[str, Any]]) -> float | None:
-    """Mean return of the training episodes that ended in the last 5% of the steps; None if none did."""
-    name, end = "charts/episodic_return", record[-1]["global_step"]
+def training_return(record: list[dict[str, Any]], end: int) -> float | None:
+    """Mean return of the training episodes that ended in the last 5% of `end` steps; None if none did."""
+    name = "charts/episodic_return"
     late = [metrics for metrics in record if in_last_twentieth(metrics["global_step"], end)]
     returns = [metrics[name] for metrics in late if name in metrics]
     return float(np.mean(returns)) if returns else None
@@ -218,13 +222,18 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
 def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[str, Any]]]:
     """`read_run` of each folder.
 
-    Raises UsageError if two folders hold the same seed of a curve, or if no folder has an evaluation.
+    Raises UsageError if two folders hold the same seed of a curve, if seeds of a curve were trained by
+    different files, or if no folder has an evaluation.
     """
-    folders, holders = list(folders), {}
+    folders, holders, files = list(folders), {}, {}
     runs = [read_run(folder) for folder in folders]
-    for folder, (rows, _) in zip(folders, runs, strict=True):
+    for folder, (rows, entry) in zip(folders, runs, strict=True):
         for row in rows:
             enter_holder(row, folder, holders)
+            file = files.setdefault(tuple(row[name] for name in GROUP), entry["algorithm"])
+            if file != entry["algorithm"]:
+                both = f"runs of {file}.py and of {entry['algorithm']}.py are both named {row['exp_name']}"
+                raise UsageError(f"{both}: name one of them only, or train it with another --exp-name")
     if not any(rows for rows, _ in runs):
         more = f" and {plural(len(folders) - 1, 'more run')}" if len(folders) > 1 else ""
         raise UsageError(f"no evaluations in {folders[0]}{more}")
@@ -249,23 +258,31 @@ def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """
     path, manifest_path = results / "evaluations.csv", results / "manifest.json"
     stored = read_csv(path)
-    if path.exists() and "flags" not in path.read_text().partition("\n")[0].split(","):
+    text = path.read_text() if path.exists() else "flags\n"
+    whole = text.endswith("\n") and all(None not in (*row, *row.values()) for row in stored)
+    if not whole or "flags" not in text.partition("\n")[0].split(","):
         raise UsageError(f"{path} is damaged or of an earlier version: collect its runs into a new folder")
-    try:
-        entries = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
-    except ValueError as problem:
-        raise UsageError(f"{manifest_path} is damaged: {problem}") from problem
+    entries = read_manifest(manifest_path)
     flags = {key: changed_flags(entry) for key, entry in entries.items()}
     rows, manifest, holders = [], {}, {}
     for before in stored:
         key = identity(before)
         if key not in flags:
-            raise UsageError(f"{manifest_path} lacks the run {key}, which {path} has: collect it again")
+            lacks = f"{manifest_path} lacks the run {key}, which {path} has"
+            raise UsageError(f"{lacks}: put the right file back, or collect its runs into a new folder")
         row = before | {"flags": flags[key]}
         enter_holder(row, key, holders)
         manifest[identity(row)] = entries[key]
         rows.append(row)
     return rows, manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The content of manifest.json; empty if there is none. Raises UsageError if it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as problem:
+        raise UsageError(f"{path} is damaged: {problem}") from problem
 
 
 def identity(row: dict[str, str]) -> str:
@@ -289,13 +306,22 @@ def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
     order = ("exp_name", "env_id", "total_timesteps", "algorithm", "flags", "seed", "step")
     numbers = {"total_timesteps", "seed", "step"}
     rows.sort(key=lambda row: [int(row[name]) if name in numbers else row[name] for name in order])
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     results.mkdir(parents=True, exist_ok=True)
-    with (results / "evaluations.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    (results / "manifest.json").write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
+    path = results / "manifest.json"
+    # first with the entries of both tables, so that every row has one whenever this is killed
+    write_manifest(path, read_manifest(path) | manifest)
+    write_file(results / "evaluations.csv", table.getvalue().encode())
+    write_manifest(path, manifest)
     return len(read), len(read & before)
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Writes manifest.json, whole or not at all."""
+    write_file(path, (json.dumps(dict(sorted(manifest.items())), indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,6 +342,11 @@ class Curve:
     def is_variant(self) -> bool:
         """True if it has a name of its own."""
         return self.name != self.algorithm
+
+    @property
+    def changes_task(self) -> bool:
+        """True if flags make the environment another one than its id says."""
+        return not {"--env-kwargs", "--max-episode-steps"}.isdisjoint(self.flags.split())
 
     @property
     def family(self) -> str:
@@ -380,8 +411,10 @@ def published(curve: Curve) -> list[dict[str, str]]:
 
     The environment's version does not matter. A variant is compared with the rows under its own name, if
     there are any and we have no algorithm of that name, else with its algorithm's. Deterministic evaluations
-    are never compared with training episodes or exploration.
+    are never compared with training episodes or exploration, and runs on a changed task with nothing.
     """
+    if curve.changes_task:
+        return []
     names = {row["algorithm"] for row in published_rows()} - algorithms().keys()
     name = curve.name if curve.name in names else curve.algorithm
     return [

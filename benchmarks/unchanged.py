@@ -22,7 +22,7 @@ import tyro
 from benchmarks.commands import ROOT, applicable_flags, check_algorithms, script, words
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import UsageError, require
 
 TASKS = {"Box": "Pendulum-v1", "Discrete": "CartPole-v1"}
 SMALL = {  # whichever of these an algorithm has
@@ -91,13 +91,16 @@ def main(args: Args) -> int:
     check_algorithms(args.algorithms)
     with tempfile.TemporaryDirectory() as name:
         folder, tree = Path(name), Path(name) / "tree"
-        subprocess.run(["git", "clone", "--quiet", ROOT, tree], check=True)
-        subprocess.run(["git", "-C", tree, "checkout", "--quiet", args.commit], check=True)
+        for git in (["clone", "--quiet", ROOT, tree], ["-C", tree, "checkout", "--quiet", args.commit, "--"]):
+            done = subprocess.run(["git", *git], capture_output=True, text=True)
+            require(not done.returncode, f"git: {done.stderr.strip()}")
         shared = {
             algorithm: module
             for algorithm, module in algorithms().items()
             if Path(script(algorithm, tree)).exists()
         }
+        missing = ", ".join(sorted(set(args.algorithms) - shared.keys()))
+        require(not missing, f"{args.commit} does not have {missing}")
         cases = [
             (algorithm, env_id, num_seeds)
             for algorithm in args.algorithms or shared

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.devices import recorded_settings
@@ -72,9 +73,10 @@ def policy_modes(act: Callable, policy: Any, obs_dim: int) -> tuple[str, ...]:
 
     def depends_on_key(deterministic: bool) -> bool:
         obs = jnp.zeros((1, obs_dim))
-        traced = jax.make_jaxpr(lambda key: act(policy, obs, key, deterministic))(jax.random.key(0))
-        (key,) = traced.jaxpr.invars
-        return any(value is key for equation in traced.eqns for value in equation.invars)
+        traced = jax.make_jaxpr(lambda key: act(policy, obs, key, deterministic))(jax.random.key(0)).jaxpr
+        # what is computed from the key but not returned does not count
+        _, (is_used,) = dce_jaxpr(traced, [True] * len(traced.outvars))
+        return is_used
 
     has = {"eval": not depends_on_key(True), "eval_stochastic": depends_on_key(False)}
     return tuple(mode for mode in MODES if has[mode])
@@ -133,10 +135,11 @@ class Evaluation:
         """Metrics of each seed after `steps` environment steps.
 
         `policy`: leading axis `(seed,)`. `temperature`: `(seed,)`, in reward per nat, α of
-        `eval/soft_return`, the mean of Σ r − α log π over the stochastic episodes. Raises Stopped.
+        `eval/soft_return`, the mean of Σ r − α log π over the stochastic episodes. Raises as `play`.
         """
         returns, lengths, neg_log_probs = self.play(steps, policy, keys)
         soft = returns + np.reshape(temperature, (-1, 1, 1)) * neg_log_probs
+        check_finite(steps, self.args.seeds, evaluation_soft_return=soft)
         return [self.metrics(*of_seed) for of_seed in zip(returns, lengths, soft, strict=True)]
 
     def play(

@@ -83,7 +83,8 @@ class LoadedPolicy:
             self.calls += 1
         else:
             action = self.choose_with_key(self.parameters, obs, key, deterministic)
-        return np.asarray(scale_action(np.asarray(action), self.space))
+        # [()]: one discrete action as a scalar, as in training
+        return np.asarray(scale_action(np.asarray(action), self.space))[()]
 
 
 def recorded_task(folder: Path) -> Task:

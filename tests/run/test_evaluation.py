@@ -12,8 +12,8 @@ from cleanrl_maxent import ppo, sac
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.env.make import EVALUATION, environment_seed, make_env, scale_action
 from cleanrl_maxent.common.env.task import Task
-from cleanrl_maxent.common.errors import Stopped, UsageError
-from cleanrl_maxent.common.evaluation import Evaluation, default_frequency
+from cleanrl_maxent.common.errors import NonFiniteError, Stopped, UsageError
+from cleanrl_maxent.common.evaluation import Evaluation, default_frequency, policy_modes
 from cleanrl_maxent.common.run.run import Run
 from tests.support import probes
 from tests.support.runs import SMALL, rows, small_args, train
@@ -134,6 +134,36 @@ def test_a_resumed_run_keeps_its_frequency_and_adds_up_its_evaluations(tmp_path,
     assert len(timed) == 4 and result["evaluation_seconds"] == pytest.approx(sum(timed), abs=0.01)
     share = re.search(r"done: 200 steps in .* s, evaluation (\d+)% of it", capsys.readouterr().out)
     assert share and int(share[1]) == pytest.approx(100 * sum(timed) / result["seconds"], abs=1)
+
+
+def sample_first(policy, obs, key, deterministic):
+    key, sample_key = jax.random.split(key)
+    sample = policy + jax.random.normal(sample_key, (len(obs), 1))
+    return jnp.zeros((len(obs), 1)) if deterministic else sample
+
+
+@pytest.mark.parametrize("act", [sample_first, jax.jit(sample_first, static_argnums=3)], ids=["plain", "jit"])
+def test_a_key_that_does_not_reach_the_action_does_not_count(act):
+    assert policy_modes(act, jnp.zeros(1), obs_dim=3) == ("eval", "eval_stochastic")
+    assert policy_modes(lambda *given: act(*given[:3], True), jnp.zeros(1), obs_dim=3) == ("eval",)
+
+
+def test_a_soft_return_that_is_not_finite_is_refused():
+    """Named by step and seed, before it reaches the record."""
+    args = sac.Args(env_id="Pendulum-v1", num_seeds=2, eval_episodes=1)
+
+    def sample_action(policy, obs, key):
+        noise = jax.random.normal(key, (len(obs), 1))
+        return noise, jnp.where(policy > 0, -jnp.inf, noise[:, 0])
+
+    def act(policy, obs, key, deterministic):
+        return sample_action(policy, obs, key)[0]
+
+    of_both = Evaluation(args, act, sample_action)
+    with pytest.raises(
+        NonFiniteError, match="non-finite evaluation_soft_return at step 7, seed 2: it is inf"
+    ):
+        of_both(7, jnp.arange(2.0), jax.random.split(jax.random.key(0), 2), np.ones(2))
 
 
 @pytest.mark.parametrize("algorithm", [sac, ppo], ids=["sac", "ppo"])

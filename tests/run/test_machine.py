@@ -373,6 +373,7 @@ def test_the_wall_clock_on_a_full_disk(tmp_path, capsys):
     path.write_bytes(b'[1]\n{"no": 1}\n\xff\n{"global_step": 5, "seconds": 1.0}\n{"global')
     clock = timing.Timing(path, 10, 1.0)
     assert [row["global_step"] for row in clock.rows] == [5]
+    assert path.read_text() == '{"global_step": 5, "seconds": 1.0}\n'
     clock.close()
     clock.file = open("/dev/full", "w")
     clock.measure(20)

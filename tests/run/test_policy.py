@@ -6,18 +6,21 @@ import pickle
 import re
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import gymnasium as gym
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
 
 from cleanrl_maxent import load_policy
+from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.env.task import Task, describe_task, parse_task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import pack, unpack
-from cleanrl_maxent.common.policy import policy_arrays
+from cleanrl_maxent.common.policy import LoadedPolicy, policy_arrays
 
 KERNEL, BIAS = np.arange(6.0).reshape(2, 3), np.arange(3.0)
 
@@ -67,6 +70,14 @@ def test_actions_are_in_the_units_of_the_environment(copied):
     for wrong in (0.0, np.zeros(2), np.zeros((3, 4))):
         with pytest.raises(UsageError, match=r"observations must have shape \(\.\.\., 3\); got \("):
             policy(wrong)
+
+
+def test_one_discrete_action_is_a_scalar():
+    """As in training: an environment may look it up in a dictionary."""
+    algorithm = SimpleNamespace(act=lambda policy, obs, key, deterministic: jnp.int32(obs[..., 0] > 0))
+    policy = LoadedPolicy(algorithm, RunArgs(), Task(3, 2, discrete=True, first_action=4), 1, ())
+    assert {5: "right"}[policy(np.ones(3))] == "right"
+    assert policy(np.ones((2, 3))).tolist() == [5, 5]
 
 
 def test_a_seed_that_the_run_does_not_have(copied):

@@ -15,7 +15,7 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.transitions import read_transitions
 from tests.support.contract import CASES
 from tests.support.pytrees import changed
-from tests.support.runs import differences, digests, record_actions
+from tests.support.runs import differences, digests, record_actions, train_until_stopped
 
 CASE = {case.name: case for case in CASES if case.kind == "Discrete"}
 TASK = Task(4, 2, discrete=True)
@@ -84,6 +84,19 @@ def test_a_run_kept_no_more_than_its_replay_holds(recorded, tmp_path):
     assert 100 <= count < STEPS
     follows = (found.obs[:, 1:] == found.next_obs[:, :-1]).all(axis=-1)
     assert np.array_equal(follows, np.maximum(found.terminated, found.truncated)[:, :-1] == 0)
+
+
+@pytest.mark.slow
+def test_a_restarted_episode_is_cut_on_disk_too(tmp_path, monkeypatch):
+    """Also for a second process, which reads what the first one wrote before it was stopped."""
+    args = CASE["sql_discrete"].args(env_reset="restart", n_steps=3, buffer_size=1000, run_dir=str(tmp_path))
+    for steps in (330, 130):
+        train_until_stopped(args, monkeypatch, sql_discrete, steps)
+    read = read_transitions(str(tmp_path), args, TASK)
+    assert read.truncated.shape == (1, 460)
+    begins = np.any(read.next_obs[0, :-1] != read.obs[0, 1:], axis=-1)
+    ended = np.maximum(read.terminated, read.truncated)[0, :-1] > 0
+    assert begins[329] and np.array_equal(begins, ended)
 
 
 def fitted_batches(monkeypatch, args):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
 from benchmarks import intervals
@@ -44,18 +45,32 @@ def test_prediction_interval_of_one_program():
     assert (low, high) == pytest.approx((100 - half_width, 100 + half_width), abs=1e-2)
 
 
+def test_prediction_interval_of_two_programs():
+    """s² = (10·9 + 5·8)/13 = 10 and u = 0.15; V = 50 leaves b² = 50 - 1.5."""
+    low, high = intervals.prediction_interval([100, 110], [3, 8**0.5], [10, 5], 5)
+    within, between = 10 * (1 / 5 + 0.15 / 2), 48.5 * 1.5
+    freedom = (within + between) ** 2 / (within**2 / 13 + between**2 / 1)
+    half_width = student.ppf(0.975, freedom) * np.sqrt(within + between)
+    assert (low, high) == pytest.approx((105 - half_width, 105 + half_width))
+    # means as close as seeds make them: V = 0.5 < 1.5
+    low, high = intervals.prediction_interval([100, 101], [3, 8**0.5], [10, 5], 5)
+    assert (high - low) / 2 == pytest.approx(student.ppf(0.975, 13) * np.sqrt(within))
+
+
 @pytest.mark.parametrize(
-    "between, seeds, least, most",
+    "between, seeds, new_seeds, least, most",
     [
-        (0, [10] * 4, 0.92, 0.98),
-        (0, [10, 3], 0.92, 0.98),
-        (3, [10] * 4, 0.9, 0.95),
-        (3, [10, 10, 3], 0.88, 0.91),
-        (3, [10, 10], 0.85, 0.88),
+        (0, [10] * 4, 3, 0.94, 0.98),
+        (0, [10, 3], 3, 0.94, 0.98),
+        (3, [10] * 4, 3, 0.91, 0.95),
+        (3, [10, 10, 3], 3, 0.88, 0.92),
+        (1, [10, 10, 3], 10, 0.86, 0.91),
+        (3, [10, 10], 3, 0.85, 0.88),
+        (3, [10, 3], 10, 0.8, 0.85),
     ],
 )
-def test_prediction_interval_covers(between, seeds, least, most):
-    """1,500 times some programs are published, and one more is run with three seeds.
+def test_prediction_interval_covers(between, seeds, new_seeds, least, most):
+    """1,500 times some programs are published, and one more is run.
 
     19 in 20 are within if programs do not differ; fewer if they do and there are few of them.
     """
@@ -63,8 +78,8 @@ def test_prediction_interval_covers(between, seeds, least, most):
     for _ in range(1_500):
         programs = [rng.normal(rng.normal(0, between), 2, n) for n in seeds]
         means, deviations = zip(*((returns.mean(), returns.std()) for returns in programs), strict=True)
-        new = rng.normal(rng.normal(0, between), 2, 3).mean()
-        low, high = intervals.prediction_interval(means, deviations, seeds, 3)
+        new = rng.normal(rng.normal(0, between), 2, new_seeds).mean()
+        low, high = intervals.prediction_interval(means, deviations, seeds, new_seeds)
         inside += low <= new <= high
     assert least < inside / 1_500 < most
 

@@ -179,7 +179,9 @@ def test_numbers_of_steps_and_variants_are_kept_apart(tmp_path):
 
 def test_results_of_an_earlier_version_are_refused(tmp_path):
     """So are files that are something else: nothing is overwritten."""
-    for content in ("algorithm,exp_name,total_timesteps\nsac,sac,9\n", "x\n", ""):
+    columns = ",".join(records.COLUMNS)
+    cut = [f"{columns}\nsac,sac,,Hopper-v4,100,1,1", f"{columns}\nsac,sac,,Hopper-v4,100,1,100,60,12"]
+    for content in ("algorithm,exp_name,total_timesteps\nsac,sac,9\n", "x\n", "", *cut, f"{cut[0]}\n"):
         (tmp_path / "evaluations.csv").write_text(content)
         with pytest.raises(UsageError, match="evaluations.csv is damaged or of an earlier version"):
             records.read_results(tmp_path)
@@ -187,6 +189,30 @@ def test_results_of_an_earlier_version_are_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UsageError, match="manifest.json is damaged"):
         records.read_results(tmp_path)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_killed_collect_loses_nothing(written, tmp_path, monkeypatch):
+    """Killed after so many of its files: old rows can be read, and the same command completes them."""
+    results, write_file = tmp_path / "results", records.write_file
+    old, new = write_run(tmp_path / "old", {"1": [1]}), write_run(tmp_path / "new", {"2": [2]})
+    records.collect([old], results)
+    files = iter(range(written))
+
+    def write(path, content):
+        if next(files, None) is None:
+            raise KeyboardInterrupt
+        write_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_file", write)
+        with pytest.raises(KeyboardInterrupt):
+            records.collect([new], results)
+    assert "1" in {row["seed"] for row in records.read_results(results)[0]}
+    records.collect([new], results)
+    rows, manifest = records.read_results(results)
+    assert [row["seed"] for row in rows] == ["1", "2"]
+    assert len(manifest) == len(records.read_manifest(results / "manifest.json")) == 2
 
 
 def test_rows_without_their_run_are_refused(tmp_path):
@@ -242,7 +268,7 @@ def test_damaged_runs_are_named(tmp_path):
     damages = (
         ("seed-1/metrics.jsonl", "", r"metrics.jsonl is damaged: it ends before the run does"),
         ("seed-1/metrics.jsonl", "{]}", r"metrics.jsonl is damaged"),
-        ("timing.jsonl", None, r"timing.jsonl is missing"),
+        ("seed-1/metrics.jsonl", None, r"metrics.jsonl is missing"),
         ("config.json", '{"algorithm": "sac", "ar', "config.json is damaged: Unterminated string"),
         ("config.json", '{"algorithm": "sac"}', "config.json does not belong to a run"),
         ("result.json", "{", r"result.json is damaged"),
@@ -327,6 +353,31 @@ def test_final_returns_are_never_of_an_earlier_step():
         records.group_curves(rows_of([5_000, 9_499], [5_000, 9_499, 10_000]))
 
 
+def test_seeds_without_evaluations_share_the_last_step(tmp_path):
+    """Their last episodes end at different steps; a run whose clock could not be written has no seconds."""
+    run = write_run(tmp_path / "run", {"1": [1]}, metric="losses/alpha", episodes=[(4_990, 3.0)])
+    (run / "timing.jsonl").unlink()
+    (row,) = records.read_run(run)[0]
+    assert (row["step"], row["seconds"], row["return_training"]) == ("5000", "", "3.00")
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    runs = [
+        write_run(tmp_path / name, {seed: [1]}, algorithm=name, exp_name="trial")
+        for seed, name in enumerate(("sac_mine", "sac_other"), 1)
+    ]
+    with pytest.raises(UsageError, match=r"sac_mine.py and of sac_other.py are both named trial: name one"):
+        records.read_rows(runs)
+
+
+@pytest.mark.parametrize("flags", [dict(max_episode_steps=200), dict(env_kwargs='{"frame_skip": 2}')])
+def test_a_changed_task_has_no_published_means(flags, tmp_path, capsys):
+    (curve,) = curves_of(write_run(tmp_path / "run", {"1": [1.0] * 20}, exp_name="x", **flags))
+    assert records.published(curve) == []
+    assert comparison.compare_with_published([curve])
+    assert "nothing published to compare with: the flags change the task" in capsys.readouterr().out
+
+
 def test_the_last_twentieth_has_its_edge():
     """9,500 of 10,000 counts, in a curve, in training and in a metric alike; so does 10,500 beside it."""
     (curve,) = records.group_curves(rows_of([9_499, 9_500, 10_000, 10_500, 10_501]))
@@ -338,7 +389,7 @@ def test_the_last_twentieth_has_its_edge():
         {"global_step": int(step), "charts/episodic_return": value}
         for step, value in zip(steps, values, strict=True)
     ]
-    assert records.training_return(record) == 1.5
+    assert records.training_return(record, 10_000) == 1.5
 
 
 def published_means(algorithm, family, scale):

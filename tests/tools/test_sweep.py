@@ -201,6 +201,18 @@ def test_another_run_in_the_folder_is_not_taken_for_the_cell(tmp_path, change):
     assert not cell.finished()
 
 
+def test_the_pace_is_known_after_an_evaluation_too(tmp_path):
+    """Whose row has none; the row that is being written does not count."""
+    cell = Cell("sac", (), tmp_path / "run", "cpu")
+    assert cell.progress() == {}
+    cell.folder.mkdir()
+    written = (
+        '{"global_step": 100, "seconds": 1, "charts/SPS": 90}\n{"global_step": 150, "seconds": 2}\n{"glo'
+    )
+    (cell.folder / "timing.jsonl").write_text(written)
+    assert cell.progress() == {"global_step": 150, "seconds": 2, "charts/SPS": 90}
+
+
 def until_it_trains(process, tmp_path):
     """Waits until the run of SAC on Pendulum that a sweep has started records its pace; its folder."""
     run = tmp_path / "suite" / "Pendulum-v1__sac__1"

@@ -137,7 +137,7 @@ class SeedEnvs:
             of_episode = float(rows.episode_return[row]), int(rows.episode_length[row])
             episodes.append(Episode(row // self.copies, *of_episode))
         if episodes:
-            check_finite(self.steps, self.seeds, obs=obs)
+            check_finite(self.steps, self.seeds, obs=obs, episode_return=rows.episode_return)
         self.transition = Transition(
             obs=self.obs,
             action=self.action,

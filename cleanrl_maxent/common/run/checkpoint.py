@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
     steps: int
     meta: dict[str, Any]  # what JSON can hold: arguments, environments, length of the record
     arrays: dict[str, np.ndarray]
-    segments: list[Segment]  # oldest first, without a gap
+    segments: list[Segment]  # oldest first, without a gap; one may begin with the last one's last transition
 
 
 class Checkpoints:

@@ -80,12 +80,17 @@ def lock(folder: Path) -> TextIO:
         file = open(folder / ".lock", "a+")
     except OSError as problem:
         raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
-    try:
-        no_lock = acquire(file)
-    except BlockingIOError as problem:
-        with file:
-            file.seek(0)
-            raise UsageError(f"{folder} is being written by process {file.read().strip()}") from problem
+    for left in reversed(range(10)):  # whoever asks whether a run is locked holds it for a moment
+        try:
+            no_lock = acquire(file)
+            break
+        except BlockingIOError as problem:
+            if not left:
+                with file:
+                    file.seek(0)
+                    holder = file.read().strip()
+                    raise UsageError(f"{folder} is being written by process {holder}") from problem
+        time.sleep(0.05)
     if no_lock:
         warn(f"{folder} cannot be locked ({no_lock}): nothing keeps a second process from writing to it")
     file.truncate(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from cleanrl_maxent.common.devices import chosen_device
+from cleanrl_maxent.common.devices import chosen_device, seed_sharding
 from cleanrl_maxent.common.errors import UsageError
 
 # JAX options that affect results and that a user may change, for example to debug, with their defaults
@@ -38,8 +38,8 @@ OPTIONS = {
 PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Versions of Python and the packages, the device, XLA's threads and flags, the git commit."""
+def describe_machine(num_seeds: int = 1) -> dict[str, Any]:
+    """Versions of Python and the packages, the devices, XLA's threads and flags, the git commit."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -47,9 +47,11 @@ def describe_machine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     device = chosen_device()
+    described = {"platform": device.platform, "kind": device.device_kind, "processor": processor()}
     return {
         "versions": versions,
-        "device": {"platform": device.platform, "kind": device.device_kind, "processor": processor()},
+        "device": described
+        | {"count": seed_sharding(num_seeds).num_devices},  # that the seeds are split over
         "cpu_threads": int(os.environ.get("NPROC", 0)) or None,
         "xla_flags": os.environ.get("XLA_FLAGS") or None,
         "jax_options": changed_options(),
@@ -92,7 +94,9 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         if now["versions"].get(name) != was
     ]
     for name in ("device", "cpu_threads", "xla_flags", "jax_options"):
-        was = recorded.get(name, {})  # earlier runs have no options
+        was = recorded.get(name, {})  # earlier runs have no options, and no number of devices
+        if name == "device":
+            was = was | {"count": was.get("count", now[name]["count"])}
         if now[name] != was:
             changes.append(f"{name} {was}, now {now[name]}")
     if changes:

@@ -79,17 +79,16 @@ class Run:
         Raises Finished, and UsageError like `find_checkpoint`.
         """
         args = self.args
-        self.machine = describe_machine()
+        self.machine = describe_machine(args.num_seeds)
         self.config = describe_run(args, self.envs.task) | self.machine
         self.checkpoints = Checkpoints(self.folder / "checkpoint")
-        self.resumed_from = find_checkpoint(self.folder, self.checkpoints, args, self.config)
-        if self.resumed_from:
+        self.resumed_from = found = find_checkpoint(self.folder, self.checkpoints, args, self.config)
+        if found:
             begun = read_json(self.folder / "config.json")
             self.config |= {name: begun.get(name) for name in ("init_from", "algorithm_sha256")}
         else:
             self.config["init_from"] = self.initial.source if self.initial else None
             self.write_json("config.json", self.config)
-        found = self.resumed_from
         self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
         if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
             advice = "on a CPU, one process per seed is faster, up to one per core: see benchmarks/sweep.py"
@@ -123,10 +122,12 @@ class Run:
         state = restore_tree(state, subtree("state/", found.arrays))
         if replay:
             replay = refill(replay, found.segments, found.steps)
-        self.write_json("config.json", self.config)
+            if self.args.env_reset == "restart":
+                self.transitions = [self.envs.transition]  # on disk it is not cut short
         for name in ("result.json", "README.md", "policy-*.npz"):  # of the run before it was extended
             for path in self.folder.glob(name):
                 path.unlink()
+        self.write_json("config.json", self.config)
         self.journal.terminal.steps = found.steps
         self.journal.terminal.print_line(f"resumed at step {found.steps:,}")
         return found.steps, state, replay

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.output import warn
 
 AGAIN = {"evaluation_seconds", "film_seconds"}  # measured after the step's checkpoint, and again on resume
@@ -25,7 +26,6 @@ class Timing:
         self.started = time.perf_counter() - seconds
         self.last_time, self.last_steps = time.perf_counter(), steps
         self.rows: list[dict[str, float]] = []  # those kept
-        self.evaluating = 0.0  # seconds of all evaluations
         self.file: TextIO | None = None
         try:
             lines = path.read_text(errors="replace").splitlines() if steps and path.exists() else []
@@ -35,11 +35,11 @@ class Timing:
                     again = row["global_step"] == steps and AGAIN & row.keys()
                     if row["global_step"] <= steps and not again:
                         self.rows.append(row)
-            self.file = open(path, "w")
+            write_file(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            self.file = open(path, "a")
         except OSError as problem:
             self.give_up(problem)
-        for row in self.rows:
-            self.write(row)
+        self.evaluating = sum(row.get("evaluation_seconds", 0.0) for row in self.rows)
 
     def seconds(self) -> float:
         """Seconds since the start."""

@@ -42,8 +42,12 @@ def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
         bool(segments),
         f"{folder} keeps no transitions: it learned from rollouts, or from those of another run",
     )
+    ends = [*(segment.start for segment in segments[1:]), segments[-1].stop]  # they may overlap by one
     try:
-        loaded = [segment.load() for segment in segments]
+        loaded = [
+            jax.tree.map(lambda leaf, count=end - segment.start: leaf[:, :count], segment.load())
+            for segment, end in zip(segments, ends, strict=True)
+        ]
     except Damaged as problem:
         raise UsageError(str(problem)) from problem
     rows = [s - first for s in seeds]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -11,6 +12,7 @@ from cleanrl_maxent import sac
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run import checkpoint, folder, machine, run
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
+from cleanrl_maxent.common.run.locking import acquire
 from tests.support.runs import SMALL, differences, digests, train
 
 THREADS = os.environ["NPROC"]
@@ -28,9 +30,13 @@ def test_other_versions_are_named(stopped, reference, monkeypatch):
     described = machine.describe_machine()
     described["versions"]["jax"] = "0.0.1"
     with monkeypatch.context() as patch:
-        patch.setattr(run, "describe_machine", lambda: described)
+        patch.setattr(run, "describe_machine", lambda num_seeds: described)
         with pytest.raises(UsageError, match=r"jax \S+, now 0.0.1: not bit-exact; add --allow-version"):
             train(SMALL, stopped)
+        described["device"]["count"] = 2
+        with pytest.raises(UsageError, match="'count': 1}, now .*'count': 2}: not bit-exact"):
+            train(SMALL, stopped)
+        described["device"]["count"] = 1
         described["cpu_threads"] = 7
         with pytest.raises(UsageError, match=f"cpu_threads {THREADS}, now 7"):
             train(SMALL, stopped)
@@ -130,6 +136,17 @@ def test_one_writer(tmp_path):
         train(SMALL, tmp_path / "run")
     held.close()
     folder.lock(tmp_path / "run").close()
+
+
+def test_a_look_at_a_run_does_not_keep_it_from_starting(tmp_path):
+    """The list of runs, and a sweep, take its lock for a moment."""
+    folder.lock(tmp_path / "run").close()
+    looking = open(tmp_path / "run" / ".lock")
+    acquire(looking, shared=True)
+    timer = threading.Timer(0.2, looking.close)
+    timer.start()
+    folder.lock(tmp_path / "run").close()
+    timer.join()
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model": 1}', '{"algorithm": "sac"}', "{"])
