@@ -1,5 +1,6 @@
 """Suites: TOML files of grids, and the cells, which are single runs, that the grids stand for."""
 
+import difflib
 import itertools
 import json
 import os
@@ -113,8 +114,11 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
     try:
         suite = tomllib.loads(path.read_text())
     except OSError as problem:
-        known = ", ".join(sorted(SUITES))
-        raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}") from problem
+        known, close = ", ".join(sorted(SUITES)), difflib.get_close_matches(name, SUITES, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        if Path(f"{name}.toml").exists():
+            hint = f" The file here is {name}.toml."
+        raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}.{hint}") from problem
     except ValueError as problem:
         raise UsageError(f"{path}: {problem}") from problem
     tables = suite.get("grid")

@@ -3,14 +3,16 @@
 An algorithm is given by name, `sac`, or by the path of a user's file, `my/sac_mine.py`.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cleanrl_maxent import algorithms, module_from_file
+from cleanrl_maxent import algorithm_names, module_from_file
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.errors import UsageError, require
 
@@ -31,9 +33,11 @@ def is_file(algorithm: str) -> bool:
 def algorithm_module(algorithm: str) -> ModuleType:
     """The module of an algorithm. Raises UsageError for a file that is not one, or has the name of ours."""
     if not is_file(algorithm):
-        return algorithms()[algorithm]
+        return import_module(f"cleanrl_maxent.{algorithm}")
     path = Path(algorithm)
-    require(path.stem not in algorithms(), f"{path} has the name of an algorithm of this package; rename it")
+    require(
+        path.stem not in algorithm_names(), f"{path} has the name of an algorithm of this package; rename it"
+    )
     module = module_from_file(path)
     args = getattr(module, "Args", None)
     its_own = isinstance(args, type) and issubclass(args, RunArgs) and args.file().resolve() == path.resolve()
@@ -49,6 +53,7 @@ def words(flags: dict[str, Any]) -> Iterator[str]:
             yield f"--{flag}" if value else f"--no-{flag}"
         else:
             yield f"--{flag}"
+            value = json.dumps(value) if isinstance(value, dict) else value  # --env-kwargs
             yield from map(str, value if isinstance(value, list) else [value])
 
 
@@ -60,6 +65,6 @@ def applicable_flags(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 def check_algorithms(names: Iterable[str], prefix: str = "") -> None:
     """Raises UsageError, with a message that begins with `prefix`, for a name that is no algorithm's."""
-    if unknown := set(names) - algorithms().keys():
-        known = ", ".join(algorithms())
+    if unknown := set(names).difference(algorithm_names()):
+        known = ", ".join(algorithm_names())
         raise UsageError(f"{prefix}unknown algorithm {min(unknown)!r}; there are {known}")

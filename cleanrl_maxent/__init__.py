@@ -84,7 +84,7 @@ def module_from_file(path: Path) -> ModuleType:
     sys.path.append(str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as problem:
+    except Exception as problem:
         del sys.modules[path.stem]
-        raise UsageError(f"{path} cannot be imported: {problem}") from problem
+        raise UsageError(f"{path} cannot be imported: {type(problem).__name__}: {problem}") from problem
     return module

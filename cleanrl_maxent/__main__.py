@@ -26,12 +26,20 @@ def programs() -> dict[str, str]:
     return {path.stem: path.read_text("utf-8") for path in files}
 
 
+def first_line(text: str) -> str:
+    """The first line of a source text's docstring; says so if there is none."""
+    try:
+        return (ast.get_docstring(ast.parse(text)) or "(no docstring)").splitlines()[0]
+    except SyntaxError as problem:
+        return f"(cannot be read: {problem.msg}, line {problem.lineno})"
+
+
 def help_text() -> str:
     """The algorithms and the tools, each with the first line of its docstring; fits the terminal."""
     width, algorithms = shutil.get_terminal_size().columns, cleanrl_maxent.algorithm_names()
     lines = {"algorithms": "", "tools": ""}
     for name, text in programs().items():
-        line = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+        line = first_line(text)
         kind = "algorithms" if name in algorithms else "tools"
         lines[kind] += textwrap.shorten(line, width, initial_indent=f"  {name:<14}", placeholder=" …") + "\n"
     what = textwrap.fill(cleanrl_maxent.__doc__ or "", width)

@@ -124,7 +124,8 @@ def print_table(args: Args, evaluation: Evaluation, played: Episodes) -> None:
     run_args, mode = evaluation.args, chosen_mode(args, evaluation.modes)
     index = evaluation.modes.index(mode)
     print(f"{run_args.algorithm()} on {run_args.env_id} after {run_args.last_step:,} steps")
-    print(f"{MODE_NAMES[mode]} policy, {run_args.eval_episodes} episodes per seed")
+    episodes = f"{count} episodes" if (count := run_args.eval_episodes) > 1 else "one episode"
+    print(f"{MODE_NAMES[mode]} policy, {episodes} per seed")
     table = [["seed", "mean ± 95%", "std", "lowest", "highest", "length"]]
     rows = zip(run_args.seeds, played.returns[:, index], played.lengths[:, index], strict=True)
     for seed, returns, lengths in rows:

@@ -17,7 +17,7 @@ from cleanrl_maxent.common.cli import RunArgs, recorded_args, validate
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.env.make import scale_action
 from cleanrl_maxent.common.env.task import Task, parse_task
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.files import leaf_name, pack, write_file
 
 EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
@@ -104,6 +104,8 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Raises UsageError, in one line,
     if they are missing, damaged, not this run's, or written by newer code.
     """
+    for name in ("Args", "init", "policy", "act"):
+        require(hasattr(algorithm, name), f"{algorithm.__file__} is not an algorithm: it defines no {name}")
     args = recorded_args(algorithm.Args, str(folder))
     try:
         validate(replace(args, resume=None))
@@ -116,8 +118,10 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
         raise UsageError(f"{folder} has {has}, not {seed}")
     path = folder / f"policy-{seed}.npz"
     if not path.exists():
+        lost = (folder / "result.json").exists()
+        what = f"has lost its {path.name}" if lost else f"is not finished: it has no {path.name} yet"
         raise UsageError(
-            f"{folder} is not finished: it has no {path.name} yet; resume it with --resume {folder}"
+            f"{folder} {what}; --resume {folder} {'writes it again' if lost else 'continues it'}"
         )
     expected = jax.eval_shape(
         lambda key: algorithm.policy(algorithm.init(key, task, args)), jax.random.key(0)

@@ -168,10 +168,7 @@ def test_a_file_outside_the_package_is_named(tmp_path, monkeypatch):
     watch, train = blocks(text, "bash")
     assert train == "python delayed_sac.py --delay 4\n"
     assert watch == "python -m cleanrl_maxent.enjoy . --algorithm delayed_sac.py\n"
-    assert (
-        "import delayed_sac  # the algorithm's file" in text
-        and 'load_policy(".", seed=1, algorithm=delayed_sac)' in text
-    )
+    assert 'load_policy(".", seed=1, algorithm="delayed_sac.py")' in text
     assert "Args(env_id" not in text  # the docstring that dataclass makes
 
 

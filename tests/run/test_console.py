@@ -14,6 +14,7 @@ import tyro
 
 from cleanrl_maxent import __main__ as console
 from cleanrl_maxent import runs, sac
+from cleanrl_maxent.__main__ import first_line
 from cleanrl_maxent.common import activity, signals
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.usage import help_text
@@ -69,6 +70,18 @@ def test_help_fits_a_terminal(width, start, monkeypatch):
 def test_its_examples_parse():
     for name, *words in map(str.split, console.EXAMPLES):
         tyro.cli(__import__(f"cleanrl_maxent.{name}", fromlist=["Args"]).Args, args=words)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("x = (", "(cannot be read: '(' was never closed, line 1)"),
+        ("", "(no docstring)"),
+        ('"""Ab.\n\nC."""', "Ab."),
+    ],
+)
+def test_help_survives_an_unfinished_file(text, line):
+    assert first_line(text) == line
 
 
 def test_help_imports_no_algorithm():

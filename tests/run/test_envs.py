@@ -101,6 +101,12 @@ def test_streams_of_neighbours_do_not_overlap():
         ("ImageObs-v0", "FlattenObservation"),
         ("Unbounded-v0", "dimension 0 of Unbounded-v0 is [-inf, inf]"),
         ("no_such_module:Thing-v0", "no_such_module"),
+        (
+            "tests.support.probes:Echo",
+            "'tests.support.probes:Echo' would silently become tests.support.probes:Ec",
+        ),
+        ("NoObs-v0", "observations must not be empty; NoObs-v0 has Box(0,)"),
+        ("NoAction-v0", "actions must not be empty; NoAction-v0 has Box(0,)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_refused_in_a_line(copied, tmp_path):
     assert f"{copied} is a run of sac, not of td3" in refused(td3, **trained)
     hopper = dict(env_id="Hopper-v4", **trained)
     assert refused(**hopper) == f"spaces differ: obs_dim is 3 in {copied} and 11 in Hopper-v4"
-    words = f"{copied} has seeds 3 to 4: name one of them, such as {copied}/seed-3"
+    words = f"{copied} has seeds 3 to 4: name one, such as {copied}/seed-3"
     assert refused(**trained, num_seeds=3) == words
     assert refused(init_from=f"{copied}/seed-5", path=new) == words
     shutil.rmtree(copied / "checkpoint")
@@ -85,6 +85,6 @@ def test_a_run_resumes_without_the_one_that_it_began_with(copied, tmp_path, monk
     interrupted(args, tmp_path / "new", monkeypatch)
     source = json.loads((tmp_path / "new" / "config.json").read_text())["init_from"]
     shutil.rmtree(copied)
-    train(args, tmp_path / "new")
+    train(args | dict(init_from=f"{copied}/"), tmp_path / "new")
     assert json.loads((tmp_path / "new" / "config.json").read_text())["init_from"] == source
     assert source["run_dir"] == str(copied) and source["steps"] == 570

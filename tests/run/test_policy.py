@@ -91,7 +91,24 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_an_unfinished_run(copied):
     (copied / "policy-3.npz").unlink()
+    (copied / "result.json").touch()
+    assert f"{copied} has lost its policy-3.npz; --resume {copied} writes it again" in refused(copied)
+    (copied / "result.json").unlink()
     assert "is not finished: it has no policy-3.npz yet" in refused(copied)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("undefined", "mine.py cannot be imported: NameError: name 'undefined' is not defined"),
+        ("", "mine.py is not an algorithm: it defines no Args"),
+        ("from cleanrl_maxent.sac import Args, init, policy", "is not an algorithm: it defines no act"),
+    ],
+)
+def test_a_file_that_is_no_algorithm(text, words, copied, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load_policy(copied, algorithm=tmp_path / "mine.py")
 
 
 def change_config(folder, **changes):

@@ -271,6 +271,32 @@ def test_what_survives_a_reset_and_shows_late_is_noticed():
     SeedEnvs("Leftover-v0", [1], "fresh")
 
 
+class Scaling(probes.Point):
+    """Scales the action in the array that it gets."""
+
+    def step(self, action):
+        action *= 0.5
+        return super().step(action)
+
+    def close(self):
+        raise RuntimeError("jammed")
+
+
+@pytest.mark.parametrize("env_reset", ["reuse", "fresh"])
+def test_an_environment_may_change_its_action_and_fail_to_close(env_reset, capsys):
+    """Neither keeps it from being restored; it is said once that it cannot be closed."""
+    name = f"Scaling{env_reset.title()}-v0"
+    probes.register(name, entry_point=Scaling)
+    envs = SeedEnvs(name, [1], env_reset)
+    for _ in range(30):
+        envs.step(np.full((1, 1), 0.7, np.float32))
+    again = SeedEnvs(name, [1], env_reset)
+    again.restore(envs.steps, *envs.snapshot())
+    assert np.array_equal(again.obs, envs.obs)
+    envs.close(), again.close()
+    assert capsys.readouterr().err == f"warning: {name} could not be closed: RuntimeError: jammed\n"
+
+
 def test_no_random_generator_works_with_restart(monkeypatch):
     monkeypatch.setattr(probes.Point, "np_random", None)
     monkeypatch.setattr(probes.Point, "reset", lambda self, **options: still_point(self))

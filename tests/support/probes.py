@@ -116,6 +116,8 @@ register("Unbounded-v0", entry_point=Broken, kwargs={"action_space": Box(-np.inf
 register("DictObs-v0", entry_point=Broken, kwargs={"observation_space": Dict(x=Box(-1, 1, (2,)))})
 register("ImageObs-v0", entry_point=Broken, kwargs={"observation_space": Box(0, 1, (4, 4), np.float32)})
 register("ClosesNever-v0", entry_point=ClosesNever, kwargs={"at": 0})
+register("NoObs-v0", entry_point=Broken, kwargs={"observation_space": Box(-1, 1, (0,))})
+register("NoAction-v0", entry_point=Broken, kwargs={"action_space": Box(-1, 1, (0,))})
 register("ManyActions-v0", entry_point=Broken, kwargs={"action_space": MultiDiscrete([2, 3])})
 register("DiscreteAction-v0", entry_point=Broken, kwargs={"action_space": Discrete(2)})
 

@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks import sweep
 from benchmarks.cells import SUITES, Cell, Grid
-from benchmarks.commands import ROOT
+from benchmarks.commands import ROOT, words
 from benchmarks.executors import local
 from benchmarks.faults import finished_records, workers_of, write_suite
 from cleanrl_maxent import algorithms, sac
@@ -555,12 +555,22 @@ def test_a_wrong_flag_names_the_help_of_its_algorithm(tmp_path, capsys):
     assert "cleanrl_maxent/sac.py --help" in " ".join(capsys.readouterr().err.split())
 
 
-def test_unknown_suite(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "nope"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("nope", ".\n"), ("smok", ". Did you mean smoke?\n"), ("s", ". The file here is s.toml.\n")],
+)
+def test_unknown_suite(name, hint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.toml").touch()
+    monkeypatch.setattr(sys, "argv", ["sweep.py", name])
     with pytest.raises(SystemExit) as stop:
         run_script(sweep.Args, sweep.main)
     assert stop.value.code == 2
-    assert f"suites: {', '.join(sorted(SUITES))}" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f"suites: {', '.join(sorted(SUITES))}{hint}")
+
+
+def test_arguments_of_an_environment_may_be_a_table():
+    assert list(words(dict(env_kwargs={"g": 2.5}))) == ["--env-kwargs", '{"g": 2.5}']
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))

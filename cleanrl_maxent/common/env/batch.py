@@ -8,9 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 from cleanrl_maxent.common.env.restore import RestorableEnv
-from cleanrl_maxent.common.env.wrapper import describe_exception, locate
+from cleanrl_maxent.common.env.wrapper import locate
 from cleanrl_maxent.common.errors import UsageError, WorkerDied
-from cleanrl_maxent.common.output import warn
 
 ALIGNMENT = 64  # bytes; where an array begins in a buffer
 
@@ -205,13 +204,10 @@ class EnvBatch:
         return same
 
     def close(self) -> None:
-        """Closes the environments; an exception then, which can harm no result, becomes a warning."""
+        """Closes the environments."""
         while self.envs:
             _, env = self.envs.popitem()
-            try:
-                env.close()
-            except Exception as problem:
-                warn(f"{env.checked.name} could not be closed: {describe_exception(problem)}")
+            env.close()
 
 
 def check_same_spaces(name: str, spaces: Spaces, others: Spaces) -> None:

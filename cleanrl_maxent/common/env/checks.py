@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from cleanrl_maxent.common.env.wrapper import describe_exception
-from cleanrl_maxent.common.errors import NonFiniteError, UsageError
+from cleanrl_maxent.common.errors import NonFiniteError, UsageError, require
 
 UNBOUNDED = 1e30  # bounds beyond this mean no bounds
 FLATTEN = "entry_point=lambda **kwargs: FlattenObservation(MyEnv(**kwargs))"
@@ -20,16 +20,18 @@ BOUND = "entry_point=lambda **kwargs: TransformAction(MyEnv(**kwargs), lambda ac
 
 def check_name(env_id: str) -> None:
     """Raises UsageError for an id that Gymnasium does not know, or whose version it would guess."""
-    module, _, name = env_id.rpartition(":")
-    if module or name in gym.registry:
+    module, colon, name = env_id.rpartition(":")
+    if name in gym.registry:
         return
     if not re.search(r"-v\d+$", name):
         versions = [known for known in gym.registry if known.rpartition("-v")[0] == name]
         newest = sorted(versions, key=lambda known: int(known.rpartition("-v")[2]))[-2:]
         if newest:
-            raise UsageError(
-                f"give the version: {name!r} would silently become {newest[-1]}; write {' or '.join(newest)}"
-            )
+            ids = [f"{module}{colon}{known}" for known in newest]
+            silently = f"{env_id!r} would silently become {ids[-1]}"
+            raise UsageError(f"give the version: {silently}; write {' or '.join(ids)}")
+    if module:  # Gymnasium may not have seen its environments yet, or says why it has none of this name
+        return
     lower = {known.lower(): known for known in gym.registry}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
     hint = f" Did you mean {lower[near[0]]}?" if near else " See gymnasium.pprint_registry()."
@@ -104,6 +106,7 @@ def check_spaces(
     observation, action = getattr(env, "observation_space", None), getattr(env, "action_space", None)
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         shape = getattr(observation, "shape", None)
+        require(shape != (0,), f"observations must not be empty; {env_id} has Box(0,)")
         kind = f"{type(observation).__name__}{'' if shape is None else shape}"
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; "
@@ -121,7 +124,8 @@ def check_spaces(
 
 def check_bounds(env_id: str, action: gym.spaces.Box) -> None:
     """Raises UsageError unless actions are 1-D, floating point, and within bounds that can be scaled."""
-    if len(action.shape) != 1 or action.shape[0] == 0:
+    require(action.shape != (0,), f"actions must not be empty; {env_id} has Box(0,)")
+    if len(action.shape) != 1:
         raise UsageError(f"{env_id} has actions of shape {action.shape}; a 1-D Box is needed")
     if not np.issubdtype(action.dtype, np.floating):
         raise UsageError(f"{env_id} has actions of dtype {action.dtype}; floating point ones are needed")

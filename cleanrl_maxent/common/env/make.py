@@ -101,6 +101,7 @@ def build(env_id: str, time_limit: int | None, kwargs: dict[str, Any]) -> tuple[
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
+        check_name(env_id)
     spec = gym.registry.get(name)  # None if Gymnasium will complete a version
     inside = spec is None or bool(spec.additional_wrappers)
     limit_there = time_limit if inside else -1

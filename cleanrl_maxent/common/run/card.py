@@ -33,7 +33,7 @@ CARD = """\
 In this folder, with `cleanrl_maxent` installed; `policy-*.npz` and `config.json` are all that it needs:
 
 ```python
-{imports}
+from cleanrl_maxent import load_policy
 
 policy = load_policy({arguments})
 action = policy(obs)  # for one observation or a batch, in the environment's units
@@ -63,11 +63,10 @@ def model_card(
     `config`, `result`: what `config.json` and `result.json` hold. `videos`: films, as paths from the folder.
     """
     seeds = ", ".join(map(str, args.seeds))
-    imports, argument, flag = "from cleanrl_maxent import load_policy", "", ""
+    argument = flag = ""
     if not is_ours(args):
-        file = defining_class(args)[1]
-        imports = f"import {file.stem}  # the algorithm's file, {file.name}\n{imports}"
-        argument, flag = f", algorithm={file.stem}", f" --algorithm {shlex.quote(file.name)}"
+        name = defining_class(args)[1].name
+        argument, flag = f", algorithm={json.dumps(name)}", f" --algorithm {shlex.quote(name)}"
     return CARD.format(
         front=front_matter(args, result),
         name=args.exp_name,
@@ -77,7 +76,6 @@ def model_card(
         seeds=f"seed {seeds}" if args.num_seeds == 1 else f"each of the seeds {seeds}",
         scores=score_table(args, result),
         films="".join(f"\n{show_film(path)}\n" for path in videos),
-        imports=imports,
         arguments=f'".", seed={args.seed}{argument}',
         watch=f"python -m cleanrl_maxent.enjoy .{flag}",
         command=shlex.join([*program(args), *changed_flags(args)]),

@@ -122,8 +122,9 @@ def find_checkpoint(
         warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():
         done = read_json(folder / "result.json")["total_timesteps"]
-        if done >= args.total_timesteps:
-            raise Finished(f"{folder} is finished ({done} steps); nothing to do")
+        if done >= args.total_timesteps and all((folder / f"policy-{s}.npz").exists() for s in args.seeds):
+            more = f"; python -m cleanrl_maxent.track {folder} sends it to W&B" if args.track else ""
+            raise Finished(f"{folder} is finished ({done} steps); nothing to do{more}")
     checkpoints.check_version()
     for path in checkpoints.paths():
         try:
@@ -152,10 +153,8 @@ def find_checkpoint(
     return None
 
 
-def check_same_args(
-    folder: Path, recorded: dict[str, Any], args: RunArgs, advice: str = "name another --run-dir"
-) -> None:
-    """Raises UsageError, naming the arguments that differ between a run and `args`."""
+def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs, advice: str | None = None) -> None:
+    """Raises UsageError, naming the arguments that differ between a run and `args`, with advice."""
     given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
@@ -163,10 +162,18 @@ def check_same_args(
     fixed = args.length_is_fixed or before.length_is_fixed
     may_differ = MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER
     different = [name for name in given if name not in may_differ and given[name] != recorded[name]]
+    if "init_from" in different and same_path(given["init_from"], recorded["init_from"]):
+        different.remove("init_from")
     if different:
+        advice = advice or ("start a new run without --resume" if args.resume else "name another --run-dir")
         was = ", ".join(f"{name}={recorded[name]}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
         raise UsageError(f"{folder} was started with {was}; you gave {now}: {advice}")
+
+
+def same_path(first: str | None, second: str | None) -> bool:
+    """True for two spellings of one path, such as `runs/a` and `runs/a/`."""
+    return first is not None and second is not None and os.path.abspath(first) == os.path.abspath(second)
 
 
 def read_json(path: Path) -> dict[str, Any]:

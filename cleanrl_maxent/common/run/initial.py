@@ -59,8 +59,9 @@ def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[in
     """
     only = seed if seed is not None else recorded[0] if len(recorded) == 1 else None
     seeds = wanted if only is None else [only] * len(wanted)
-    has, one = f"{folder} has seeds {recorded[0]} to {recorded[-1]}", f"{folder}/seed-{recorded[0]}"
-    require(set(seeds) <= set(recorded), f"{has}: name one of them, such as {one}")
+    which = f"seeds {recorded[0]} to {recorded[-1]}" if len(recorded) > 1 else f"seed {recorded[0]}"
+    has, one = f"{folder} has {which}", f"{folder}/seed-{recorded[0]}"
+    require(set(seeds) <= set(recorded), f"{has}: name one, such as {one}")
     return seeds
 
 

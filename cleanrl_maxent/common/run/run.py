@@ -94,7 +94,7 @@ class Run:
             advice = "on a CPU, one process per seed is faster, up to one per core: see benchmarks/sweep.py"
             self.journal.terminal.print_line(advice)
         if workers := self.envs.pool.workers:
-            self.journal.terminal.print_line(f"environments in {workers} processes")
+            self.journal.terminal.print_line(f"environments in {workers} process{'es' * (workers > 1)}")
         self.unsaved: tuple[int, Any] | None = None  # steps and state after the last step, until saved
         self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the last one, not yet in it

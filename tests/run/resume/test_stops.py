@@ -137,6 +137,13 @@ def test_finished_run_says_so_and_a_larger_total_continues_it(reference, tmp_pat
     assert capsys.readouterr().out.endswith(f"{run} is finished (333 steps); nothing to do\n")
     train(SMALL, run)
     assert differences(reference, digests(run)) == []
+    (run / "policy-1.npz").unlink()  # it is written again
+    train(SMALL, run)
+    assert differences(reference, digests(run)) == []
+    capsys.readouterr()
+    train(SMALL | dict(track=True, wandb_mode="offline"), run)
+    sends = f"nothing to do; python -m cleanrl_maxent.track {run} sends it to W&B\n"
+    assert capsys.readouterr().out.endswith(sends)
     done = subprocess.run(
         [sys.executable, sac.__file__, "--resume", str(run)], capture_output=True, text=True
     )
