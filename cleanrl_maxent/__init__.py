@@ -43,14 +43,17 @@ def load_policy(
         policy = load_policy("runs/Hopper-v4__sac__1__1795242568")
         action = policy(obs)
 
-    `action` is in the environment's units; see `LoadedPolicy`. `algorithm`: the module that trained it, or
-    its file, if it is not in this package. Needs only `config.json` and `policy-{seed}.npz`, and executes
-    nothing in them. Raises UsageError, in one line, if they are missing, damaged, not this run's, or written
-    by newer code.
+    `action` is in the environment's units; see `LoadedPolicy`. `run_dir` may also be a seed's folder in the
+    run, `runs/x/seed-2`. `algorithm`: the module that trained it, or its file, if it is not in this package.
+    Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them. Raises UsageError, in one
+    line, if they are missing, damaged, not this run's, or written by newer code.
     """
-    from cleanrl_maxent.common import config, policy  # these import JAX, which a list of names does not need
+    # these import JAX, which a list of names does not need
+    from cleanrl_maxent.common import config, policy
+    from cleanrl_maxent.common.run.initial import split_seed
 
-    folder = Path(os.path.expanduser(run_dir))
+    folder, named = split_seed(Path(os.path.expanduser(run_dir)))
+    seed = named if seed is None else seed
     if algorithm is None:
         algorithm = recorded_algorithm(folder, config.read_config(folder))
     elif isinstance(algorithm, str | Path):

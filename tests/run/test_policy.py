@@ -66,7 +66,7 @@ def test_actions_are_in_the_units_of_the_environment(copied):
     assert np.array_equal(policy(obs), actions)
     first, second = (policy(obs, deterministic=False) for _ in range(2))
     assert not np.array_equal(first, second)
-    assert load_policy(copied).seed == 3
+    assert load_policy(copied).seed == 3 and load_policy(copied / "seed-4").seed == 4
     for wrong in (0.0, np.zeros(2), np.zeros((3, 4))):
         with pytest.raises(UsageError, match=r"observations must have shape \(\.\.\., 3\); got \("):
             policy(wrong)
