@@ -117,7 +117,7 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
         known, close = ", ".join(sorted(SUITES)), difflib.get_close_matches(name, SUITES, 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         if Path(f"{name}.toml").exists():
-            hint = f" The file here is {name}.toml."
+            hint = f" For the file in this folder, write {name}.toml."
         raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}.{hint}") from problem
     except ValueError as problem:
         raise UsageError(f"{path}: {problem}") from problem

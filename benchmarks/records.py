@@ -230,10 +230,7 @@ def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[
     for folder, (rows, entry) in zip(folders, runs, strict=True):
         for row in rows:
             enter_holder(row, folder, holders)
-            file = files.setdefault(tuple(row[name] for name in GROUP), entry["algorithm"])
-            if file != entry["algorithm"]:
-                both = f"runs of {file}.py and of {entry['algorithm']}.py are both named {row['exp_name']}"
-                raise UsageError(f"{both}: name one of them only, or train it with another --exp-name")
+            enter_file(row, entry["algorithm"], files)
     if not any(rows for rows, _ in runs):
         more = f" and {plural(len(folders) - 1, 'more run')}" if len(folders) > 1 else ""
         raise UsageError(f"no evaluations in {folders[0]}{more}")
@@ -247,6 +244,14 @@ def enter_holder(row: dict[str, str], holder: Path | str, holders: dict[str, Pat
         name = f"{row['exp_name']} {row['flags']}".strip()
         place = f"seed {row['seed']} of {name} on {row['env_id']}"
         raise UsageError(f"{place} is in both {other} and {holder}; name only one of them")
+
+
+def enter_file(row: dict[str, str], file: str, files: dict[tuple[str, ...], str]) -> None:
+    """Enters in `files` which file trained a curve; raises UsageError if another one trained it too."""
+    other = files.setdefault(tuple(row[name] for name in GROUP), file)
+    if other != file:
+        both = f"runs of {other}.py and of {file}.py are both named {row['exp_name']}"
+        raise UsageError(f"{both}: name only one of them, or train it with another --exp-name")
 
 
 def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -297,8 +302,12 @@ def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
     Returns how many seeds it read, and how many of them were there before. Raises UsageError.
     """
     rows, manifest = read_results(results)
-    before, read = manifest.keys(), set()
+    before, read, files = manifest.keys(), set(), {}
+    for row in rows:
+        enter_file(row, manifest[identity(row)]["algorithm"], files)
     for added, entry in read_runs(run_dirs):
+        for row in added:
+            enter_file(row, entry["algorithm"], files)
         identities = {identity(row) for row in added}
         read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added
@@ -345,7 +354,7 @@ class Curve:
 
     @property
     def changes_task(self) -> bool:
-        """True if flags make the environment another one than its id says."""
+        """True if its flags change the environment that its id names."""
         return not {"--env-kwargs", "--max-episode-steps"}.isdisjoint(self.flags.split())
 
     @property

@@ -155,8 +155,8 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         if len(command.run_dirs) == 2:
             compare_sets(*(compared_curves(path) for path in command.run_dirs))
         else:
-            if len(command.run_dirs) > 2:
-                print(f"{len(command.run_dirs)} sets together, beside published means; two are compared")
+            if (sets := len(command.run_dirs)) > 2:
+                print(f"{sets} sets, beside published means; name two to compare them with each other")
             return 0 if compare_with_published(compared_curves(*command.run_dirs)) else 1
     elif command.out_dir:
         own = command.run_dirs

@@ -88,6 +88,8 @@ def module_from_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as problem:
+        from cleanrl_maxent.common.env.wrapper import describe_exception
+
         del sys.modules[path.stem]
-        raise UsageError(f"{path} cannot be imported: {type(problem).__name__}: {problem}") from problem
+        raise UsageError(f"{path} cannot be imported: {describe_exception(problem)}") from problem
     return module

@@ -247,7 +247,7 @@ def past_rewards(reward, ended, args):
 
 
 def step_mask(rollout, args):
-    """1 for steps the estimator can use, 0 if it needs a part of their episode outside the rollout."""
+    """1 where the estimator can be used, 0 where it needs more than the rollout has; shaped as rewards."""
     ends = jnp.flip(jax.lax.cummax(jnp.flip(rollout.ended, 0)), 0)
     begins = rollout.elapsed <= jnp.arange(args.num_steps)[:, None]
     mask = jnp.ones_like(ends) if args.baseline else ends

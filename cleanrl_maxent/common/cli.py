@@ -39,7 +39,7 @@ from cleanrl_maxent.common.signals import listen
 from cleanrl_maxent.common.usage import help_text, join_values
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
-FOLDERS = ("run_dir", "resume", "init_from")  # arguments that name a folder
+FOLDERS = ("run_dir", "resume", "init_from", "dataset")  # arguments that name a folder
 EXAMPLES = ("--env-id Hopper-v4 --seed 2", "--resume runs/mine")  # at the end of --help
 
 

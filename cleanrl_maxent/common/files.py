@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.output import warn
+from cleanrl_maxent.common.output import warn_once
 
 # errors of systems that cannot flush: some network file systems, and Windows for folders
 CANNOT_FLUSH = {
@@ -86,11 +85,6 @@ def flushing_if_possible() -> Iterator[None]:
         if problem.errno not in CANNOT_FLUSH:
             raise
         warn_once(f"this file system does not flush ({problem.strerror}): a power loss may cost a checkpoint")
-
-
-@cache
-def warn_once(text: str) -> None:
-    warn(text)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Hashable
 from contextlib import suppress
 from typing import Any
 
@@ -97,3 +98,14 @@ def say(text: object) -> None:
 def warn(text: object) -> None:
     """Prints a line of warning on standard error, if it can be printed."""
     print(f"warning: {text}", file=ERRORS, flush=True)
+
+
+warned = set()  # keys of the warnings that this process has given once
+
+
+def warn_once(text: str, key: Hashable = None) -> None:
+    """Warns, unless a warning with the same key, by default its text, was given before."""
+    key = key or text
+    if key not in warned:
+        warned.add(key)
+        warn(text)

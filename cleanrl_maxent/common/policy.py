@@ -105,7 +105,8 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     if they are missing, damaged, not this run's, or written by newer code.
     """
     for name in ("Args", "init", "policy", "act"):
-        require(hasattr(algorithm, name), f"{algorithm.__file__} is not an algorithm: it defines no {name}")
+        file = getattr(algorithm, "__file__", None) or algorithm.__name__
+        require(hasattr(algorithm, name), f"{file} is not an algorithm: it defines no {name}")
     args = recorded_args(algorithm.Args, str(folder))
     try:
         validate(replace(args, resume=None))
@@ -118,11 +119,15 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
         raise UsageError(f"{folder} has {has}, not {seed}")
     path = folder / f"policy-{seed}.npz"
     if not path.exists():
-        lost = (folder / "result.json").exists()
-        what = f"has lost its {path.name}" if lost else f"is not finished: it has no {path.name} yet"
-        raise UsageError(
-            f"{folder} {what}; --resume {folder} {'writes it again' if lost else 'continues it'}"
+        if not (folder / "result.json").exists():
+            raise UsageError(
+                f"{folder} is not finished: it has no {path.name} yet; --resume {folder} continues it"
+            )
+        can_resume = any(folder.glob("checkpoint/checkpoint-*.json"))
+        again = (
+            f"--resume {folder} writes it again" if can_resume else "there is no checkpoint to write it from"
         )
+        raise UsageError(f"{folder} has lost its {path.name}; {again}")
     expected = jax.eval_shape(
         lambda key: algorithm.policy(algorithm.init(key, task, args)), jax.random.key(0)
     )

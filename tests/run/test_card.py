@@ -169,6 +169,7 @@ def test_a_file_outside_the_package_is_named(tmp_path, monkeypatch):
     assert train == "python delayed_sac.py --delay 4\n"
     assert watch == "python -m cleanrl_maxent.enjoy . --algorithm delayed_sac.py\n"
     assert 'load_policy(".", seed=1, algorithm="delayed_sac.py")' in text
+    assert "`delayed_sac.py`, the algorithm's file, which you must put here, are all" in text
     assert "Args(env_id" not in text  # the docstring that dataclass makes
 
 

@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import gymnasium as gym
 import jax.numpy as jnp
@@ -91,21 +91,26 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_an_unfinished_run(copied):
     (copied / "policy-3.npz").unlink()
-    (copied / "result.json").touch()
-    assert f"{copied} has lost its policy-3.npz; --resume {copied} writes it again" in refused(copied)
-    (copied / "result.json").unlink()
     assert "is not finished: it has no policy-3.npz yet" in refused(copied)
+    (copied / "result.json").touch()
+    assert "has lost its policy-3.npz; there is no checkpoint to write it from" in refused(copied)
+    (copied / "checkpoint").mkdir()
+    (copied / "checkpoint" / "checkpoint-0000000570.json").touch()
+    assert f"{copied} has lost its policy-3.npz; --resume {copied} writes it again" in refused(copied)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("undefined", "mine.py cannot be imported: NameError: name 'undefined' is not defined"),
+        ("assert False", "mine.py cannot be imported: AssertionError: .*mine.py, line 1"),
         ("", "mine.py is not an algorithm: it defines no Args"),
         ("from cleanrl_maxent.sac import Args, init, policy", "is not an algorithm: it defines no act"),
     ],
 )
 def test_a_file_that_is_no_algorithm(text, words, copied, tmp_path):
+    with pytest.raises(UsageError, match="typed is not an algorithm: it defines no Args"):
+        load_policy(copied, algorithm=ModuleType("typed"))
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UsageError, match=words):
         load_policy(copied, algorithm=tmp_path / "mine.py")

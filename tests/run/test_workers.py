@@ -19,7 +19,6 @@ from cleanrl_maxent import ppo, sac
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.env import pool, processes
 from cleanrl_maxent.common.env.make import EnvChoice
-from cleanrl_maxent.common.env.restore import warn_once
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import (
     WORKER_DIED,
@@ -29,6 +28,7 @@ from cleanrl_maxent.common.errors import (
     UsageError,
     WorkerDied,
 )
+from cleanrl_maxent.common.output import warned
 from cleanrl_maxent.common.run import start as start_module
 from cleanrl_maxent.common.run.run import Run
 from tests.support import probes
@@ -255,7 +255,7 @@ def test_an_exception_in_a_worker_keeps_its_traceback():
 def test_an_environment_that_cannot_be_closed_is_a_warning(capfd):
     """Said once, by this process or a worker; the others are closed nevertheless."""
     for workers in (0, 1):
-        warn_once.cache_clear()
+        warned.clear()
         envs = SeedEnvs("ClosesNever-v0", [1, 2], "restart", workers=workers)
         envs.close()
         said = "warning: ClosesNever-v0 could not be closed: RuntimeError: jammed\n"

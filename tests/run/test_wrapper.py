@@ -123,7 +123,8 @@ def test_returns_are_summed_in_the_type_of_the_rewards():
         ours.reset(seed=0), theirs.reset(seed=0)
         for _ in range(20):
             (*_, info), (*_, expected) = ours.step(STILL[0]), theirs.step(STILL[0])
-        assert info["episode"]["return"] == expected["episode"]["r"] != 0.1 * 20 or kind is float
+        assert info["episode"]["return"] == expected["episode"]["r"]
+        assert kind is float or info["episode"]["return"] != 0.1 * 20
         assert type(info["episode"]["return"]) is type(expected["episode"]["r"])
 
 
@@ -135,6 +136,18 @@ def test_a_reward_beyond_float32_is_refused_where_it_comes_in():
         "RewardHuge-v0 returned the reward 1e+300 at step 1 of an episode; float32 ends at 3.4e38 "
         "(training, step 1, seed 5)"
     )
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_return_beyond_float32_is_refused_at_the_end_of_its_episode():
+    envs = SeedEnvs("RewardHuge-v0", [4, 5], "restart")
+    for env in envs.batch.envs.values():
+        env.unwrapped.returned = None
+    envs.batch.envs[1].unwrapped.returned = probes.change(reward=np.float32(3e38))
+    for _ in range(19):
+        envs.step(np.zeros((2, 1), np.float32))
+    said = message(NonFiniteError, envs.step, np.zeros((2, 1), np.float32))
+    assert said == "non-finite episode_return at step 20, seed 5: it is inf"
 
 
 @pytest.mark.parametrize("env_id", ["InfoRagged-v0", "InfoTaken-v0"])

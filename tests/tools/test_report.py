@@ -366,8 +366,12 @@ def test_files_of_one_name_are_told_apart(tmp_path):
         write_run(tmp_path / name, {seed: [1]}, algorithm=name, exp_name="trial")
         for seed, name in enumerate(("sac_mine", "sac_other"), 1)
     ]
-    with pytest.raises(UsageError, match=r"sac_mine.py and of sac_other.py are both named trial: name one"):
+    said = r"sac_mine.py and of sac_other.py are both named trial: name only one"
+    with pytest.raises(UsageError, match=said):
         records.read_rows(runs)
+    records.collect(runs[:1], tmp_path / "results")
+    with pytest.raises(UsageError, match=said):
+        records.collect(runs[1:], tmp_path / "results")
 
 
 @pytest.mark.parametrize("flags", [dict(max_episode_steps=200), dict(env_kwargs='{"frame_skip": 2}')])

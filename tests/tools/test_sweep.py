@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks import sweep
 from benchmarks.cells import SUITES, Cell, Grid
-from benchmarks.commands import ROOT, words
+from benchmarks.commands import ROOT
 from benchmarks.executors import local
 from benchmarks.faults import finished_records, workers_of, write_suite
 from cleanrl_maxent import algorithms, sac
@@ -557,7 +557,11 @@ def test_a_wrong_flag_names_the_help_of_its_algorithm(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("nope", ".\n"), ("smok", ". Did you mean smoke?\n"), ("s", ". The file here is s.toml.\n")],
+    [
+        ("nope", ".\n"),
+        ("smok", ". Did you mean smoke?\n"),
+        ("s", ". For the file in this folder, write s.toml.\n"),
+    ],
 )
 def test_unknown_suite(name, hint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -569,8 +573,13 @@ def test_unknown_suite(name, hint, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith(f"suites: {', '.join(sorted(SUITES))}{hint}")
 
 
-def test_arguments_of_an_environment_may_be_a_table():
-    assert list(words(dict(env_kwargs={"g": 2.5}))) == ["--env-kwargs", '{"g": 2.5}']
+def test_arguments_of_an_environment_may_be_a_table(tmp_path):
+    flags = "flags = { env_kwargs = { g = 2.5 }, total_timesteps = 20_000 }"
+    (tmp_path / "s.toml").write_text(
+        f'[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n{flags}\n'
+    )
+    (cell,) = sweep.expand(sweep.read_suite(str(tmp_path / "s.toml"))[1], tmp_path, "cpu", 1)
+    assert cell.args.env_kwargs == '{"g": 2.5}'
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))

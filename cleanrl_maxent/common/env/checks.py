@@ -106,7 +106,9 @@ def check_spaces(
     observation, action = getattr(env, "observation_space", None), getattr(env, "action_space", None)
     if not isinstance(observation, gym.spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
         shape = getattr(observation, "shape", None)
-        require(shape != (0,), f"observations must not be empty; {env_id} has Box(0,)")
+        require(
+            shape != (0,), f"observations must not be empty; {env_id} has {type(observation).__name__}(0,)"
+        )
         kind = f"{type(observation).__name__}{'' if shape is None else shape}"
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; "

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from contextlib import closing
 from copy import copy
-from functools import cache
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 
-from cleanrl_maxent.common.env.wrapper import CheckedEnv, describe_exception, locate
+from cleanrl_maxent.common.env.wrapper import CheckedEnv, locate
 from cleanrl_maxent.common.errors import NonFiniteError, UsageError
-from cleanrl_maxent.common.output import warn
 
 SEED = 3  # most other seeds miss the state that survives a reset of BipedalWalkerHardcore
 STEPS_TOGETHER = 100
@@ -23,12 +21,6 @@ def generator_at(state: Any) -> np.random.Generator:
     bits = np.random.PCG64()
     bits.state = state
     return np.random.Generator(bits)
-
-
-@cache
-def warn_once(message: str) -> None:
-    """Warns, unless this process has given the same warning before."""
-    warn(message)
 
 
 class RestorableEnv(gym.Wrapper):
@@ -66,13 +58,6 @@ class RestorableEnv(gym.Wrapper):
             self.actions.append(np.array(action))
         return self.env.step(action)
 
-    def close(self):
-        """Closes the environment; an exception then, which can harm no result, becomes a warning."""
-        try:
-            self.env.close()
-        except Exception as problem:
-            warn_once(f"{self.checked.name} could not be closed: {describe_exception(problem)}")
-
     def random_state(self) -> dict[str, Any]:
         """The state of the environment's random generator; raises UsageError unless it is PCG64."""
         generator = getattr(self.unwrapped, "np_random", None)
@@ -84,7 +69,7 @@ class RestorableEnv(gym.Wrapper):
 
     def rebuild(self) -> None:
         """Replaces the environment by a new one, in the random state before the last reset."""
-        self.close()
+        self.env.close()
         self.env = self.build()
         if self.before:
             self.unwrapped.np_random = generator_at(self.before)

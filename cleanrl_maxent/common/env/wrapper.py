@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError, UsageError, WorkerDied
+from cleanrl_maxent.common.output import warn_once
 
 LONGEST_EPISODE = 50_000  # steps; beyond, an evaluation without a time limit is refused, and training warns
 LARGEST_REWARD = float(np.finfo(np.float32).max)
@@ -72,6 +73,14 @@ class CheckedEnv(gym.Wrapper):
         if terminated or truncated:
             info["episode"] = {"return": self.episode_return, "length": self.length}
         return self.copy_obs(obs), value, terminated, truncated, info
+
+    def close(self):
+        """Closes the environment; an exception then, which can harm no result, becomes a warning."""
+        try:
+            self.env.close()
+        except Exception as problem:
+            said = f"{self.name} could not be closed: {describe_exception(problem)}"
+            warn_once(said, key=(self.name, type(problem)))
 
     def copy_obs(self, obs: Any) -> np.ndarray:
         """A float32 copy of an observation; raises UsageError."""

@@ -30,7 +30,7 @@ CARD = """\
 {scores}{films}
 ## Load it
 
-In this folder, with `cleanrl_maxent` installed; `policy-*.npz` and `config.json` are all that it needs:
+In this folder, with `cleanrl_maxent` installed; {needed} are all that it needs:
 
 ```python
 from cleanrl_maxent import load_policy
@@ -64,8 +64,10 @@ def model_card(
     """
     seeds = ", ".join(map(str, args.seeds))
     argument = flag = ""
+    needed = "`policy-*.npz` and `config.json`"
     if not is_ours(args):
         name = defining_class(args)[1].name
+        needed = f"`policy-*.npz`, `config.json` and `{name}`, the algorithm's file, which you must put here,"
         argument, flag = f", algorithm={json.dumps(name)}", f" --algorithm {shlex.quote(name)}"
     return CARD.format(
         front=front_matter(args, result),
@@ -76,6 +78,7 @@ def model_card(
         seeds=f"seed {seeds}" if args.num_seeds == 1 else f"each of the seeds {seeds}",
         scores=score_table(args, result),
         films="".join(f"\n{show_film(path)}\n" for path in videos),
+        needed=needed,
         arguments=f'".", seed={args.seed}{argument}',
         watch=f"python -m cleanrl_maxent.enjoy .{flag}",
         command=shlex.join([*program(args), *changed_flags(args)]),

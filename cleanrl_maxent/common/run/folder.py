@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.cli import FOLDERS, RunArgs
 from cleanrl_maxent.common.config import has_changed, read_config
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.evaluation import with_frequency
@@ -122,7 +122,8 @@ def find_checkpoint(
         warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():
         done = read_json(folder / "result.json")["total_timesteps"]
-        if done >= args.total_timesteps and all((folder / f"policy-{s}.npz").exists() for s in args.seeds):
+        lost = not all((folder / f"policy-{seed}.npz").exists() for seed in args.seeds)
+        if done >= args.total_timesteps and not (lost and checkpoints.paths()):
             more = f"; python -m cleanrl_maxent.track {folder} sends it to W&B" if args.track else ""
             raise Finished(f"{folder} is finished ({done} steps); nothing to do{more}")
     checkpoints.check_version()
@@ -161,9 +162,12 @@ def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs, advic
     before = replace(args, total_timesteps=recorded["total_timesteps"])
     fixed = args.length_is_fixed or before.length_is_fixed
     may_differ = MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER
-    different = [name for name in given if name not in may_differ and given[name] != recorded[name]]
-    if "init_from" in different and same_path(given["init_from"], recorded["init_from"]):
-        different.remove("init_from")
+    different = [
+        name
+        for name in given
+        if name not in may_differ and given[name] != recorded[name]
+        if name not in FOLDERS or not same_path(given[name], recorded[name])
+    ]
     if different:
         advice = advice or ("start a new run without --resume" if args.resume else "name another --run-dir")
         was = ", ".join(f"{name}={recorded[name]}" for name in different)

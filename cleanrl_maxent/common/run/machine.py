@@ -39,7 +39,10 @@ PACKAGES = ("cleanrl_maxent", "jax", "jaxlib", "flax", "optax", "gymnasium", "mu
 
 
 def describe_machine(num_seeds: int = 1) -> dict[str, Any]:
-    """Versions of Python and the packages, the devices, XLA's threads and flags, the git commit."""
+    """Versions of Python and the packages, the device, XLA's threads and flags, the git commit.
+
+    `num_seeds`: those of the run, which are split over `count` devices.
+    """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -138,15 +137,20 @@ def test_one_writer(tmp_path):
     folder.lock(tmp_path / "run").close()
 
 
-def test_a_look_at_a_run_does_not_keep_it_from_starting(tmp_path):
+def test_a_look_at_a_run_does_not_keep_it_from_starting(tmp_path, monkeypatch):
     """The list of runs, and a sweep, take its lock for a moment."""
     folder.lock(tmp_path / "run").close()
-    looking = open(tmp_path / "run" / ".lock")
+    looking, waits = open(tmp_path / "run" / ".lock"), []
     acquire(looking, shared=True)
-    timer = threading.Timer(0.2, looking.close)
-    timer.start()
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            looking.close()
+
+    monkeypatch.setattr(folder.time, "sleep", sleep)
     folder.lock(tmp_path / "run").close()
-    timer.join()
+    assert len(waits) == 3
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model": 1}', '{"algorithm": "sac"}', "{"])
