@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import kstest
 
 from tests.support import probes, tables
-from tests.support.contract import CASES
+from tests.support.contract import CASES, record_inputs
+from tests.support.pytrees import leaves
 from tests.support.runs import record_actions, small_args
 
 START, TOTAL = 300, 600  # environment steps
@@ -50,9 +51,20 @@ def test_actions_are_uniform_and_then_those_of_the_policy(case, tmp_path, monkey
 
 @pytest.mark.parametrize("case", SAMPLING, ids=str)
 def test_every_step_is_sampled_anew(case, tmp_path, monkeypatch):
-    """Echo always shows the same observation; at temperature 1 an untrained policy avoids no number."""
+    """Echo shows one observation; at temperature 1 an untrained policy takes every number often."""
     later = actions_of(case, tmp_path / "run", monkeypatch)[START:]
     if case.kind == "Box":
         assert len(np.unique(later, axis=0)) == TOTAL - START
     else:
         assert np.bincount(later, minlength=3).min() > 30
+
+
+@pytest.mark.parametrize("case", [case for case in WITH_WARM_UP if case.name != "fitted_q"], ids=str)
+def test_an_update_has_the_transition_of_the_step_before(case, tmp_path, monkeypatch):
+    """A replay of one row holds that alone; the step under way comes with the next update."""
+    given = dict(buffer_size=1, batch_size=1, learning_starts=1, total_timesteps=40, num_seeds=1)
+    given |= dict(eval_episodes=0, checkpoint_frequency=0, run_dir=str(tmp_path / "run"))
+    inputs = record_inputs(case, monkeypatch, case.args(**given))
+    assert len(inputs) == 39
+    for (transition, *_), batch in zip(inputs.played, inputs.data, strict=False):
+        assert all(np.array_equal(found[:, 0], played) for found, played in leaves(batch, transition))

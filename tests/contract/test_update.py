@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cleanrl_maxent.common.run.start import split_keys
 from tests.support.contract import record_inputs
 from tests.support.references import assert_close
 from tests.support.runs import rows
@@ -223,3 +224,19 @@ def test_an_update_learns_from_what_the_environments_did(case, args, inputs):
         batches = map(rows_of, of_each_seed(data))
         sources = [[seed for seed in range(3) if batch <= known[seed]] for batch in batches]
         assert sorted(sources) == [[0], [1], [2]]
+
+
+def test_no_two_updates_share_a_key_or_their_data(inputs):
+    """Neither two of one seed nor those of two seeds."""
+    keys = np.concatenate([jax.random.key_data(keys) for keys in inputs.keys])
+    batches = [bytes_of(batch) for data in inputs.data for batch in of_each_seed(data)]
+    assert len(np.unique(keys, axis=0)) == len(set(batches)) == len(batches) == 3 * len(inputs)
+
+
+def test_streams_of_keys_are_apart():
+    """Four for each of three seeds; those of seed 2 do not depend on the others."""
+    data, alone = (
+        np.stack([jax.random.key_data(key) for key in split_keys(jnp.array(seeds))])
+        for seeds in ([0, 1, 2], [2])
+    )
+    assert len(np.unique(data.reshape(12, 2), axis=0)) == 12 and np.array_equal(data[:, 2:], alone)

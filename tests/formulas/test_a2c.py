@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cleanrl_maxent import a2c
+from cleanrl_maxent import a2c, a3c
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
     BOX,
@@ -100,11 +100,12 @@ def test_an_update_is_one_step_of_each_from_the_same_values():
         ("pytorch", 0.001, 9.09),
     ],
 )
+@pytest.mark.parametrize("algorithm", [a2c, a3c], ids=["a2c", "a3c"])
 @float64()
-def test_first_steps_of_rmsprop(kind, gradient, step):
+def test_first_steps_of_rmsprop(algorithm, kind, gradient, step):
     """In learning rates: ε inside the root or outside, a first mean square of 1 or 0 with decay 0.99."""
-    args = make_args(a2c, learning_rate=0.5, max_grad_norm=100.0, rmsprop=kind)
-    state = double(make_state(a2c, args)).actor
+    args = make_args(algorithm, learning_rate=0.5, max_grad_norm=100.0, rmsprop=kind)
+    state = double(make_state(algorithm, args)).actor
     inside = kind == "tensorflow"
     grads, scale = jax.tree.map(lambda leaf: 0 * leaf + gradient, state.params), float(inside)
     for number in range(3):

@@ -90,8 +90,8 @@ def stale(state):
     return state.replace(workers=workers)
 
 
-def test_a_worker_is_left_with_the_shared_parameters():
-    """The last of a round with those after it."""
+def test_only_the_last_worker_of_a_round_has_the_shared_parameters():
+    """The first one's are older."""
     args = make_args(a3c)
     state, _ = update(stale(make_state(a3c, args)), make_rollout(a3c, args), jax.random.key(0), 0, args)
     for name in NAMES:
@@ -183,3 +183,24 @@ def test_workers_draw_noise_of_their_own(monkeypatch, tmp_path):
     a3c.train(args)
     jax.effects_barrier()
     assert len(np.unique(actions[0][0], axis=0)) == 3
+
+
+@pytest.mark.slow
+def test_a_run_from_another_begins_with_workers_that_agree(monkeypatch, tmp_path):
+    """The first workers of the other run were left with parameters that later ones changed."""
+    shared = dict(num_envs=3, num_steps=4, total_timesteps=12, env_id="tests.support.probes:Echo-v0")
+    first, second = (
+        make_args(a3c, **shared, eval_episodes=0, run_dir=str(tmp_path / name)) for name in ("a", "b")
+    )
+    a3c.train(first)
+    seen = []
+
+    def note(state, rollout, key, index, args):
+        jax.debug.callback(lambda *both: seen.append(both), state.workers.actor, state.actor.params)
+        return state, {}
+
+    monkeypatch.setattr(a3c, "update", note)
+    a3c.train(replace(second, init_from=first.run_dir))
+    jax.effects_barrier()
+    ((workers, params),) = seen
+    assert all(distance(jax.tree.map(lambda x, i=i: x[i], workers), params) == 0 for i in range(3))

@@ -194,7 +194,7 @@ def test_advantages_without_decay_are_returns_minus_values(algorithm):
     np.testing.assert_allclose(found, returns - value, rtol=0, atol=1e-14)
 
 
-@each(*FAMILY)
+@each(*FAMILY, maxent_pg)
 @float64()
 def test_advantages_are_discounted_sums_of_residuals(algorithm):
     given, args = random_episodes(), SimpleNamespace(gamma=0.9, gae_lambda=0.8)
@@ -233,10 +233,33 @@ def test_advantages_are_scaled_over_the_rollout(algorithm):
     assert np.array_equal(scaled.value_target, plain.value_target)
 
 
+@each(*FAMILY, maxent_pg)
+def test_advantages_that_are_all_alike_are_scaled_to_zero(algorithm):
+    """Reward 1 and the end at every step, where V is 0: the std is 0."""
+    args = make_args(algorithm, hidden_dims=(), num_steps=8, norm_adv=True, alpha=0.0)
+    state = tabular_state(algorithm, args, np.zeros((1, 2)), np.zeros(1))
+    rollout, ones = make_rollout(algorithm, args, Task(1, 2, True)), np.ones((8, 4), np.float32)
+    transition = rollout.transition.replace(reward=ones, terminated=ones)
+    rollout = rollout.replace(transition=transition, ended=ones)
+    assert not algorithm.make_samples(state, rollout, args).advantage.any()
+
+
+@each(*FAMILY, maxent_pg)
+def test_losses_see_the_observations_that_the_policy_saw(algorithm):
+    args, mean, std = make_args(algorithm, alpha=0.0), np.array([1.0, 2, 3]), np.array([2.0, 1, 0.5])
+    statistics = Statistics(jnp.array(mean), jnp.array(std**2), jnp.float32(5))
+    state = make_state(algorithm, args).replace(observations=statistics)
+    rollout = make_rollout(algorithm, args)
+    rollout.transition.obs[0, 0] = -900
+    seen = np.clip((rollout.transition.obs - mean) / std, -10, 10)
+    found = algorithm.make_samples(state, rollout, args).obs
+    assert np.allclose(found, seen.reshape(24, 3), atol=1e-4)
+
+
 # ---- the critics' loss
 
 
-@each(*FAMILY)
+@each(*FAMILY, maxent_pg)
 @float64()
 def test_critic_loss_and_gradient(algorithm):
     args = make_args(algorithm)

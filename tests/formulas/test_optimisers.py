@@ -1,5 +1,7 @@
 """Each network of the off-policy algorithms has the optimiser and the learning rate that its flag says."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,3 +37,19 @@ def test_every_network_learns_at_its_own_rate(algorithm):
         after = network.apply_gradients(grads=jax.tree.map(jnp.ones_like, network.params))
         for old, new in leaves(network.params, after.params):
             np.testing.assert_allclose(old - new, RATES[flag], rtol=1e-4)
+
+
+PYTORCHS = [module for module in FLAGS if module not in (sac, crossq)]
+
+
+@pytest.mark.parametrize("algorithm", PYTORCHS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_weights_and_biases_of_every_layer_are_uniform(algorithm):
+    """From U(±1/√fan_in), the last layer's too."""
+    task = Task(17, 6, discrete="Box" not in algorithm.Args.action_spaces)
+    state = jax.jit(lambda: algorithm.init(jax.random.key(0), task, algorithm.Args()))()
+    for name in FLAGS[algorithm].keys() - {"alpha"}:
+        for layer in getattr(state, name).params["params"].values():
+            bound = 1 / math.sqrt(layer["kernel"].shape[-2])
+            for leaf in layer.values():
+                assert 0 < np.abs(leaf).max() <= bound
+                assert leaf.size < 100 or np.std(leaf) == pytest.approx(bound / math.sqrt(3), rel=0.15)

@@ -231,11 +231,12 @@ def test_learning_rate_falls_to_zero_at_the_end():
 ADAM = pytest.mark.parametrize("algorithm", [ppo, maxent_pg], ids=["ppo", "maxent_pg"])
 
 
+@pytest.mark.parametrize("anneal", [True, False])
 @ADAM
-def test_optimisers_of_actor_and_critic(algorithm):
+def test_optimisers_of_actor_and_critic(algorithm, anneal):
     """Gradients of norm 5 in one leaf and 1e-4 in another: each network's are cut to their largest norm, Adam
-    has ε = 1e-5, and the rate falls linearly to 0 over all gradient steps."""
-    args = make_args(algorithm, anneal_lr=True, total_timesteps=24, learning_rate=0.01, max_grad_norm=0.5)
+    has ε = 1e-5, and the rate falls linearly to 0 over all gradient steps, or stays."""
+    args = make_args(algorithm, anneal_lr=anneal, total_timesteps=24, learning_rate=0.01, max_grad_norm=0.5)
     steps, start = args.gradient_steps, make_state(algorithm, args)
     for name in ("actor", "critic"):
         network = getattr(start, name)
@@ -248,29 +249,32 @@ def test_optimisers_of_actor_and_critic(algorithm):
             change = jax.tree.map(lambda new, old: new - old, after.params, network.params)
             moves.append([-leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(change)[:2]])
             network = after
-        rates = 0.01 * (1 - np.arange(steps) / steps)
+        rates = 0.01 * (1 - anneal * np.arange(steps) / steps)
         for column, clipped in enumerate((0.5, 1e-5)):
             expected = rates * clipped / (clipped + 1e-5)
             assert np.allclose(np.array(moves)[:, column], expected, rtol=2e-2, atol=2e-6), (name, column)
 
 
 @ADAM
-def test_every_pass_and_every_rollout_has_an_order_of_its_own(algorithm, monkeypatch):
-    """The rows of the minibatches, told apart by their value targets."""
-    args = make_args(algorithm, update_epochs=2, num_minibatches=1)
-    state, orders = make_state(algorithm, args), []
+def test_both_networks_see_every_row_once_in_every_pass_in_a_new_order(algorithm, monkeypatch):
+    """The same minibatches, whose rows are told apart by their value targets."""
+    args = make_args(algorithm, update_epochs=2, num_minibatches=3)
+    state, seen = make_state(algorithm, args), {"actor_loss": [], "critic_loss": []}
     rollout = jax.tree.map(jnp.asarray, make_rollout(algorithm, args))
+    for name, batches in seen.items():
 
-    def note(params, state, batch):
-        jax.debug.callback(lambda order: orders.append(np.asarray(order)), batch.value_target)
-        return 0.0 * sum(leaf.sum() for leaf in jax.tree.leaves(params)), {}
+        def note(params, state, batch, *rest, batches=batches):
+            jax.debug.callback(lambda rows: batches.append(np.asarray(rows)), batch.value_target)
+            return 0.0 * sum(leaf.sum() for leaf in jax.tree.leaves(params)), {}
 
-    monkeypatch.setattr(algorithm, "critic_loss", note)
+        monkeypatch.setattr(algorithm, name, note)
     for index in range(2):
         algorithm.update(state, rollout, jax.random.key(index), index, args)
     jax.effects_barrier()
-    assert len(orders) == 4 and len({order.tobytes() for order in orders}) == 4
-    assert all(np.array_equal(np.sort(order), np.sort(orders[0])) for order in orders)
+    assert all(np.array_equal(*pair) for pair in zip(*seen.values(), strict=True))
+    orders = np.reshape(seen["actor_loss"], (4, 24))
+    assert len({order.tobytes() for order in orders}) == 4
+    assert (np.sort(orders) == np.sort(orders[0])).all()
 
 
 def test_ratios_beyond_float32_leave_finite_gradients():

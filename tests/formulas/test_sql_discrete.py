@@ -19,6 +19,7 @@ from tests.support.contract import CASES, record_inputs
 from tests.support.mdps import assert_close
 from tests.support.pytrees import changed, distance, leaves
 from tests.support.references import finite_difference, make_batch, mlp
+from tests.support.runs import record_actions, rows
 from tests.support.tables import (
     all_rows,
     all_windows,
@@ -609,17 +610,14 @@ def test_arguments_that_are_taken():
 
 
 @pytest.mark.slow
-def test_updates_and_windows_of_a_run(tmp_path, monkeypatch):
-    """One update every `train_frequency` steps, targets every so many updates; and windows are rows that
-    follow each other, also where the ring has wrapped."""
+def test_windows_of_a_run(tmp_path, monkeypatch):
+    """Rows that follow each other, also where the ring has wrapped."""
     case = next(case for case in CASES if case.name == "sql_discrete")
     args = case.args(
         **dict(n_steps=3, train_frequency=4, target_network_frequency=6, num_seeds=1, eval_episodes=0),
         run_dir=str(tmp_path / "run"),
     )
     inputs = record_inputs(case, monkeypatch, args)
-    assert len(inputs) == len(range(110, 570, 4))
-    assert [index % 6 == 0 for index in inputs.indices] == [k % 6 == 0 for k in range(len(inputs))]
     ended = 0
     for steps in inputs.data:
         assert steps.obs.shape == (1, 16, 3, 4)
@@ -631,29 +629,18 @@ def test_updates_and_windows_of_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_actions_of_a_run_are_uniform_in_their_share(tmp_path, monkeypatch):
-    """A policy of hard Q-learning that never learns; 3 in 10 actions are uniform, half of which differ."""
-    monkeypatch.setattr(sql_discrete, "update", lambda state, *given: (state, {}))
-    args = dict(alpha=0.0, start_e=0.3, end_e=0.3, total_timesteps=3000, learning_starts=20, batch_size=8)
-    shared = dict(
-        hidden_dims=(8,), eval_episodes=0, checkpoint_frequency=0, tau=1.0, target_network_frequency=1
-    )
-    taken, greedy = [], []
-    step = sql_discrete.store
-
-    def note(replays, transition, index):
-        taken.append(transition)
-        return step(replays, transition, index)
-
-    monkeypatch.setattr(sql_discrete, "store", note)
-    states, finish = [], sql_discrete.Run.finish
-    monkeypatch.setattr(
-        sql_discrete.Run, "finish", lambda self, policies: states.append(policies) or finish(self, policies)
-    )
-    sql_discrete.train(
-        sql_discrete.Args(env_id="CartPole-v1", **args, **shared, run_dir=str(tmp_path / "run"))
-    )
-    policy = jax.tree.map(lambda leaf: leaf[0], states[0])
-    obs, actions = (np.stack([getattr(t, name)[0] for t in taken[20:]]) for name in ("obs", "action"))
-    greedy = np.asarray(policy(obs)).argmax(axis=-1)
-    assert (actions != greedy).mean() == pytest.approx(0.15, abs=4 * math.sqrt(0.15 * 0.85 / 2979))
+def test_the_share_of_uniform_actions_falls_as_scheduled(tmp_path, monkeypatch):
+    """Beside a policy that always chooses 1, from which half of the uniform actions differ; recorded too."""
+    actions = record_actions(monkeypatch)
+    monkeypatch.setattr(sql_discrete, "update", lambda state, *rest: (state, {}))
+    monkeypatch.setattr(sql_discrete, "act", lambda policy, obs, key, deterministic: jnp.int32(1))
+    case = next(case for case in CASES if case.name == "sql_discrete")
+    given = dict(alpha=0.0, start_e=0.9, end_e=0.1, exploration_fraction=0.5, total_timesteps=4000)
+    given |= dict(learning_starts=16, num_seeds=1, eval_episodes=0, checkpoint_frequency=0)
+    sql_discrete.train(case.args(**given, run_dir=str(tmp_path / "run")))
+    differ = np.array(actions)[:, 0] != 1
+    for part, share in ((differ[:1000], 0.35), (differ[1000:2000], 0.15), (differ[2000:], 0.05)):
+        assert part.mean() == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / len(part)))
+    record = {row["global_step"]: row for row in rows(tmp_path / "run" / "seed-1" / "metrics.jsonl")}
+    found = [record[step]["charts/epsilon"] for step in (1000, 4000)]
+    assert found == pytest.approx([0.9 - 0.8 * 999 / 2000, 0.1], rel=1e-5)

@@ -21,7 +21,7 @@ from tests.support.runs import SMALL, rows, small_args, train
 
 @pytest.mark.slow
 def test_whole_episodes_of_unequal_length_count_once():
-    """Sixteen Hopper episodes, each equal to the one that a single environment plays."""
+    """Mean and std of eight Hopper episodes are those of episodes that one environment plays alone."""
     args = sac.Args(env_id="Hopper-v4", eval_episodes=8, hidden_dims=(8,))
     state = jax.vmap(lambda key: sac.init(key, Task(11, 3), args))(jax.random.split(jax.random.key(0), 1))
     evaluate = Evaluation(args, sac.act, sac.sample_action)
@@ -134,6 +134,20 @@ def test_a_resumed_run_keeps_its_frequency_and_adds_up_its_evaluations(tmp_path,
     assert len(timed) == 4 and result["evaluation_seconds"] == pytest.approx(sum(timed), abs=0.01)
     share = re.search(r"done: 200 steps in .* s, evaluation (\d+)% of it", capsys.readouterr().out)
     assert share and int(share[1]) == pytest.approx(100 * sum(timed) / result["seconds"], abs=1)
+
+
+def test_a_policy_without_a_density_is_sampled_anew_in_every_evaluation(monkeypatch):
+    """The deterministic action is one; no sampled one comes twice, though Echo shows one observation."""
+    monkeypatch.setattr(probes.Echo, "actions", stepped := [])
+
+    def act(policy, obs, key, deterministic):
+        noise = jax.random.uniform(key, (len(obs), 2), minval=-1)
+        return jnp.zeros((len(obs), 2)) if deterministic else noise
+
+    evaluation = Evaluation(sac.Args(env_id="Echo-v0", eval_episodes=2), act)
+    for steps in (1, 2):
+        played = evaluation.play(steps, jnp.zeros(1), jax.random.split(jax.random.key(0), 1))
+    assert len({tuple(action) for action in stepped}) == 1 + 2 * played.lengths[:, 1].sum()
 
 
 def sample_first(policy, obs, key, deterministic):

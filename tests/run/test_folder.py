@@ -114,7 +114,7 @@ def test_a_change_of_the_algorithms_file_is_said(run, tmp_path, capsys):
         assert capsys.readouterr().err == expected
 
 
-def test_a_run_that_goes_on_after_a_change_of_the_file_remains_one_of_the_earlier_file(tmp_path):
+def test_an_extended_run_keeps_the_digest_of_the_file_that_began_it(tmp_path):
     folder = tmp_path / "run"
     args = sac.Args(**SMALL | dict(run_dir=str(folder)))
     sac.train(args)

@@ -216,3 +216,16 @@ def test_the_normaliser_is_the_integral_of_the_exponential(slope):
     q = (1 + slope * a) / 2
     for estimate, exact in ((np.exp(2 * a) / q, math.sinh(2)), (2 * a / q, 0)):
         assert estimate.mean() == pytest.approx(exact, abs=4 * estimate.std() / math.sqrt(len(a)))
+
+
+def test_entropy_is_a_living_bonus():
+    """Ten states in a row, one action of three leads on, a step costs 1: expected steps to the end."""
+    P, R = np.zeros((10, 3, 10)), np.full((10, 3), -1.0)
+    P[:, 1:] = np.eye(10)[:, None]
+    P[np.arange(9), 0, np.arange(1, 10)] = 1
+    for find, stated in (
+        (tabular.optimal_policy, {0.05: 10.0, 0.2: 10.2, 0.5: 14.2, 0.9: 29.4, 1.2: 58.0}),
+        (tabular.bonus_policy, {0.5: 12.1, 0.9: 14.5, 1.2: 15.9}),
+    ):
+        for alpha, steps in stated.items():
+            assert np.sum(1 / find(P, R, 0.99, alpha)[:, 0]) == pytest.approx(steps, abs=0.06)
