@@ -11,13 +11,12 @@ import pytest
 
 from cleanrl_maxent import enjoy, load_policy
 from cleanrl_maxent.common.env.make import scale_action
-from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.files import named_arrays
 from cleanrl_maxent.common.policy import policy_arrays
 from cleanrl_maxent.common.run.run import Run
 from tests.support.pytrees import leaves
-from tests.support.runs import differences, digests, record_actions, rows, train_until_stopped
+from tests.support.runs import at_step, differences, digests, record_actions, rows, train_until_stopped
 
 
 class Finished(NamedTuple):
@@ -139,17 +138,14 @@ def test_a_run_begins_with_the_networks_of_another(case, run, tmp_path, monkeypa
 def test_a_stopped_and_a_killed_run_end_with_the_same_bits(case, run, tmp_path, monkeypatch):
     """A signal at a half of the run, and an exception later, between two checkpoints; every loss is recorded
     with the last value that it had, though the processes in between did not measure it."""
-    args, original, count = replace(run.args, run_dir=str(tmp_path / "run")), SeedEnvs.step_async, [0]
+    args = replace(run.args, run_dir=str(tmp_path / "run"))
     train_until_stopped(args, monkeypatch, case.module, round(0.514 * run.calls))
 
-    def crash(self, action):
-        count[0] += 1
-        if count[0] == round(0.175 * run.calls):
-            raise RuntimeError("killed")
-        return original(self, action)
+    def crash():
+        raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SeedEnvs, "step_async", crash)
+        at_step(patch, round(0.175 * run.calls), crash)
         with pytest.raises(RuntimeError, match="killed"):
             case.module.train(args)
     case.module.train(args)

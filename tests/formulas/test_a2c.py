@@ -7,8 +7,7 @@ import pytest
 from cleanrl_maxent import a2c, a3c
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
-    BOX,
-    DISCRETE,
+    KINDS,
     double,
     flat,
     float64,
@@ -24,8 +23,6 @@ from tests.support.rollouts import (
 )
 
 ARGS = make_args(a2c, ent_coef=0.3, gae_lambda=0.8)
-KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
-
 make_samples = on_host(jax.jit(a2c.make_samples, static_argnums=2))
 update = jax.jit(a2c.update, static_argnums=4)
 

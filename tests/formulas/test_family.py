@@ -17,8 +17,7 @@ from tests.support.contract import Case, record_inputs
 from tests.support.probes import Echo
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
-    BOX,
-    DISCRETE,
+    KINDS,
     advantages_by_definition,
     double,
     flat,
@@ -42,8 +41,6 @@ def each(*algorithms):
     names = [algorithm.__name__.rpartition(".")[2] for algorithm in algorithms]
     return pytest.mark.parametrize("algorithm", algorithms, ids=names)
 
-
-KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
 
 # ---- distributions
 

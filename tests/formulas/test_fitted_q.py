@@ -18,7 +18,7 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import random_mdp
 from tests.support.contract import CASES
 from tests.support.pytrees import changed, distance
-from tests.support.references import finite_difference, make_batch, mlp
+from tests.support.references import every_q, finite_difference, make_batch
 from tests.support.runs import (
     differences,
     digests,
@@ -60,12 +60,6 @@ def make_batches(count=5, size=8, seed=0):
     return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), batch)
 
 
-def reference_q(stacked, obs):
-    """Every critic in NumPy, `(n_critics, batch, action_dim)`."""
-    count = len(jax.tree.leaves(stacked)[0])
-    return np.stack([mlp(jax.tree.map(lambda p, i=i: p[i], stacked), np.float64(obs)) for i in range(count)])
-
-
 # ---- the loss
 
 
@@ -75,17 +69,17 @@ def test_critic_loss_gradient_and_metrics(alpha, prior):
     """Against targets of the iteration before, with the minimum of both critics."""
     args = replace(ARGS, alpha=alpha, uniform_prior=prior)
     state, batch = some_state(args), make_batch(task=TASK)
-    value = tabular.soft_value(reference_q(state.target_critics, batch.next_obs).min(axis=0), alpha)
+    value = tabular.soft_value(every_q(state.target_critics, batch.next_obs).min(axis=0), alpha)
     y = batch.reward + 0.9 * (1 - batch.terminated) * (value - prior * alpha * math.log(4))
 
     def residuals(params):
-        return 0.5 * (reference_q(params, batch.obs)[:, np.arange(8), batch.action] - y) ** 2
+        return 0.5 * (every_q(params, batch.obs)[:, np.arange(8), batch.action] - y) ** 2
 
     params = state.critics.params
     (loss, metrics), grads = critic_loss(params, state, batch, args)
     assert loss == pytest.approx(residuals(params).mean(axis=1).sum(), rel=1e-5)
     assert metrics["losses/qf2_loss"] == pytest.approx(residuals(params)[1].mean(), rel=1e-4)
-    q = reference_q(params, batch.obs)
+    q = every_q(params, batch.obs)
     assert metrics["losses/qf1_values"] == pytest.approx(q[0, np.arange(8), batch.action].mean(), rel=1e-4)
     assert len(metrics) == 4
     for path, index in [(("Dense_0", "kernel"), (0, 1, 2)), (("Dense_2", "bias"), (1, 3))]:
@@ -319,7 +313,7 @@ def test_credit_over_two_steps(reinitialize):
 def test_actions():
     """Samples of exp(Q/α)/Z of the smallest critic, the best one if deterministic or without entropy."""
     state, obs = some_state(), np.random.default_rng(0).normal(size=3).astype(np.float32)
-    q = reference_q(state.critics.params, obs[None])[:, 0].min(axis=0)
+    q = every_q(state.critics.params, obs[None])[:, 0].min(axis=0)
     pi, policy = tabular.boltzmann(q, 0.3), fitted_q.policy(state)
     actions, log_probs = jax.jit(fitted_q.sample_action)(policy, np.tile(obs, (40_000, 1)), KEY)
     assert np.abs(np.bincount(actions, minlength=4) / 40_000 - pi).max() < 4 * 0.5 / math.sqrt(40_000)

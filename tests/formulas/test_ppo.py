@@ -17,8 +17,7 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import two_rooms
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
-    BOX,
-    DISCRETE,
+    KINDS,
     double,
     flat,
     float64,
@@ -34,8 +33,6 @@ from tests.support.rollouts import (
     reference_value,
     with_optimiser,
 )
-
-KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
 
 make_samples = on_host(jax.jit(ppo.make_samples, static_argnums=2))
 actor_loss = jax.jit(jax.value_and_grad(ppo.actor_loss, has_aux=True), static_argnums=3)

@@ -14,7 +14,7 @@ from cleanrl_maxent.common.errors import UsageError
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
     BOX,
-    DISCRETE,
+    KINDS,
     double,
     flat,
     float64,
@@ -31,8 +31,6 @@ from tests.support.rollouts import (
 FULL = dict(causality=False, baseline=False)
 CAUSAL = dict(baseline=False)
 BASELINE = {}
-KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
-
 make_samples = on_host(jax.jit(reinforce.make_samples, static_argnums=2))
 actor_loss = jax.jit(jax.value_and_grad(reinforce.actor_loss, has_aux=True))
 

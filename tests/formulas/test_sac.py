@@ -20,8 +20,8 @@ from tests.support.references import (
     TASK,
     finite_difference,
     make_batch,
-    mlp,
     reference_q,
+    reference_sample,
     trained_on,
 )
 
@@ -39,17 +39,6 @@ def make_state():
     init = jax.jit(lambda seed: sac.init(jax.random.key(seed), TASK, ARGS))
     state, other = init(0), init(100)
     return state.replace(target_critics=other.critics.params)
-
-
-def reference_sample(params, obs, key):
-    """Sample and log-density with the textbook Jacobian log(1 - a²), in float64."""
-    out = mlp(params, np.float64(obs))
-    mean, log_std = out[:, :ACTION_DIM], np.clip(out[:, ACTION_DIM:], -20, 2)
-    noise = np.float64(jax.random.normal(key, mean.shape))
-    std = np.exp(log_std)
-    action = np.tanh(mean + std * noise)
-    density = np.exp(-0.5 * noise**2) / (std * math.sqrt(2 * math.pi)) / (1 - action**2)
-    return action, np.log(density).sum(-1)
 
 
 def constant_policy(mean, log_std):

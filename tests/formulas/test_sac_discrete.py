@@ -15,7 +15,7 @@ from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import corridor, random_mdp, two_rooms
 from tests.support.pytrees import changed, distance, leaves
-from tests.support.references import finite_difference, make_batch, mlp
+from tests.support.references import every_q, finite_difference, make_batch, mlp
 from tests.support.tables import (
     all_rows,
     as_table,
@@ -53,11 +53,6 @@ def some_state(args=ARGS):
     return state.replace(actor=actor, target_critics=other.critics.params)
 
 
-def reference_q(stacked, obs):
-    """Both critics in NumPy, `(2, batch, action_dim)`."""
-    return np.stack([mlp(jax.tree.map(lambda p, i=i: p[i], stacked), np.float64(obs)) for i in range(2)])
-
-
 def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
@@ -71,19 +66,19 @@ def test_critic_loss_gradient_and_metrics(critic_reduce, backup_entropy):
     args = replace(ARGS, critic_reduce=critic_reduce, backup_entropy=backup_entropy)
     state, batch = some_state(), make_batch(task=TASK)
     log_prob = log_softmax(mlp(state.actor.params, np.float64(batch.next_obs)))
-    next_q = REDUCE[critic_reduce](reference_q(state.target_critics, batch.next_obs), axis=0)
+    next_q = REDUCE[critic_reduce](every_q(state.target_critics, batch.next_obs), axis=0)
     value = np.sum(np.exp(log_prob) * (next_q - backup_entropy * 0.3 * log_prob), axis=-1)
     y = batch.reward + 0.9 * (1 - batch.terminated) * value
 
     def residuals(params):
-        return 0.5 * (reference_q(params, batch.obs)[:, np.arange(8), batch.action] - y) ** 2
+        return 0.5 * (every_q(params, batch.obs)[:, np.arange(8), batch.action] - y) ** 2
 
     params = state.critics.params
     (loss, metrics), grads = critic_loss(params, state, batch, args)
     assert loss == pytest.approx(residuals(params).mean(axis=1).sum(), rel=1e-5)
     for i, name in enumerate(("qf1", "qf2")):
         assert metrics[f"losses/{name}_loss"] == pytest.approx(residuals(params)[i].mean(), rel=1e-4)
-        q = reference_q(params, batch.obs)[i, np.arange(8), batch.action]
+        q = every_q(params, batch.obs)[i, np.arange(8), batch.action]
         assert metrics[f"losses/{name}_values"] == pytest.approx(q.mean(), rel=1e-4)
     for path, index in [(("Dense_0", "kernel"), (0, 1, 2)), (("Dense_2", "bias"), (1, 3))]:
         expected = finite_difference(lambda p: residuals(p).mean(axis=1).sum(), params, path, index)
@@ -128,7 +123,7 @@ def test_no_gradient_where_none_belongs():
 def test_actor_loss_and_gradient(critic_reduce):
     args = replace(ARGS, critic_reduce=critic_reduce)
     state, batch = some_state(), make_batch(task=TASK)
-    q = REDUCE[critic_reduce](reference_q(state.critics.params, batch.obs), axis=0)
+    q = REDUCE[critic_reduce](every_q(state.critics.params, batch.obs), axis=0)
 
     def reference(params):
         log_prob = log_softmax(mlp(params, np.float64(batch.obs)))

@@ -24,6 +24,7 @@ from tests.support.references import (
     make_batch,
     mlp,
     reference_q,
+    reference_sample,
     trained_on,
 )
 from tests.support.tables import make_state, trained_on_rows
@@ -43,17 +44,6 @@ def some_state():
     """A state whose target differs from its value network, as after some training."""
     state, other = (make_state(sac_v1, ARGS, TASK, seed) for seed in (0, 100))
     return state.replace(target_value=other.value.params)
-
-
-def reference_sample(params, obs, key):
-    """Sample and log-density with the textbook Jacobian log(1 - a²), in float64."""
-    out = mlp(params, np.float64(obs))
-    mean, log_std = out[:, :ACTION_DIM], np.clip(out[:, ACTION_DIM:], -20, 2)
-    noise = np.float64(jax.random.normal(key, mean.shape))
-    std = np.exp(log_std)
-    action = np.tanh(mean + std * noise)
-    density = np.exp(-0.5 * noise**2) / (std * math.sqrt(2 * math.pi)) / (1 - action**2)
-    return action, np.log(density).sum(-1)
 
 
 def reference_v(params, obs):

@@ -18,7 +18,7 @@ from cleanrl_maxent.environments.finite import corridor, random_mdp, two_rooms
 from tests.support.contract import CASES, record_inputs
 from tests.support.mdps import assert_close
 from tests.support.pytrees import changed, distance, leaves
-from tests.support.references import finite_difference, make_batch, mlp
+from tests.support.references import every_q, finite_difference, make_batch
 from tests.support.runs import record_actions, rows
 from tests.support.tables import (
     all_rows,
@@ -53,13 +53,6 @@ def some_state(args=ARGS):
     """A state whose targets differ from its critics, as after some training."""
     state, other = (make_state(sql_discrete, args, TASK, seed) for seed in (0, 100))
     return state.replace(target_critics=other.critics.params)
-
-
-def reference_q(stacked, obs):
-    """Every critic in NumPy, `(n_critics, ..., action_dim)`."""
-    count = len(jax.tree.leaves(stacked)[0])
-    each = [mlp(jax.tree.map(lambda p, i=i: p[i], stacked), np.float64(obs)) for i in range(count)]
-    return np.stack(each)
 
 
 def reference_value(q, args):
@@ -109,9 +102,9 @@ def test_double_value(alpha, prior):
 
 def reference_target(state, steps, row, args):
     """y of one window, as a sum: rewards, α log π of the actions on the way, the value where it ends."""
-    q = reference_q(state.target_critics, steps.obs[row]).min(axis=0)
-    next_q = reference_q(state.target_critics, steps.next_obs[row]).min(axis=0)
-    online_q = reference_q(state.critics.params, steps.next_obs[row]).min(axis=0)
+    q = every_q(state.target_critics, steps.obs[row]).min(axis=0)
+    next_q = every_q(state.target_critics, steps.next_obs[row]).min(axis=0)
+    online_q = every_q(state.critics.params, steps.next_obs[row]).min(axis=0)
     prior = args.uniform_prior * math.log(q.shape[-1])
     total, discount = 0.0, 1.0
     for k in range(args.n_steps):
@@ -178,7 +171,7 @@ def test_critic_loss_gradient_and_metrics(n_critics, n_steps):
     obs, action = steps.obs[:, 0], steps.action[:, 0]
 
     def reference(params):
-        q = reference_q(params, obs)[:, np.arange(8), action]
+        q = every_q(params, obs)[:, np.arange(8), action]
         return 0.5 * ((q - y) ** 2).mean(axis=1).sum()
 
     params = state.critics.params
@@ -187,7 +180,7 @@ def test_critic_loss_gradient_and_metrics(n_critics, n_steps):
     for path, index in [(("Dense_0", "kernel"), (0, 1, 2)), (("Dense_2", "bias"), (n_critics - 1, 3))]:
         expected = finite_difference(reference, params, path, index)
         assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=2e-3, abs=1e-5)
-    q = reference_q(params, obs)
+    q = every_q(params, obs)
     taken = q[:, np.arange(8), action]
     pi = tabular.boltzmann(q.min(axis=0), args.alpha)
     for i in range(n_critics):
@@ -495,7 +488,7 @@ def test_critic_gradient_is_that_of_policy_and_value():
 def test_samples_are_from_the_boltzmann_policy_of_the_smallest_critic():
     state, obs = some_state(), np.random.default_rng(0).normal(size=3).astype(np.float32)
     policy = sql_discrete.policy(state)
-    q = reference_q(state.critics.params, obs[None])[:, 0].min(axis=0)
+    q = every_q(state.critics.params, obs[None])[:, 0].min(axis=0)
     pi = tabular.boltzmann(q, 0.3)
     actions, log_probs = sample_action(policy, np.tile(obs, (40_000, 1)), KEY)
     found = np.bincount(actions, minlength=4) / 40_000

@@ -15,8 +15,7 @@ from cleanrl_maxent.common.env.task import Task
 from tests.support.mdps import GAMMA, make_mdp
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
-    BOX,
-    DISCRETE,
+    KINDS,
     double,
     flat,
     float64,
@@ -31,8 +30,6 @@ from tests.support.rollouts import (
     reference_value,
     tabular_state,
 )
-
-KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
 
 make_samples = jax.jit(trpo.make_samples, static_argnums=2)
 update = jax.jit(trpo.update, static_argnums=4)

@@ -124,12 +124,6 @@ def test_every_link_leads_somewhere(name):
             assert not anchor or anchor in anchors(found.read_text()), target
 
 
-def test_films_are_small():
-    """A page loads them all."""
-    films = list((ROOT / "docs").rglob("*.gif"))
-    assert len(films) >= 3 and sum(film.stat().st_size for film in films) < 2_000_000
-
-
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_file_named_exists(name):
     """`NAME` stands for that of any algorithm to come."""

@@ -33,7 +33,7 @@ from cleanrl_maxent.common.run import record, timing
 from cleanrl_maxent.common.run.inventory import is_locked
 from cleanrl_maxent.common.run.machine import OPTIONS, changed_options, check_same_machine, describe_machine
 from cleanrl_maxent.common.run.terminal import Terminal
-from tests.support.runs import SMALL, rows, scalars, train
+from tests.support.runs import SMALL, at_step, rows, scalars, train
 
 FEW = SMALL | dict(total_timesteps=40, learning_starts=20, eval_frequency=20, checkpoint_frequency=10)
 
@@ -226,15 +226,7 @@ def test_a_signal_where_standard_error_is_gone(handlers, monkeypatch):
 
 def send_at(monkeypatch, step, name):
     """A real signal arrives in the middle of an environment step of this process."""
-    original, count = SeedEnvs.step_async, [0]
-
-    def stepped(self, action):
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.Signals[name])
-        return original(self, action)
-
-    monkeypatch.setattr(SeedEnvs, "step_async", stepped)
+    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.Signals[name]))
 
 
 @pytest.mark.slow

@@ -7,10 +7,9 @@ import pytest
 
 import cleanrl_maxent
 from cleanrl_maxent import maxent_pg, sac
-from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError
 from tests.support import probes
-from tests.support.runs import SMALL, rows, scalars, small_args, train
+from tests.support.runs import SMALL, record_actions, rows, scalars, small_args, train
 
 
 def test_record(run):
@@ -108,13 +107,7 @@ def test_same_seed_same_record(run, tmp_path):
 
 
 def test_seeds_explore_differently(tmp_path, monkeypatch):
-    actions, step = [], SeedEnvs.step_async
-
-    def noted_step(self, action):
-        actions.append(action)
-        return step(self, action)
-
-    monkeypatch.setattr(SeedEnvs, "step_async", noted_step)
+    actions = record_actions(monkeypatch)
     args = SMALL | dict(learning_starts=300, total_timesteps=650, eval_episodes=0, checkpoint_frequency=0)
     train(args | dict(num_seeds=2), tmp_path / "x")
     actions = np.stack(actions)[..., 0]  # (step, seed)

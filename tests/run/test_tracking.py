@@ -19,10 +19,9 @@ import pytest
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common import signals
-from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.run import journal
 from cleanrl_maxent.common.run.tracker import Tracker
-from tests.support.runs import SMALL, flags, rows, start, train
+from tests.support.runs import SMALL, at_step, flags, rows, start, train
 from tests.support.wandb_server import Server, black_hole, closed_port
 
 LIMIT = 20.0  # seconds that W&B may cost a run
@@ -173,19 +172,6 @@ class TimedTracker(Tracker):
         self.cost += time.perf_counter() - began
 
 
-def in_the_middle(monkeypatch, action):
-    """Something happens at environment step 60 of a run."""
-    original, count = SeedEnvs.step_async, [0]
-
-    def step(self, actions):
-        count[0] += 1
-        if count[0] == 60:
-            action()
-        return original(self, actions)
-
-    monkeypatch.setattr(SeedEnvs, "step_async", step)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_wandb_costs_a_run_little_and_never_its_record(case, server, untracked, tmp_path, monkeypatch):
@@ -201,7 +187,7 @@ def test_wandb_costs_a_run_little_and_never_its_record(case, server, untracked, 
             monkeypatch.setenv(name, value)
         if case in ("lost in the middle", "uploads refused"):
             fail = server.close if case.startswith("lost") else lambda: setattr(server, "refuse", 403)
-            in_the_middle(monkeypatch, lambda: (wait_for(lambda: TimedTracker.last.lines), fail()))
+            at_step(monkeypatch, 60, lambda: (wait_for(lambda: TimedTracker.last.lines), fail()))
         result = sac.train(sac.Args(**TINY, track=True, **chosen, run_dir=str(tmp_path / "run")))
     tracker = TimedTracker.last
     print(f"\n{case}: {tracker.cost:.2f} s")

@@ -1,5 +1,7 @@
 """Batches, networks and derivatives in float64 NumPy, to compare an algorithm's functions with."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +88,20 @@ def assert_close(among, alone, tolerance=1e-5):
     """Two pytrees are equal but for rounding, relative to the largest entry of each leaf."""
     for a, b in zip(*map(jax.tree.leaves, (among, alone)), strict=True):
         assert np.allclose(a, b, rtol=0, atol=tolerance * max(1, float(jnp.abs(b).max())))
+
+
+def reference_sample(params, obs, key):
+    """Sample of a squashed Gaussian, and its log-density with the textbook Jacobian log(1 - a²)."""
+    out = mlp(params, np.float64(obs))
+    mean, log_std = np.split(out, 2, axis=-1)
+    noise = np.float64(jax.random.normal(key, mean.shape))
+    std = np.exp(np.clip(log_std, -20, 2))
+    action = np.tanh(mean + std * noise)
+    density = np.exp(-0.5 * noise**2) / (std * math.sqrt(2 * math.pi)) / (1 - action**2)
+    return action, np.log(density).sum(-1)
+
+
+def every_q(stacked, obs):
+    """Every critic, `(n_critics, ..., action_dim)`, of parameters that are stacked on axis 0."""
+    count = len(jax.tree.leaves(stacked)[0])
+    return np.stack([mlp(jax.tree.map(lambda p, i=i: p[i], stacked), np.float64(obs)) for i in range(count)])

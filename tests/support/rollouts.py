@@ -6,6 +6,7 @@ from dataclasses import fields
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.training.train_state import TrainState
 from jax.flatten_util import ravel_pytree
 
@@ -14,6 +15,7 @@ from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 
 BOX, DISCRETE = Task(3, 2), Task(3, 4, discrete=True)
+KINDS = pytest.mark.parametrize("task", [BOX, DISCRETE], ids=["continuous", "discrete"])
 SMALL = dict(
     **dict(num_envs=4, num_steps=6, num_minibatches=2, update_epochs=2, hidden_dims=(4,)),
     **dict(normalize_observation=False, normalize_reward=False, norm_adv=False, anneal_lr=False),

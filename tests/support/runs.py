@@ -100,17 +100,22 @@ def record_actions(patch):
     return actions
 
 
-def stop_at(monkeypatch, step, name="SIGTERM"):
-    """A signal arrives in the middle of environment step number `step`, counted over the process."""
+def at_step(patch, number, action):
+    """Calls `action` in the middle of environment step `number`, counted over the process."""
     original, count = SeedEnvs.step_async, [0]
 
-    def stepped(self, action):
+    def step(self, actions):
         count[0] += 1
-        if count[0] == step:
-            signals.received.append(signal.Signals[name])
-        return original(self, action)
+        if count[0] == number:
+            action()
+        return original(self, actions)
 
-    monkeypatch.setattr(SeedEnvs, "step_async", stepped)
+    patch.setattr(SeedEnvs, "step_async", step)
+
+
+def stop_at(patch, number, name="SIGTERM"):
+    """A signal arrives in the middle of environment step `number`, counted over the process."""
+    at_step(patch, number, lambda: signals.received.append(signal.Signals[name]))
 
 
 def train_until_stopped(args, monkeypatch, algorithm, at):

@@ -15,10 +15,8 @@ from benchmarks import comparison, metric, records, report, tables
 from benchmarks.speed.batches import learns_from_batches
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.errors import UsageError
-from tests.support.results import write_run
+from tests.support.results import EARLIER, write_run
 from tests.support.runs import SMALL, rows
-
-EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
 
 
 def curves_of(*runs):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,8 @@ from cleanrl_maxent import load_policy, sac, sql, td3
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.initial import newest_checkpoint
+from tests.support.results import EARLIER
 from tests.support.runs import SMALL
-
-EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
 
 
 @pytest.mark.slow

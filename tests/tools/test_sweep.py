@@ -27,9 +27,9 @@ from benchmarks.faults import finished_records, workers_of, write_suite
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import STOPPED, UsageError
+from tests.support.results import EARLIER
 from tests.support.suites import make_cells, write_checkpoint, write_config, write_result
 
-EARLIER = Path(__file__).parent / "earlier_run"  # of SAC, by the version at commit 6a34618
 PROBE = "tests.support.probes:NanReward-v0"
 SMALL = dict(
     total_timesteps=700,
