@@ -19,9 +19,9 @@ POINTS = [
     (f"{FILES}:os.fsync:1", "open write_json write_file"),  # writing config.json
     ("cleanrl_maxent.sac:update:1", "train call of_all learn"),  # in compilation
     ("cleanrl_maxent.common.run.record:Record.sync:1", "save snapshot"),  # the record not yet on the disk
-    (f"{FILES}:os.replace:2", "write_segment add_segment write_file"),  # record on the disk, no segment
-    (f"{FILES}:os.replace:3", "save write write_file"),  # a segment, and no state
-    (f"{FILES}:os.replace:4", "save write write_file"),  # segment and state, and no checkpoint
+    (f"{FILES}:os.replace:3", "write_segment add_segment write_file"),  # record on the disk, no segment
+    (f"{FILES}:os.replace:4", "save write write_file"),  # a segment, and no state
+    (f"{FILES}:os.replace:5", "save write write_file"),  # segment and state, and no checkpoint
     (f"{CHECKPOINT}:Checkpoints.remove_others:1", "save write"),  # written, nothing removed
     (f"{CHECKPOINT}:Path.unlink:{{gc}}", "write remove_others"),  # half of the old files removed
     (
@@ -31,7 +31,7 @@ POINTS = [
     (f"{RUN}:refill:1", "train resume"),  # while resuming: the replay
     ("cleanrl_maxent.common.evaluation:scale_action:150", "__call__ play"),  # in an evaluation
     ("cleanrl_maxent.common.env.seeds:scale_action:60", "train step_wait send_action"),  # between checkpoints
-    (f"{FILES}:os.replace:2", "write_segment add_segment write_file"),  # once more, further on
+    (f"{FILES}:os.replace:3", "write_segment add_segment write_file"),  # once more, further on
     (f"{RUN}:save_policies:1", "train finish"),  # after the last step
     (f"{RUN}:Run.write_json:2", "train finish"),  # before result.json
 ]
