@@ -21,7 +21,7 @@ BUDGET = 100_000  # steps
 SCORES = {"Hopper-v4": (1_000, 2_500), "HalfCheetah-v4": (4_000, 6_000)}
 PROGRAMS = {  # name of the curve -> label and line style
     "sac": ("SAC", "-"),
-    "sac_layer_norm": ("SAC, layer normalisation in its critics", "--"),
+    "sac_layer_norm": ("SAC, LayerNorm critics", "--"),
     "sac_two_updates": ("SAC, two updates per step", ":"),
     "SBX SAC": ("SAC of SBX", "-."),
     "td3": ("TD3", "-"),
@@ -125,7 +125,7 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
 
     Raises UsageError without matplotlib.
     """
-    figure, panels = pyplot().subplots(2, 2, figsize=(9.6, 6.2), sharey="row", layout="constrained")
+    figure, panels = pyplot().subplots(2, 2, figsize=(11, 6.2), sharey="row", layout="constrained")
     costs, shown = step_costs(), []
     for (left, right), env_id in zip(panels, SCORES, strict=True):
         for program, curve in select_curves(curves, env_id).items():
