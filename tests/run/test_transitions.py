@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_in_a_line(recorded, tmp_path):
     assert "is not a run: there is no" in refused(tmp_path / "empty", new)
     words = f"spaces differ: obs_dim is 4 in {folder} and 6 in Acrobot-v1"
     assert refused(folder, new, env_id="Acrobot-v1") == words
-    words = f"{folder} has seeds 3 to 4: name one of them, such as {folder}/seed-3"
+    words = f"{folder} has seeds 3 to 4: name one, such as {folder}/seed-3"
     assert refused(folder, new, seed=1) == words
     assert refused(f"{folder}/seed-5", new) == words
 
