@@ -50,11 +50,11 @@ def describe_machine(num_seeds: int = 1) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     device = chosen_device()
+    devices = seed_sharding(num_seeds).num_devices
     described = {"platform": device.platform, "kind": device.device_kind, "processor": processor()}
     return {
         "versions": versions,
-        "device": described
-        | {"count": seed_sharding(num_seeds).num_devices},  # that the seeds are split over
+        "device": described | {"count": devices},
         "cpu_threads": int(os.environ.get("NPROC", 0)) or None,
         "xla_flags": os.environ.get("XLA_FLAGS") or None,
         "jax_options": changed_options(),
