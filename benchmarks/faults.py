@@ -40,7 +40,7 @@ from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import create_replays
 from cleanrl_maxent.common.devices import per_seed
-from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError
+from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError, require
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
@@ -363,6 +363,8 @@ def time_checkpoints(args: Cost, num_seeds: int, folder: str) -> list[float]:
 
 def main(command: Kill | Sweep | Cost) -> int:
     """Runs a command; returns 1 if anything differs, else 0. Raises UsageError."""
+    kills = command.kills if isinstance(command, Kill | Sweep) else 1
+    require(kills > 0, f"kills must be at least 1, or nothing is tested; got {kills}")
     wrong = {Kill: kill, Sweep: sweep, Cost: cost}[type(command)](command)
     return int(wrong > 0)
 

@@ -172,7 +172,7 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     config["args"].pop("run_dir", None)  # a path of this machine
     result = read_json(folder / "result.json")
     clock = folder / "timing.jsonl"
-    timing = read_lines(clock) if clock.exists() else []  # a run does without it if it must
+    timing = read_lines(clock) if clock.is_file() else []  # a run does without it if it must
     steps, seconds = ([0, *(row[name] for row in timing)] for name in ("global_step", "seconds"))
     group, rows = group_of(config), []
     for seed, last in result["evaluations"].items():

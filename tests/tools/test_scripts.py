@@ -11,7 +11,7 @@ import pytest
 
 import cleanrl_maxent
 from benchmarks.commands import ROOT, applicable_flags, check_algorithms, words
-from benchmarks.faults import differences
+from benchmarks.faults import Kill, Sweep, differences, main
 from benchmarks.figures import plural
 from cleanrl_maxent.common.errors import UsageError
 
@@ -59,6 +59,12 @@ def test_bad_input_is_a_line_and_a_status(tmp_path):
     assert done.returncode == 2 and done.stderr.splitlines() == [
         "error: nowhere holds no run: no config.json in it or one level below"
     ]
+
+
+@pytest.mark.parametrize("command", [Kill(kills=0), Sweep(kills=-1)])
+def test_a_fault_test_without_faults_is_refused(command):
+    with pytest.raises(UsageError, match="kills must be at least 1, or nothing is tested; got"):
+        main(command)
 
 
 def test_no_module_hides_another():
