@@ -40,7 +40,8 @@ from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import create_replays
 from cleanrl_maxent.common.devices import per_seed
-from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError, require
+from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError
+from cleanrl_maxent.common.ranges import Count, Natural, Rate, check_ranges
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
@@ -102,12 +103,12 @@ class Kill:
 
     algorithms: tuple[str, ...] = tuple(algorithms())  # files of cleanrl_maxent
     env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each algorithm on each
-    kills: int = 25  # SIGKILLs of each algorithm on each environment
-    total_timesteps: int = 1200  # steps of a run
+    kills: Count = 25  # SIGKILLs of each algorithm on each environment
+    total_timesteps: Count = 1200  # steps of a run
     flags: str = ""  # further flags; they override the small defaults
     victim: Literal["run", "worker"] = "run"  # the run, or one of two processes that step its environments
-    workers: int = 1  # runs at the same time
-    seed: int = 0  # for the moments of the kills
+    workers: Count = 1  # runs at the same time
+    seed: Natural = 0  # for the moments of the kills
 
 
 def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tuple[int, int, list[str]]:
@@ -210,10 +211,10 @@ class Sweep:
     One more cell always fails, and must be named at the end.
     """
 
-    seeds: int = 13  # of each algorithm of the suite's first grid
-    kills: int = 40  # SIGKILLs of unfinished runs, every fourth of the sweep itself
-    every: tuple[float, float] = (2.0, 8.0)  # seconds between two kills, at least and at most
-    seed: int = 0  # for the moments and victims
+    seeds: Count = 13  # of each algorithm of the suite's first grid
+    kills: Count = 40  # SIGKILLs of unfinished runs, every fourth of the sweep itself
+    every: Rate = 5.0  # seconds between two kills, on average; each pause 0.4 to 1.6 times as long
+    seed: Natural = 0  # for the moments and victims
 
 
 def write_suite(path: Path, *grids: dict[str, Any]) -> Path:
@@ -260,7 +261,7 @@ def sweep_under_kills(suite: Path, out_dir: Path, args: Sweep, cells: int) -> tu
     and of workers, and the last sweep's exit status."""
     rng, kills, process = random.Random(args.seed), Counter(), start_sweep(suite, out_dir)
     while kills.total() < args.kills:
-        time.sleep(rng.uniform(*args.every))
+        time.sleep(rng.uniform(0.4, 1.6) * args.every)
         if len(finished_records(out_dir)) == cells:
             break
         victim = "sweep" if kills.total() % 4 == 3 else "worker"
@@ -315,9 +316,9 @@ class Cost:
 
     algorithm: str = "sac"  # a file of cleanrl_maxent, with a replay
     env_id: str = "Hopper-v4"
-    num_seeds: tuple[int, ...] = (1, 10)  # a row for each
-    every: int = 10_000  # steps between two checkpoints
-    checkpoints: int = 100
+    num_seeds: tuple[Count, ...] = (1, 10)  # a row for each
+    every: Count = 10_000  # steps between two checkpoints
+    checkpoints: Count = 100
 
 
 def cost(args: Cost) -> int:
@@ -363,8 +364,7 @@ def time_checkpoints(args: Cost, num_seeds: int, folder: str) -> list[float]:
 
 def main(command: Kill | Sweep | Cost) -> int:
     """Runs a command; returns 1 if anything differs, else 0. Raises UsageError."""
-    kills = command.kills if isinstance(command, Kill | Sweep) else 1
-    require(kills > 0, f"kills must be at least 1, or nothing is tested; got {kills}")
+    check_ranges(command)
     wrong = {Kill: kill, Sweep: sweep, Cost: cost}[type(command)](command)
     return int(wrong > 0)
 

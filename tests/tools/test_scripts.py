@@ -11,7 +11,7 @@ import pytest
 
 import cleanrl_maxent
 from benchmarks.commands import ROOT, applicable_flags, check_algorithms, words
-from benchmarks.faults import Kill, Sweep, differences, main
+from benchmarks.faults import Cost, Kill, Sweep, differences, main
 from benchmarks.figures import plural
 from cleanrl_maxent.common.errors import UsageError
 
@@ -61,9 +61,18 @@ def test_bad_input_is_a_line_and_a_status(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("command", [Kill(kills=0), Sweep(kills=-1)])
-def test_a_fault_test_without_faults_is_refused(command):
-    with pytest.raises(UsageError, match="kills must be at least 1, or nothing is tested; got"):
+@pytest.mark.parametrize(
+    "command, named",
+    [
+        (Kill(kills=0), "kills must be an integer in"),
+        (Kill(workers=0), "workers must be an integer in"),
+        (Sweep(seeds=0), "seeds must be an integer in"),
+        (Sweep(every=0.0), "every must be a finite number > 0; got 0.0"),
+        (Cost(num_seeds=(1, 0)), "num_seeds must be a tuple of one value or more, each an integer in"),
+    ],
+)
+def test_a_fault_test_without_faults_is_refused(command, named):
+    with pytest.raises(UsageError, match=named):
         main(command)
 
 
