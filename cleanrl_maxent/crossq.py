@@ -5,7 +5,8 @@ Simplicity", 2024, https://arxiv.org/abs/1902.05605. Equation numbers refer to t
 https://arxiv.org/abs/1812.05905. Deliberate deviations, with reasons in docs/algorithms/:
   - critics are 256 wide instead of 2,048, so that a step costs about what one of Soft Actor-Critic does;
   - inside the agent actions lie in [-1, 1], and all quantities are in these units;
-  - the temperature is learned through its logarithm, from the log-densities of the actor's loss.
+  - the temperature is learned through its logarithm, from the log-densities of the actor's loss;
+  - the actor's first update comes with the critics' first, not with their third.
 
     python cleanrl_maxent/crossq.py --env-id Hopper-v4
 """
@@ -33,6 +34,7 @@ from cleanrl_maxent.common.run.start import start
 from cleanrl_maxent.common.schedule import equivalent_index, every
 
 EPSILON = 1e-3  # added to variances
+R_MAX, D_MAX = 3, 5  # limits of the renormalisation's factor and shift
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class BatchRenorm(nn.Module):
         # stopped to save a backward pass: the variance's derivative in this mean is 0
         batch_var = jnp.mean((x - jax.lax.stop_gradient(batch_mean)) ** 2, axis=0)
         batch_std = jnp.sqrt(batch_var + EPSILON)
-        r = jnp.clip(batch_std / std, 1 / 3, 3)
-        d = jnp.clip((batch_mean - mean.value) / std, -5, 5)
+        r = jnp.clip(batch_std / std, 1 / R_MAX, R_MAX)
+        d = jnp.clip((batch_mean - mean.value) / std, -D_MAX, D_MAX)
         warm = batches.value >= self.warmup
         r, d = jax.lax.stop_gradient((jnp.where(warm, r, 1), jnp.where(warm, d, 0)))
         mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean

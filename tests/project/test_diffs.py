@@ -30,7 +30,7 @@ PAIRS = [
     ),
     Pair("sac", "sac_v1", 65, 82, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
     Pair(
-        *("sac", "crossq", 60, 147),
+        *("sac", "crossq", 61, 150),
         "linear move_targets",
         "BatchRenorm NormalizedLinear sample_squashed Network",
     ),
