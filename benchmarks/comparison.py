@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
-from benchmarks.records import Curve, main_curves
+from benchmarks.records import Curve, main_curves, published_rows
 from benchmarks.tables import (
     mean_with_interval,
     number,
@@ -42,7 +42,8 @@ def why_not(curve: Curve) -> str:
     if curve.changes_task:
         return ": the flags change the task"
     if curve.algorithm in algorithm_names():
-        return " at these steps"
+        known = any(row["env_id"].rpartition("-v")[0] == curve.family for row in published_rows())
+        return " at these steps" if known else " for this task"
     return f": {curve.algorithm}.py is not one of our algorithms; a file named sac_….py is compared with sac"
 
 
@@ -68,11 +69,12 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
 def compare_sets(a: list[Curve], b: list[Curve]) -> None:
     """Prints which of two sets of runs returns more, for each task, number of steps and protocol.
 
-    Raises UsageError if they have none in common.
+    Also, for each number of steps, the average over several comparisons; then what only one set has. Raises
+    UsageError if they have nothing in common.
     """
     found = list(pairs(a, b))
     for of_a, of_b in found:
-        print(f"{of_a.env_id}, {of_a.budget:,} steps, {of_a.protocol}")
+        print(f"{of_a.task}, {of_a.budget:,} steps, {of_a.protocol}")
         for letter, curve in (("A", of_a), ("B", of_b)):
             seeds = plural(len(curve.seeds), "seed")
             print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final())}")
@@ -84,9 +86,14 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
             f"nothing to compare: A has {ours}; B has {theirs}; sets of several names are paired by name"
         )
     several = [pair for pair in found if min(len(curve.seeds) for curve in pair) > 1]
-    if len({(curve.env_id, curve.budget) for curve, _ in several}) > 1:
-        tasks = [(of_a.final(), of_b.final()) for of_a, of_b in several]
-        print(f"on average over these tasks: a seed of B beats one of A with probability {chance(tasks)}")
+    for budget in sorted({of_a.budget for of_a, _ in several}):
+        alike = [(of_a.final(), of_b.final()) for of_a, of_b in several if of_a.budget == budget]
+        if len(alike) > 1:
+            words = f"{budget:,} steps, average of {len(alike)} comparisons of two seeds or more a side"
+            print(f"{words}: a seed of B beats one of A with probability {chance(alike)}")
+    for letter, side, paired in zip("AB", (a, b), zip(*found, strict=True), strict=True):
+        if alone := {place(curve) for curve in side} - {place(curve) for curve in paired}:
+            print(f"only in {letter}: {some_of(alone)}")
 
 
 def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
@@ -94,8 +101,8 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
 
     If each set has one algorithm or variant there, these are paired; else those of the same name and flags.
     """
-    for task in dict.fromkeys((curve.env_id, curve.budget) for curve in a):
-        sides = [[curve for curve in side if (curve.env_id, curve.budget) == task] for side in (a, b)]
+    for task in dict.fromkeys((curve.task, curve.budget) for curve in a):
+        sides = [[curve for curve in side if (curve.task, curve.budget) == task] for side in (a, b)]
         alone = all(len({whole_name(curve) for curve in side}) == 1 for side in sides)
         taken = set()
         for of_a in sides[0]:

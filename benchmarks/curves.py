@@ -26,6 +26,7 @@ TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: dark
 NAMED = 10  # lines of a figure that the legend names
 SEEDS_SHOWN = 20  # with more seeds of variants, only their means are drawn
 STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
+ROW, GAP = 0.16, 0.07  # inches of a line of the legend, and between two entries
 MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
@@ -46,8 +47,14 @@ class Lines:
     marks: tuple[float, ...] = ()  # published means, beside the ends of the curves
 
     def mean(self) -> np.ndarray:
-        """Mean over the seeds that have a value, `(points,)`; NaN where none has one."""
-        return np.ma.masked_invalid(self.values).mean(axis=0).filled(np.nan)
+        """Mean over the seeds that ever have a value, `(points,)`; NaN where one of these has none, so that
+        the mean never jumps."""
+        seeds = self.values[np.isfinite(self.values).any(axis=1)]
+        mean = np.full(self.steps.shape, np.nan)
+        if len(seeds):
+            complete = np.isfinite(seeds).all(axis=0)
+            mean[complete] = seeds[:, complete].mean(axis=0)
+        return mean
 
     def end(self) -> float:
         """The last finite mean; -inf without one."""
@@ -81,7 +88,7 @@ def draw_curves(curves: list[Curve], path: Path) -> Path:
     curves = sorted(curves, key=lambda curve: (curve.algorithm, curve.is_variant, curve.name, curve.flags))
     protocols = {curve.protocol for curve in curves}
     ylabel = WORDS[protocols.pop()] if len(protocols) == 1 else "return"
-    title = f"{curves[0].env_id}, {curves[0].budget:,} steps"
+    title = f"{curves[0].task}, {curves[0].budget:,} steps"
     lines = [lines_of(curve, curves) for curve in curves]
     return draw_lines(lines, curves[0].budget, title, ylabel, path)
 
@@ -90,21 +97,23 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     """Draws thin seeds and a thick mean for each of `lines`; the legend starts with the highest final mean.
 
     All but the `NAMED` lines that end highest are grey and without seeds. If variants have more than
-    `SEEDS_SHOWN` seeds together, only their means are drawn. The file's description is the figure's `digest`.
+    `SEEDS_SHOWN` seeds together, only their means are drawn. The figure is as high as its legend needs. The
+    file's description is the figure's `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     shown = digest(title, ylabel, *lines)
-    least = sorted((entry.end() for entry in lines), reverse=True)[:NAMED][-1]
-    for entry in (entry for entry in lines if entry.end() < least):
+    best = sorted(range(len(lines)), key=lambda place: -lines[place].end())[:NAMED]
+    others = [entry for place, entry in enumerate(lines) if place not in best]
+    lines = [lines[place] for place in sorted(best)]
+    for entry in others:
         axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1)
-    lines = [entry for entry in lines if entry.end() >= least]
     marked = [entry.algorithm for entry in lines if entry.marks]
     crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
-        if len(entry.values) > 1 and not (entry.is_variant and crowded):
-            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35)
         few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
+        if len(entry.values) > 1 and not (entry.is_variant and crowded):
+            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35, **few)
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
         label = "\n".join(wrap(words, 30, break_on_hyphens=False))
         (line,) = axes.plot(entry.steps, entry.mean(), ls=style, color=color, lw=2.2, label=label, **few)
@@ -115,7 +124,11 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     legend = sorted(handles, key=lambda line: -handles[line])
     if marked:
         legend += axes.plot([], [], **MARK, color="0.4", label="published means")
+    if others:
+        legend += axes.plot([], [], color="0.8", lw=0.7, label=f"{len(others)} more")
     place_legend(axes, handles=legend)
+    rows = sum(1 + line.get_label().count("\n") for line in legend)
+    figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
     axes.set_xlim(0, budget * (1.03 + 0.022 * len(marked)))
     name_whole_ticks(axes)
@@ -129,7 +142,9 @@ def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
     for entry in lines:
         number = max(taken[entry.algorithm], int(entry.is_variant))
         color = COLORS.get(entry.algorithm, OTHER_COLOR)
-        styles.append((DASHES[number % len(DASHES)], tinted(color, TINTS[number % len(TINTS)])))
+        turn = number // len(DASHES)  # of the dashes; the tints move on, so that no two lines are alike
+        tint = TINTS[(number + turn) % len(TINTS)]
+        styles.append((DASHES[number % len(DASHES)], tinted(color, tint)))
         taken[entry.algorithm] = number + 1
     return styles
 

@@ -1,6 +1,7 @@
 """What figures and tables have in common: matplotlib without a screen, colours, files, plurals."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def save_figure(figure: Any, path: Path, dpi: int = 120, description: str | None
     figure.savefig(path, dpi=dpi, metadata={"Description": description} if description else None)
     pyplot().close(figure)
     return path
+
+
+def figure_name(words: str) -> str:
+    """A task or a metric as part of a file name: `_` replaces what is no letter, digit, dot or dash."""
+    return re.sub(r"[^\w.-]+", "_", words)
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,18 +1,17 @@
 """Draws any recorded metric of runs, finished or not: losses, entropy, temperature, returns in training."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.curves import Lines, draw_lines, label_of
-from benchmarks.figures import plural
-from benchmarks.records import enter_holder, group_of, in_last_twentieth, read_lines, run_folders
+from benchmarks.figures import figure_name, plural
+from benchmarks.records import enter_holder, group_of, in_last_twentieth, read_lines, run_folders, task_of
 from benchmarks.tables import mean_with_interval, number
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.run.folder import file_name
 
 BINS = 100  # of steps, to average a metric that seeds have often or at different steps
 Points = tuple[np.ndarray, np.ndarray]  # steps and values of a seed, (points,) each
@@ -36,10 +35,11 @@ class Seed:
 def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     """Draws a metric for each task and number of steps, and prints its mean over the last 5% of the steps.
 
-    Returns the figures' paths. Raises UsageError if no run has the metric, with the names of those there are;
-    if it is never a finite number; or if two folders hold the same seed.
+    Seeds without the metric are left out, which is printed too. Returns the figures' paths. Raises UsageError
+    if no run has the metric, with the names of those there are; if it is never a finite number; or if two
+    folders hold the same seed.
     """
-    groups, known, holders = defaultdict(lambda: defaultdict(list)), set(), {}
+    groups, known, holders, without = defaultdict(lambda: defaultdict(list)), set(), {}, Counter()
     for folder in run_folders(run_dirs):
         group = group_of(read_config(folder))
         budget = int(group["total_timesteps"])
@@ -53,30 +53,36 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
                 steps, values = np.array(points, float).T
                 end = record[-1]["global_step"] if (folder / "result.json").exists() else budget
                 kind = group["algorithm"], group["exp_name"], group["flags"]
-                groups[group["env_id"], budget][kind].append(Seed(name, steps, values, end))
+                task = task_of(group["env_id"], group["flags"])
+                groups[task, budget][kind].append(Seed(name, steps, values, end))
+            else:
+                without[folder] += 1
     if not groups:
         names = ", ".join(sorted(known - {"global_step"})) or "none"
         raise UsageError(f"no run has the metric {metric!r}; there are: {names}")
     seeds = [seed for kinds in groups.values() for group in kinds.values() for seed in group]
     if not any(np.isfinite(seed.values).any() for seed in seeds):
         raise UsageError(f"{metric!r} is never a finite number in these runs")
-    return [draw_task(metric, task, seeds, out_dir) for task, seeds in sorted(groups.items())]
+    drawn = [draw_task(metric, task, seeds, out_dir) for task, seeds in sorted(groups.items())]
+    for folder, count in without.items():
+        print(f"{folder}: {plural(count, 'seed')} left out, without {metric}")
+    return drawn
 
 
 def draw_task(
     metric: str, task: tuple[str, int], groups: dict[tuple[str, str, str], list[Seed]], out_dir: Path
 ) -> Path:
     """One figure, and a printed line for each algorithm or variant in it."""
-    env_id, budget = task
+    place, budget = task
     lines, names = [], [name for _, name, _ in groups]
     for (algorithm, name, flags), seeds in sorted(groups.items()):
         variant, counted = name != algorithm, plural(len(seeds), "seed")
         name = label_of(name, flags, variant, names)
         steps, values = on_common_steps([(seed.steps, seed.values) for seed in seeds])
         lines.append(Lines(algorithm, f"{name}, {counted}", variant, steps, values))
-        print(f"{name} on {env_id}, last 5% of {budget:,} steps: {metric} {end_in_words(seeds)}")
-    path = out_dir / f"{file_name(metric)}-{file_name(env_id)}-{budget}.png"
-    return draw_lines(lines, budget, f"{env_id}, {budget:,} steps", metric, path)
+        print(f"{name} on {place}, last 5% of {budget:,} steps: {metric} {end_in_words(seeds)}")
+    path = out_dir / f"{figure_name(metric)}-{figure_name(place)}-{budget}.png"
+    return draw_lines(lines, budget, f"{place}, {budget:,} steps", metric, path)
 
 
 def end_in_words(seeds: list[Seed]) -> str:
@@ -96,7 +102,11 @@ def end_in_words(seeds: list[Seed]) -> str:
 
 
 def on_common_steps(seeds: list[Points]) -> Points:
-    """Steps `(points,)` and values `(seeds, points)`, NaN where a seed has none."""
+    """Steps `(points,)` and values `(seeds, points)`.
+
+    Values at many or different steps are averaged in `BINS` parts of the steps. Where only other seeds have
+    a value, a seed's own is interpolated; before its first and after its last it is NaN.
+    """
     first = seeds[0][0]
     if len(first) <= BINS and all(np.array_equal(steps, first) for steps, _ in seeds):
         return first, np.stack([values for _, values in seeds])
@@ -107,4 +117,8 @@ def on_common_steps(seeds: list[Points]) -> Points:
         counts = np.bincount(place, minlength=BINS)
         np.divide(np.bincount(place, values, BINS), counts, out=row, where=counts > 0)
     some = np.isfinite(table).any(axis=0)
-    return edges[1:][some], table[:, some]
+    common, table = edges[1:][some], table[:, some]
+    for row in table:
+        if (own := np.isfinite(row)).any():
+            row[:] = np.interp(common, common[own], row[own], left=np.nan, right=np.nan)
+    return common, table

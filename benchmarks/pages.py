@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.commands import ROOT
 from benchmarks.curves import draw_curves, draw_profiles
 from benchmarks.efficiency import draw_efficiency, efficiency_block
+from benchmarks.figures import figure_name
 from benchmarks.records import RESULTS, Curve, main_curves, published_at_end
 from benchmarks.tables import (
     aggregate_table,
@@ -31,7 +32,6 @@ from benchmarks.tables import (
 )
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.errors import UsageError
-from cleanrl_maxent.common.run.folder import file_name
 
 PAGE = ROOT / "docs" / "results.md"
 EFFICIENCY = ROOT / "docs" / "explain" / "efficiency.md"
@@ -49,8 +49,8 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
     drawn = draw_tasks(split(curves)[0], out_dir)
     for algorithm in sorted({curve.algorithm for curve in variants}):
         for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
-            task = group[0].env_id, group[0].budget
-            beside = [curve for curve in defaults if (curve.env_id, curve.budget) == task]
+            task = group[0].task, group[0].budget
+            beside = [curve for curve in defaults if (curve.task, curve.budget) == task]
             group = [curve for curve in beside if curve.algorithm == algorithm] + group
             drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm)))
     return [*drawn, *draw_scores(curves, out_dir), draw_efficiency(curves, out_dir / "efficiency.png")]
@@ -80,12 +80,12 @@ def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:
 
 def by_task(curves: Iterable[Curve]) -> list[list[Curve]]:
     """Curves grouped by task."""
-    return grouped(curves, attrgetter("env_id"))
+    return grouped(curves, attrgetter("task"))
 
 
 def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
     """Curves grouped by task and number of steps: those that can share an axis."""
-    return grouped(curves, attrgetter("env_id", "budget"))
+    return grouped(curves, attrgetter("task", "budget"))
 
 
 def sampled_groups(curves: Iterable[Curve]) -> list[list[Curve]]:
@@ -107,7 +107,7 @@ def grouped(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[C
 
 def figure_of(group: list[Curve], folder: Path, algorithm: str = "", sampled: bool = False) -> Path:
     """The file of a figure: `Hopper-v4-100000.png`, or with variants `sql-Hopper-v4-100000.png`."""
-    name = f"{file_name(group[0].env_id)}-{group[0].budget}{'-sampled' if sampled else ''}.png"
+    name = f"{figure_name(group[0].task)}-{group[0].budget}{'-sampled' if sampled else ''}.png"
     return folder / (f"{algorithm}-{name}" if algorithm else name)
 
 
@@ -121,7 +121,7 @@ def report(curves: list[Curve]) -> str:
 
 def task_section(curves: list[Curve], figures: str) -> list[str]:
     """Heading, table and figures of a task; `figures` is the path of their folder, "" for no figures."""
-    lines = [f"### {curves[0].env_id}", "", *task_table(curves)]
+    lines = [f"### {curves[0].task}", "", *task_table(curves)]
     if not figures:
         return lines
     sampled = images(sampled_groups(curves), figures, sampled=True)
@@ -133,9 +133,7 @@ def images(groups: list[list[Curve]], folder: str, algorithm: str = "", sampled:
     tags = []
     for group in groups:
         source = f"{folder}/{figure_of(group, Path(), algorithm, sampled)}"
-        alt = (
-            f"Returns on {group[0].env_id}, {group[0].budget:,} steps{', sampled actions' if sampled else ''}"
-        )
+        alt = f"Returns on {group[0].task}, {group[0].budget:,} steps{', sampled actions' if sampled else ''}"
         tags.append(f'<img src="{source}" width="49%" alt="{alt}">')
     return tags
 

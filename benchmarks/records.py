@@ -7,6 +7,7 @@ learned, or that trains a file outside the package, is a variant.
 import csv
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -51,6 +52,7 @@ NOT_LEARNED = MAY_DIFFER | {
     "eval_episodes",
     "deterministic",
 }
+TASK_FLAGS = "--env-kwargs ", "--max-episode-steps "  # they change the environment that the id names
 COMPARABLE = {  # protocol of a curve -> beginnings of comparable protocols in published.csv
     "deterministic": ("deterministic evaluation", "evaluation, determinism not stated"),
     "sampled": ("sampled evaluation",),
@@ -130,6 +132,12 @@ def changed_flags(config: dict[str, Any]) -> str:
         name: value for name, value in given.items() if name not in defaults or value != defaults[name]
     }
     return " ".join(words(changed))
+
+
+def task_of(env_id: str, flags: str) -> str:
+    """`Hopper-v4`, or with changed flags of the environment `Hopper-v4 --max-episode-steps 200`."""
+    given = re.split(r" (?=--)", flags)
+    return " ".join([env_id, *(flag for flag in given if flag.startswith(TASK_FLAGS))])
 
 
 def is_ours(config: dict[str, Any]) -> bool:
@@ -353,9 +361,14 @@ class Curve:
         return self.name != self.algorithm
 
     @property
+    def task(self) -> str:
+        """The environment's id, and the flags that change it."""
+        return task_of(self.env_id, self.flags)
+
+    @property
     def changes_task(self) -> bool:
         """True if its flags change the environment that its id names."""
-        return not {"--env-kwargs", "--max-episode-steps"}.isdisjoint(self.flags.split())
+        return self.task != self.env_id
 
     @property
     def family(self) -> str:

@@ -13,6 +13,7 @@ Exit status 2 for bad input; 1 if `compare` finds a mean outside its band.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
 from typing import Annotated
@@ -117,9 +118,14 @@ def compared_curves(*paths: Path) -> list[Curve]:
     missing = [path for path in paths if not path.exists() and not is_pattern(path)]
     collected = group_curves(read_results(RESULTS)[0]) if missing else []
     variants = {curve.name for curve in collected if curve.is_variant}
-    if unknown := [path for path in missing if str(path) not in variants.union(algorithm_names())]:
-        known = ", ".join(algorithm_names())
-        raise UsageError(f"{unknown[0]} is neither a folder nor an algorithm; there are {known}")
+    for name in map(str, missing):
+        if name not in variants.union(algorithm_names()):
+            if len(Path(name).parts) > 1:
+                raise UsageError(f"there is no folder {name}")
+            known = algorithm_names()
+            meant = " or ".join(get_close_matches(name, [*known, *sorted(variants)]))
+            advice = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
+            raise UsageError(f"{name} is neither a folder nor an algorithm or a variant; {advice}")
     curves: list[Curve] = []
     for name in map(str, dict.fromkeys(missing)):
         own = [curve for curve in collected if curve.name == name]

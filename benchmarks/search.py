@@ -14,7 +14,8 @@ import importlib
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from benchmarks.commands import applicable_flags, check_algorithms, words
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import Stopped, UsageError, can_resume, require
 from cleanrl_maxent.common.run.folder import read_json
+from cleanrl_maxent.common.run.locking import acquire
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,18 @@ def open_study(optuna: Any, args: Args) -> Any:
     return study
 
 
+@contextmanager
+def sole_search(folder: Path) -> Iterator[None]:
+    """Holds a folder's `search.lock`; raises UsageError if another search has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "search.lock", "w") as file:
+        try:
+            acquire(file)
+        except BlockingIOError as problem:
+            raise UsageError(f"another search runs in {folder}; name another --folder") from problem
+        yield
+
+
 def main(args: Args) -> None:
     """Searches, and prints the best trial's flags. Raises UsageError and Stopped."""
     try:
@@ -131,12 +145,13 @@ def main(args: Args) -> None:
     check([cell_of(0, {}, args)])
     distributions = applicable_flags(args.algorithm, space(optuna))
     require(bool(distributions), f"{args.algorithm} has none of the flags of `space`")
-    study = open_study(optuna, args)
 
     def run(number: int, parameters: dict[str, Any]) -> float | None:
         return train(cell_of(number, parameters, args))
 
-    search(study, distributions, args.trials, run)
+    with sole_search(args.folder):
+        study = open_study(optuna, args)
+        search(study, distributions, args.trials, run)
     finished = [trial for trial in study.trials if trial.value is not None]
     require(bool(finished), f"every trial failed; see the messages above, and {args.folder}")
     best = max(finished, key=lambda trial: trial.value)

@@ -41,7 +41,7 @@ def number(value: float, like: float | None = None) -> str:
     digits = 0 if size >= 100 else 1
     if 0 < size < 1 and abs(value) < 1:
         digits = min(2 - math.floor(math.log10(size)), 12)
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return f"{value:z,.{digits}f}".replace("-", "−")  # z: no minus before a value that rounds to 0
 
 
 def named(curve: Curve) -> str:

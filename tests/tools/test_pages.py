@@ -161,7 +161,7 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     alone = curves.lines_of(made_up(name="sac-x"), [])
     assert curves.line_styles([alone])[0][0] != "-"
     assert curves.tinted("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.tinted("#ff0000", 1) == (1, 1, 1)
-    assert sum(line.get_linewidth() < 1 and line.get_marker() == "None" for line in axes.lines) == 6
+    assert sum(line.get_linewidth() < 1 and line.get_marker() == "o" for line in axes.lines) == 6
     marks = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
     assert [len(line.get_ydata()) for line in marks] == [3, 4] and all(
         min(m.get_xdata()) > 100_000 for m in marks
@@ -171,20 +171,32 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
 
 
 def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):
-    """The trials of a search: two of twelve are grey, without their seeds."""
+    """The trials of a search: two of twelve are grey, without their seeds; also if all return the same.
+
+    No two named ones look alike, and the legend with their long names is inside the figure.
+    """
     drawn = []
     monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
-    trials = [
-        made_up(flags=f"--tau 0.{number}", returns=np.array([[float(number)], [number + 1.0]]))
-        for number in range(10, 22)
-    ]
-    curves.draw_curves(trials, tmp_path)
-    axes = drawn[0].axes[0]
-    named = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert named[0].startswith("sac --tau 0.21, 2") and "0.11" not in "".join(named)
-    assert len([name for name in named if name.startswith("sac")]) == 10
-    assert [line.get_ydata()[-1] for line in axes.lines if line.get_color() == "0.8"] == [10.5, 11.5]
-    curves.pyplot().close(drawn[0])
+    rates = "--policy-lr 0.000312345 --q-lr 0.00212345"
+    for slope in (1.0, 0.0):
+        trials = [
+            made_up(flags=f"{rates} --tau 0.{tau}", returns=np.array([[slope * tau], [slope * tau + 1]]))
+            for tau in range(10, 22)
+        ]
+        curves.draw_curves(trials, tmp_path)
+        axes = drawn[-1].axes[0]
+        legend = axes.get_legend()
+        named = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
+        assert len([name for name in named if name.startswith("sac")]) == 10 and named[-1] == "2 more"
+        assert len({(line.get_linestyle(), line.get_color()) for line in legend.get_lines()[:10]}) == 10
+        drawn[-1].canvas.draw()
+        inside, whole = legend.get_window_extent(), drawn[-1].bbox
+        assert 0 <= inside.y0 and inside.y1 <= whole.y1 and inside.x1 <= whole.x1
+        assert axes.bbox.width > 0.4 * whole.width
+        if slope:
+            assert named[0].startswith(f"sac {rates} --tau 0.21, 2") and "0.11" not in "".join(named)
+            assert [line.get_ydata()[-1] for line in axes.lines[:2]] == [10.5, 11.5]
+        curves.pyplot().close(drawn[-1])
 
 
 def test_sampled_evaluations_have_a_figure_where_something_is_published():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import comparison, metric, records, report, tables
+from benchmarks.curves import Lines
 from benchmarks.speed.batches import learns_from_batches
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.errors import UsageError
@@ -484,9 +485,38 @@ def test_compare_of_two_sets(tmp_path, capsys):
     assert "B − A: 1,002 (95%: 998 to 1,006); a seed of B beats one of A with probability 1.00\n" in cheetah
     assert "B returns more: the difference is larger than chance explains (95%)." in cheetah
     assert "B − A: 0.0" in hopper and "These seeds cannot tell which of them returns more." in hopper
-    assert "on average over these tasks: a seed of B beats one of A with probability 0.75\n" in hopper
-    assert "Walker2d" not in out
+    average = (
+        "10,000 steps, average of 2 comparisons of two seeds or more a side: a seed of B beats one of A with"
+    )
+    assert f"{average} probability 0.75\n" in hopper
+    assert out.endswith("\nonly in B: sac on Walker2d-v4 for 10,000 steps\n")
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
+
+
+def test_a_changed_task_is_another_task(tmp_path, capsys):
+    """Runs of 20 steps an episode are neither compared with others nor drawn beside them."""
+    whole = write_run(tmp_path / "whole", {"1": [5.0], "2": [6.0]})
+    short = write_run(tmp_path / "short", {"1": [1.0], "2": [2.0]}, exp_name="short", max_episode_steps=20)
+    with pytest.raises(
+        UsageError, match="nothing to compare: A has sac on .*; B has short --max-episode-steps"
+    ):
+        report.main(report.Compare((whole, short)))
+    report.main(report.Draw((whole, short), tmp_path / "drawn"))
+    printed = capsys.readouterr().out
+    assert "### HalfCheetah-v4\n" in printed and "### HalfCheetah-v4 --max-episode-steps 20\n" in printed
+    report.main(report.Plot("eval/return_mean", (whole, short), tmp_path / "drawn"))
+    names = {path.name for path in (tmp_path / "drawn").glob("*.png")}
+    tasks = "HalfCheetah-v4-5000.png", "HalfCheetah-v4_--max-episode-steps_20-5000.png"
+    assert names == {*tasks, *(f"eval_return_mean-{task}" for task in tasks)}
+
+
+def test_a_misspelt_name_is_answered_with_those_like_it():
+    for name, said in (
+        ("sac_unifrm", "did you mean sac_uniform"),
+        ("runs/none", "^there is no folder runs/none$"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            report.main(report.Compare((Path("sac"), Path(name))))
 
 
 def test_compare_of_small_returns(tmp_path, capsys):
@@ -522,7 +552,7 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     with pytest.raises(UsageError, match="results has no run of ppo$"):
         report.main(report.Compare((Path("ppo"), Path("mine"))))
     for words in (("sca", "mine"), ("mine", "sca"), ("sca",)):
-        with pytest.raises(UsageError, match=r"^sca is neither a folder nor an algorithm; there are a2c, .*"):
+        with pytest.raises(UsageError, match="^sca is neither .* or a variant; did you mean sac"):
             report.main(report.Compare(tuple(map(Path, words))))
 
 
@@ -573,11 +603,23 @@ def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
 
 
 def test_a_metric_at_different_steps_is_averaged_in_hundredths():
-    """Where no seed has a value there is no point, and where one lacks it there is NaN."""
-    seeds = [(np.array([10.0, 11, 990]), np.array([1.0, 3, 5])), (np.array([1_000.0]), np.array([7.0]))]
+    """Where no seed has a value there is no point; a gap between a seed's values is interpolated, and their
+    mean has all seeds or none."""
+    seeds = [
+        (np.array([10.0, 11, 990]), np.array([1.0, 3, 5])),
+        (np.array([1_000.0]), np.array([7.0])),
+        (np.array([9.0, 985]), np.array([1.0, 99])),
+    ]
     steps, values = metric.on_common_steps(seeds)
+    nothing = np.nan
     assert steps.tolist() == [10, 20, 990, 1_000]
-    np.testing.assert_array_equal(values, [[1, 3, 5, np.nan], [np.nan, np.nan, np.nan, 7]])
+    expected = [[1, 3, 5, nothing], [nothing, nothing, nothing, 7], [1, 2, 99, nothing]]
+    np.testing.assert_allclose(values, expected)
+    np.testing.assert_allclose(Lines("sac", "", False, steps, values[::2]).mean(), [1, 2.5, 52, nothing])
+    assert np.isnan(Lines("sac", "", False, steps, values).mean()).all()
+    never = np.vstack([values[::2], np.full(4, nothing)])
+    np.testing.assert_allclose(Lines("sac", "", False, steps, never).mean(), [1, 2.5, 52, nothing])
+    assert np.isnan(Lines("sac", "", False, steps, never[2:]).mean()).all()
 
 
 def test_plot_of_a_metric(tmp_path, capsys):
@@ -602,7 +644,10 @@ def test_plot_of_a_metric(tmp_path, capsys):
     assert (tmp_path / "out" / "eval_return_mean-HalfCheetah-v4-10000.png").exists()
     report.main(report.Plot("charts/episodic_return", (tmp_path / "runs",), tmp_path / "out"))
     assert "charts/episodic_return 1.5, 1 seed: 1.5" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="'losses/x'; there are: charts/episodic_return, eval/return_mean$"):
+    write_run(tmp_path / "runs" / "without", {"7": [1.0, 2.0]}, "td3", metric="losses/alpha")
+    report.main(report.Plot("eval/return_mean", (tmp_path / "runs",), tmp_path / "out"))
+    assert "without: 1 seed left out, without eval/return_mean\n" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="'losses/x'; there are: charts/episodic_return, .*, losses/alpha$"):
         report.main(report.Plot("losses/x", (tmp_path / "runs",)))
 
 

@@ -90,6 +90,17 @@ def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
         search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
 
 
+def test_a_second_search_in_a_folder_is_refused(tmp_path):
+    with (
+        search.sole_search(tmp_path),
+        pytest.raises(UsageError, match="another search runs in .*; name another --folder"),
+        search.sole_search(tmp_path),
+    ):
+        pass
+    with search.sole_search(tmp_path):  # it is over
+        pass
+
+
 def test_a_moved_search_resumes_and_another_one_is_refused(tmp_path):
     """The folder may differ; what is searched may not."""
     study = SimpleNamespace(user_attrs={})
