@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
-from benchmarks.records import Curve, main_curves, published_rows
+from benchmarks.records import COMPARABLE, Curve, main_curves, published_rows
 from benchmarks.tables import (
     mean_with_interval,
     number,
@@ -38,12 +38,16 @@ def compare_with_published(curves: list[Curve]) -> bool:
 
 
 def why_not(curve: Curve) -> str:
-    """Why a curve has no published means: its task, its steps, or the name of a user's file."""
+    """Why a curve has no published means: its task, evaluation or steps, or the name of a user's file."""
     if curve.changes_task:
         return ": the flags change the task"
     if curve.algorithm in algorithm_names():
-        known = any(row["env_id"].rpartition("-v")[0] == curve.family for row in published_rows())
-        return " at these steps" if known else " for this task"
+        rows = [row for row in published_rows() if row["algorithm"] == curve.algorithm]
+        rows = [row for row in rows if row["env_id"].rpartition("-v")[0] == curve.family]
+        if not rows:
+            return f" for {curve.algorithm} on this task"
+        alike = any(row["protocol"].startswith(COMPARABLE[curve.protocol]) for row in rows)
+        return " at these steps" if alike else " for this kind of evaluation"
     return f": {curve.algorithm}.py is not one of our algorithms; a file named sac_….py is compared with sac"
 
 
@@ -69,7 +73,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
 def compare_sets(a: list[Curve], b: list[Curve]) -> None:
     """Prints which of two sets of runs returns more, for each task, number of steps and protocol.
 
-    Also, for each number of steps, the average over several comparisons; then what only one set has. Raises
+    Also, for each number of steps, the average over several comparisons; then what was not compared. Raises
     UsageError if they have nothing in common.
     """
     found = list(pairs(a, b))
@@ -89,11 +93,11 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
     for budget in sorted({of_a.budget for of_a, _ in several}):
         alike = [(of_a.final(), of_b.final()) for of_a, of_b in several if of_a.budget == budget]
         if len(alike) > 1:
-            words = f"{budget:,} steps, average of {len(alike)} comparisons of two seeds or more a side"
+            words = f"{budget:,} steps, averaged over {len(alike)} comparisons with at least two seeds a side"
             print(f"{words}: a seed of B beats one of A with probability {chance(alike)}")
     for letter, side, paired in zip("AB", (a, b), zip(*found, strict=True), strict=True):
         if alone := {place(curve) for curve in side} - {place(curve) for curve in paired}:
-            print(f"only in {letter}: {some_of(alone)}")
+            print(f"not compared, in {letter}: {some_of(alone)}")
 
 
 def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:

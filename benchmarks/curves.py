@@ -106,17 +106,17 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     others = [entry for place, entry in enumerate(lines) if place not in best]
     lines = [lines[place] for place in sorted(best)]
     for entry in others:
-        axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1)
+        axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
     marked = [entry.algorithm for entry in lines if entry.marks]
     crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
-        few = {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
         if len(entry.values) > 1 and not (entry.is_variant and crowded):
-            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35, **few)
+            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35, **dots(entry))
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
         label = "\n".join(wrap(words, 30, break_on_hyphens=False))
-        (line,) = axes.plot(entry.steps, entry.mean(), ls=style, color=color, lw=2.2, label=label, **few)
+        look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
+        (line,) = axes.plot(entry.steps, entry.mean(), label=label, **look)
         handles[line] = entry.end()
         if entry.marks:
             lane = 1.025 + 0.022 * marked.index(entry.algorithm)
@@ -129,23 +129,29 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     place_legend(axes, handles=legend)
     rows = sum(1 + line.get_label().count("\n") for line in legend)
     figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
+    title = "\n".join(wrap(title, 50, break_on_hyphens=False))
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
     axes.set_xlim(0, budget * (1.03 + 0.022 * len(marked)))
     name_whole_ticks(axes)
     return save_figure(figure, path, dpi=200, description=shown)
 
 
+def dots(entry: Lines) -> dict[str, Any]:
+    """Markers where there are few points, of which a single one would not show."""
+    return {"marker": "o", "markersize": 3} if len(entry.steps) <= 10 else {}
+
+
 def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
-    """Dashes and colour of each of `lines`: an algorithm's own line is solid and has its colour, those of its
-    variants differ in both."""
+    """Dashes and colour of each of `lines`, no two alike: an algorithm's own line is solid and has its
+    colour, those of its variants differ in both."""
     styles, taken = [], defaultdict(int)
     for entry in lines:
-        number = max(taken[entry.algorithm], int(entry.is_variant))
-        color = COLORS.get(entry.algorithm, OTHER_COLOR)
-        turn = number // len(DASHES)  # of the dashes; the tints move on, so that no two lines are alike
-        tint = TINTS[(number + turn) % len(TINTS)]
-        styles.append((DASHES[number % len(DASHES)], tinted(color, tint)))
-        taken[entry.algorithm] = number + 1
+        color = COLORS.get(entry.algorithm, OTHER_COLOR)  # the latter is shared
+        number = max(taken[color], int(entry.is_variant))
+        turn, place = divmod(number - 1, len(DASHES) - 1) if number else (0, -1)
+        tint = 1 + (place + turn) % (len(TINTS) - 1) if number else 0
+        styles.append((DASHES[1 + place], tinted(color, TINTS[tint])))
+        taken[color] = number + 1
     return styles
 
 

@@ -7,6 +7,7 @@ On a page they lie between the lines `<!-- results of sac, written by benchmarks
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from html import escape
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def images(groups: list[list[Curve]], folder: str, algorithm: str = "", sampled:
     for group in groups:
         source = f"{folder}/{figure_of(group, Path(), algorithm, sampled)}"
         alt = f"Returns on {group[0].task}, {group[0].budget:,} steps{', sampled actions' if sampled else ''}"
-        tags.append(f'<img src="{source}" width="49%" alt="{alt}">')
+        tags.append(f'<img src="{source}" width="49%" alt="{escape(alt)}">')
     return tags
 
 

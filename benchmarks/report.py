@@ -125,7 +125,7 @@ def compared_curves(*paths: Path) -> list[Curve]:
             known = algorithm_names()
             meant = " or ".join(get_close_matches(name, [*known, *sorted(variants)]))
             advice = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
-            raise UsageError(f"{name} is neither a folder nor an algorithm or a variant; {advice}")
+            raise UsageError(f"{name} is neither a folder, an algorithm nor a variant; {advice}")
     curves: list[Curve] = []
     for name in map(str, dict.fromkeys(missing)):
         own = [curve for curve in collected if curve.name == name]

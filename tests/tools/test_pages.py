@@ -160,6 +160,10 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     assert sac.get_linestyle() == td3.get_linestyle() == "-" != variant.get_linestyle()
     alone = curves.lines_of(made_up(name="sac-x"), [])
     assert curves.line_styles([alone])[0][0] != "-"
+    many = [replace(alone, algorithm=name, is_variant=False) for name in ("mine", "other")] + [alone] * 30
+    looks = curves.line_styles(many)
+    assert len({(str(style), color) for style, color in looks}) == 32
+    assert all(style != "-" for style, _ in looks[1:])
     assert curves.tinted("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.tinted("#ff0000", 1) == (1, 1, 1)
     assert sum(line.get_linewidth() < 1 and line.get_marker() == "o" for line in axes.lines) == 6
     marks = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
@@ -195,7 +199,9 @@ def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):
         assert axes.bbox.width > 0.4 * whole.width
         if slope:
             assert named[0].startswith(f"sac {rates} --tau 0.21, 2") and "0.11" not in "".join(named)
-            assert [line.get_ydata()[-1] for line in axes.lines[:2]] == [10.5, 11.5]
+            grey = axes.lines[:2]
+            assert [line.get_ydata()[-1] for line in grey] == [10.5, 11.5]
+            assert all(line.get_marker() == "o" for line in grey)
         curves.pyplot().close(drawn[-1])
 
 

@@ -381,6 +381,21 @@ def test_a_changed_task_has_no_published_means(flags, tmp_path, capsys):
     assert "nothing published to compare with: the flags change the task" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "env_id, algorithm, why",
+    [
+        ("HalfCheetah-v4", "sac", "at these steps"),
+        ("HalfCheetah-v4", "ppo", "for this kind of evaluation"),
+        ("Hopper-v4", "maxent_pg", "for maxent_pg on this task"),
+    ],
+)
+def test_why_nothing_published_is_compared(env_id, algorithm, why, tmp_path, capsys):
+    """After 10 steps; PPO has sampled evaluations only."""
+    curves = curves_of(write_run(tmp_path / "run", {"1": [1.0]}, algorithm, env_id, every=10))
+    assert comparison.compare_with_published(curves)
+    assert f"nothing published to compare with {why}\n" in capsys.readouterr().out
+
+
 def test_the_last_twentieth_has_its_edge():
     """9,500 of 10,000 counts, in a curve, in training and in a metric alike; so does 10,500 beside it."""
     (curve,) = records.group_curves(rows_of([9_499, 9_500, 10_000, 10_500, 10_501]))
@@ -485,11 +500,9 @@ def test_compare_of_two_sets(tmp_path, capsys):
     assert "B − A: 1,002 (95%: 998 to 1,006); a seed of B beats one of A with probability 1.00\n" in cheetah
     assert "B returns more: the difference is larger than chance explains (95%)." in cheetah
     assert "B − A: 0.0" in hopper and "These seeds cannot tell which of them returns more." in hopper
-    average = (
-        "10,000 steps, average of 2 comparisons of two seeds or more a side: a seed of B beats one of A with"
-    )
-    assert f"{average} probability 0.75\n" in hopper
-    assert out.endswith("\nonly in B: sac on Walker2d-v4 for 10,000 steps\n")
+    average = "10,000 steps, averaged over 2 comparisons with at least two seeds a side"
+    assert f"{average}: a seed of B beats one of A with probability 0.75\n" in hopper
+    assert out.endswith("\nnot compared, in B: sac on Walker2d-v4 for 10,000 steps\n")
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
 
 
@@ -552,7 +565,7 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     with pytest.raises(UsageError, match="results has no run of ppo$"):
         report.main(report.Compare((Path("ppo"), Path("mine"))))
     for words in (("sca", "mine"), ("mine", "sca"), ("sca",)):
-        with pytest.raises(UsageError, match="^sca is neither .* or a variant; did you mean sac"):
+        with pytest.raises(UsageError, match="^sca is neither .* nor a variant; did you mean sac"):
             report.main(report.Compare(tuple(map(Path, words))))
 
 

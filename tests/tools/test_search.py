@@ -101,6 +101,13 @@ def test_a_second_search_in_a_folder_is_refused(tmp_path):
         pass
 
 
+def test_a_search_is_refused_before_it_opens_the_study(tmp_path, monkeypatch):
+    ranges = SimpleNamespace(FloatDistribution=lambda *bounds, **given: bounds)
+    monkeypatch.setitem(sys.modules, "optuna", SimpleNamespace(distributions=ranges))
+    with search.sole_search(tmp_path), pytest.raises(UsageError, match="another search runs in"):
+        search.main(search.Args(folder=tmp_path, device="cpu"))
+
+
 def test_a_moved_search_resumes_and_another_one_is_refused(tmp_path):
     """The folder may differ; what is searched may not."""
     study = SimpleNamespace(user_attrs={})

@@ -2,12 +2,13 @@
 
     python benchmarks/studies/efficiency/cost.py --peer-python ../peers/bin/python
 
-Each program takes `steps` steps on Hopper-v4 with one thread, as in a sweep on a CPU, after a warm-up in
-which it compiles. Every second round runs in reverse order. New rounds are appended to the file, which is of
-one machine: delete it on another.
+Each program takes `steps` steps on Hopper-v4 on one core, after a warm-up in which it compiles; so a second
+is a second of the processor. Every second round runs in reverse order. New rounds are appended to the file,
+which is of one machine: delete it on another. Needs Linux.
 """
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def command(program: str, args: Args) -> list[str]:
 
 def main(args: Args) -> None:
     """Adds a row for each program and round, and prints it."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the programs inherit it
     commands = {program: command(program, args) for program in PROGRAMS}
     rows = read_csv(args.rows)
     first = 1 + max((int(row["round"]) for row in rows), default=0)
