@@ -1,4 +1,4 @@
-"""Steps and minutes to a score: the tables and the figure of docs/explain/efficiency.md.
+"""Steps and CPU minutes to a score: the tables and the figure of docs/explain/efficiency.md.
 
 Returns come from the collected runs of 100,000 steps and from peers.csv, the time per step from cost.csv;
 both files are in benchmarks/studies/efficiency/. A program without runs is left out.
@@ -77,7 +77,7 @@ def steps_to(curve: Curve, score: float) -> np.ndarray:
 
 
 def minutes_to(curve: Curve, steps: np.ndarray, milliseconds: float) -> np.ndarray:
-    """Minutes of the first `steps`, without the random ones before learning, which cost next to nothing."""
+    """CPU minutes of the first `steps`, without the random ones before learning, which cost little."""
     learning = np.maximum(steps - algorithms()[curve.algorithm].Args().learning_starts, 0)
     return learning * milliseconds / 6e4
 
@@ -94,10 +94,10 @@ def spread(values: np.ndarray, digits: int = 0) -> str:
 
 
 def score_table(curves: list[Curve], env_id: str) -> list[str]:
-    """Steps and minutes to the scores of a task, a row for each program."""
+    """Steps and CPU minutes to the scores of a task, a row for each program."""
     titles = ["", "seeds", "ms per step"]
     for score in SCORES[env_id]:
-        titles += [f"steps to {score:,}", f"minutes to {score:,}"]
+        titles += [f"steps to {score:,}", f"CPU minutes to {score:,}"]
     costs, rows = step_costs(), []
     for program, curve in select_curves(curves, env_id).items():
         cost = costs.get(program)
@@ -117,11 +117,11 @@ def efficiency_block(curves: list[Curve]) -> list[str]:
     for env_id in SCORES:
         lines += [f"### {env_id}", "", *score_table(curves, env_id), ""]
     source = "../../benchmarks/results/efficiency.png"
-    return [*lines, f'<img src="{source}" alt="Returns by steps and by minutes of learning">']
+    return [*lines, f'<img src="{source}" alt="Returns by steps and by CPU minutes of learning">']
 
 
 def draw_efficiency(curves: list[Curve], path: Path) -> Path:
-    """Returns by steps and by minutes of learning; seeds are thin, means thick.
+    """Returns by steps and by CPU minutes of learning; seeds are thin, means thick.
 
     Raises UsageError without matplotlib.
     """
@@ -139,7 +139,7 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
             shown.append((env_id, label, style, costs.get(program), curve.steps, curve.returns))
         left.set(title=f"{env_id}, {BUDGET:,} steps", ylabel="return, deterministic policy", xlim=(0, BUDGET))
         left.set(xlabel="environment steps")
-        right.set(xlabel="minutes of learning, one thread", xlim=0)
+        right.set(xlabel="CPU minutes of learning", xlim=0)
         left.grid(alpha=0.25)
         left.spines[["top", "right"]].set_visible(False)
         name_whole_ticks(left)
