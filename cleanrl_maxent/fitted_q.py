@@ -4,7 +4,7 @@ Ernst et al., "Tree-Based Batch Mode Reinforcement Learning", 2005,
 https://www.jmlr.org/papers/v6/ernst05a.html; with a neural network Riedmiller, "Neural Fitted Q Iteration",
 2005, https://doi.org/10.1007/11564096_32. With `--alpha` > 0 the target has the soft value of
 sql_discrete.py in place of the maximum. The data grow by `--collect-steps` between fits, or are those of an
-earlier run, `--dataset`.
+earlier run, `--dataset`. Deviations: a fixed number of Adam steps per iteration, the smaller of two critics.
 
     python cleanrl_maxent/fitted_q.py --env-id CartPole-v1
 """

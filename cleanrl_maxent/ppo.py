@@ -5,7 +5,7 @@ Equation numbers refer to it. Deliberate deviations, with reasons in docs/algori
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own Adam and its own gradient clipping;
   - advantages are normalised over the rollout, not over each minibatch;
-  - the statistics that scale observations and rewards stay as they are during a rollout and its epochs.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/ppo.py --env-id Hopper-v4
 """

@@ -6,8 +6,10 @@ https://doi.org/10.1007/BF00992696. Three estimators of the gradient:
   - `--no-baseline`: every score times the return from its step on, G_t;
   - by default: every score times G_t - V(s_t).
 The last two are exact only with the weights γ^t of `--gamma-power`; without them later states weigh more.
-If the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
-follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out.
+Deliberate deviations, with reasons in docs/algorithms/:
+  - if the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
+    follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out;
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/reinforce.py --env-id CartPole-v1 --num-steps 512
 """
@@ -283,7 +285,7 @@ def critic_loss(params, state, batch):
 
 
 def actor_loss(params, state, batch):
-    """Minus the mean of log π weighted by advantages: its gradient estimates minus that of the return."""
+    """Minus the mean of log π weighted by advantages; its gradient is minus the chosen estimate of ∇J."""
     pi = state.actor.apply_fn(params, batch.obs)
     loss = -jnp.mean(batch.weight * pi.log_prob(batch.action) * batch.advantage)
     return loss, {"losses/actor_loss": loss, "losses/entropy": pi.entropy().mean()}
