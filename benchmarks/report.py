@@ -36,7 +36,7 @@ from benchmarks.records import (
 )
 from cleanrl_maxent import algorithm_names
 from cleanrl_maxent.common.cli import run_script
-from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.errors import UsageError, require
 
 Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
@@ -155,6 +155,9 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         seeds = f"{plural(read, 'seed')} of {plural(len(folders), 'run')}"
         print(f"{seeds} collected in {command.results}, {replaced} of them replaced earlier ones{hint}")
     elif isinstance(command, Plot):
+        require(
+            bool(command.run_dirs), f"name a metric, then a run or a folder of runs; got {command.metric}"
+        )
         for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
             print(path)
     elif isinstance(command, Compare):

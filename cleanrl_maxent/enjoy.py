@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from cleanrl_maxent.common.evaluation import (
 )
 from cleanrl_maxent.common.film import Film, Window, check_video_path
 from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
-from cleanrl_maxent.common.ranges import Count, Magnitude, Natural, check_ranges
+from cleanrl_maxent.common.ranges import INTEGER, Count, Magnitude, Natural, check_ranges, integers
 from cleanrl_maxent.common.run.initial import split_seed
 from cleanrl_maxent.common.run.start import split_keys
 
@@ -45,14 +45,14 @@ from cleanrl_maxent.common.run.start import split_keys
 class Args:
     """Evaluates the policies of a finished run, shows one in a window, or films it."""
 
-    run_dir: tyro.conf.Positional[str | None] = None  # a finished run, or one seed of it; None: the newest
+    run_dir: tyro.conf.Positional[str | None] = None  # a finished run, or one of its seeds; None: the newest
     seed: Natural | None = None  # seed to play; None: all, or the first one with --window or --video
     episodes: Count | None = None  # per seed; None: as in the run, or 1 with --window or --video
     stochastic: bool = False  # sample actions instead of taking the policy's mode
     window: bool = False  # show episodes in a window; needs a display
     video: str | None = None  # film episodes: FILE.mp4 or FILE.gif
     video_seconds: Magnitude = 10.0  # longest film, in seconds; 0: everything
-    video_size: Count = 320  # longer side of the film, pixels
+    video_size: Annotated[int, INTEGER, integers(16)] = 320  # longer side of the film, pixels
     max_episode_steps: Count | None = None  # time limit of an episode; None: that of the run
     algorithm: str | None = None  # file of the algorithm, if it is not in this package
     # where the networks run; None: as in the run
@@ -180,6 +180,9 @@ def main(args: Args) -> None:
     check_ranges(args)
     require(not (args.window and args.video), "give --window or --video, not both")
     folder, _ = find_run(args)
+    if args.run_dir is None:
+        args = replace(args, run_dir=str(folder))
+        print(f"the newest finished run: {folder}")
     set_up_device(args.device or read_config(folder)["args"].get("device", "auto"), str(folder))
     if args.window or args.video:
         watch(args)

@@ -216,7 +216,10 @@ def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]
 
     def start_or_resume(args: RunArgs) -> None:
         if args.resume is not None:
-            require(args.run_dir is None, "give --resume or --run-dir, not both")
+            require(
+                args.run_dir is None,
+                "give --resume or --run-dir, not both; a new run takes all its flags again",
+            )
             args = parse(args_class, default=recorded_args(args_class, args.resume))
             args = replace(args, run_dir=args.resume, resume=None)
         say(f"imports: {seconds_since_start():.1f} s")

@@ -146,6 +146,15 @@ def test_the_command_gives_the_same_arguments(name):
     assert command(module.Args()) == words[:3]
 
 
+def test_an_environment_of_the_users_own_is_named():
+    text = model_card(sac.Args(env_id="my_envs:Balance-v0"), CONFIG, RESULT)
+    assert (
+        "## Watch it\n\nThe environment's module, `my_envs`, must be in this folder or installed.\n\n```"
+        in text
+    )
+    assert "environment's module" not in model_card(sac.Args(), CONFIG, RESULT)
+
+
 def test_the_command_leaves_out_places_and_accounts():
     args = sac.Args(run_dir="/home/me", track=True, wandb_entity="me", hf_entity="me", upload_model=True)
     assert command(args) == ["python", "-m", "cleanrl_maxent.sac"]

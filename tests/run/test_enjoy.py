@@ -51,7 +51,7 @@ def test_a_mode_that_the_policy_lacks_is_the_one_that_it_has():
     assert enjoy.chosen_mode(stochastic, enjoy.MODES) == "eval_stochastic"
 
 
-def test_the_newest_finished_run_by_default(run, tmp_path, monkeypatch):
+def test_the_newest_finished_run_by_default(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no finished run in runs; name the folder of one"):
         enjoy.find_run(enjoy.Args())
@@ -60,6 +60,8 @@ def test_the_newest_finished_run_by_default(run, tmp_path, monkeypatch):
     (tmp_path / "runs" / "unfinished" / "result.json").unlink()
     os.utime(tmp_path / "runs" / "suite" / "older" / "result.json", (1, 1))
     assert enjoy.find_run(enjoy.Args(seed=4)) == (Path("runs/newer"), 4)
+    enjoy.main(enjoy.Args(episodes=1))
+    assert capsys.readouterr().out.startswith("the newest finished run: runs/newer\n")
 
 
 def test_one_seed_needs_its_own_policy_only(run, tmp_path):

@@ -205,5 +205,7 @@ def test_a_run_that_more_steps_would_have_changed_is_not_extended(first, longer,
     given = dict(collect_steps=100, iterations=None, updates_per_iteration=1, eval_episodes=0)
     args = CASE["fitted_q"].args(**given, total_timesteps=first, run_dir=str(tmp_path / "run"))
     fitted_q.train(args)
-    with pytest.raises(UsageError, match=f"was started with total_timesteps={first}; you gave {longer}"):
+    with pytest.raises(
+        UsageError, match=f"total_timesteps={first}; you gave {longer}: its steps so far depend"
+    ):
         fitted_q.train(replace(args, total_timesteps=longer))

@@ -509,3 +509,8 @@ def test_the_page_about_environments_gives_advice_that_works():
     finally:
         gym.registry.clear()
         gym.registry.update(before)
+
+
+def test_a_file_in_place_of_a_module_is_explained():
+    said = message(UsageError, make_env, "my_envs.py:Balance-v0")
+    assert said.endswith("name the module, not its file: my_envs:Balance-v0")

@@ -48,7 +48,9 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
     # Gymnasium re-raises a TypeError with a longer message
     own = problem.__cause__ if isinstance(problem.__cause__, TypeError) else problem
     line = " ".join(str(own).split()) or describe_exception(own)
-    module = env_id.rpartition(":")[0]
+    module, _, id_there = env_id.rpartition(":")
+    if module.endswith(".py"):
+        return f"name the module, not its file: {module.removesuffix('.py')}:{id_there}"
     if isinstance(own, ModuleNotFoundError) and own.name in (module, module.partition(".")[0]):
         return f"{line}; start in the folder that has {own.name}, or install it"
     return line + describe_signature(env_id, kwargs) if isinstance(own, TypeError) else line

@@ -41,7 +41,7 @@ action = policy(obs)  # for one observation or a batch, in the environment's uni
 
 ## Watch it
 
-```bash
+{own}```bash
 {watch}
 ```
 
@@ -69,6 +69,8 @@ def model_card(
         name = defining_class(args)[1].name
         needed = f"`policy-*.npz`, `config.json` and `{name}`, the algorithm's file, which you must put here,"
         argument, flag = f", algorithm={json.dumps(name)}", f" --algorithm {shlex.quote(name)}"
+    module = args.env_id.rpartition(":")[0]
+    own = f"The environment's module, `{module}`, must be in this folder or installed.\n\n" if module else ""
     return CARD.format(
         front=front_matter(args, result),
         name=args.exp_name,
@@ -80,6 +82,7 @@ def model_card(
         films="".join(f"\n{show_film(path)}\n" for path in videos),
         needed=needed,
         arguments=f'".", seed={args.seed}{argument}',
+        own=own,
         watch=f"python -m cleanrl_maxent.enjoy .{flag}",
         command=shlex.join([*program(args), *changed_flags(args)]),
         made_with=made_with(config, result),

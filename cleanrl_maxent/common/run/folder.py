@@ -125,7 +125,8 @@ def find_checkpoint(
         lost = not all((folder / f"policy-{seed}.npz").exists() for seed in args.seeds)
         if done >= args.total_timesteps and not (lost and checkpoints.paths()):
             more = f"; python -m cleanrl_maxent.track {folder} sends it to W&B" if args.track else ""
-            raise Finished(f"{folder} is finished ({done} steps); nothing to do{more}")
+            steps = replace(args, total_timesteps=done).last_step
+            raise Finished(f"{folder} is finished ({steps} steps); nothing to do{more}")
     checkpoints.check_version()
     for path in checkpoints.paths():
         try:
@@ -169,7 +170,8 @@ def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs, advic
         if name not in FOLDERS or not same_path(given[name], recorded[name])
     ]
     if different:
-        advice = advice or ("start a new run without --resume" if args.resume else "name another --run-dir")
+        annealed = "its steps so far depend on its length, so it cannot be extended: name another --run-dir"
+        advice = advice or (annealed if different == ["total_timesteps"] else "name another --run-dir")
         was = ", ".join(f"{name}={recorded[name]}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
         raise UsageError(f"{folder} was started with {was}; you gave {now}: {advice}")

@@ -117,9 +117,9 @@ def check_networks(state: Any, initial: Initial) -> None:
     theirs = {(name, array.shape) for name, array in initial.arrays.items() if name.startswith(prefixes)}
     if other := ours ^ theirs:
         name, _ = min(other)
-        raise UsageError(
-            f"networks differ: {name} of {initial.source['run_dir']} has another shape, or is missing"
-        )
+        here, there = (dict(shapes).get(name, "missing") for shapes in (ours, theirs))
+        both = f"{name} is {there} in {initial.source['run_dir']} and {here} here, seeds first"
+        raise UsageError(f"networks differ: {both}; give the flags of that run's networks")
 
 
 def transfer(state: Any, initial: Initial) -> Any:
