@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
-from benchmarks.records import COMPARABLE, Curve, main_curves, published_rows
+from benchmarks.records import COMPARABLE, Curve, main_curves, published_on_task
 from benchmarks.tables import (
     mean_with_interval,
     number,
@@ -42,8 +42,7 @@ def why_not(curve: Curve) -> str:
     if curve.changes_task:
         return ": the flags change the task"
     if curve.algorithm in algorithm_names():
-        rows = [row for row in published_rows() if row["algorithm"] == curve.algorithm]
-        rows = [row for row in rows if row["env_id"].rpartition("-v")[0] == curve.family]
+        rows = published_on_task(curve)
         if not rows:
             return f" for {curve.algorithm} on this task"
         alike = any(row["protocol"].startswith(COMPARABLE[curve.protocol]) for row in rows)

@@ -428,12 +428,11 @@ def published_rows() -> list[dict[str, str]]:
     return read_csv(PUBLISHED)
 
 
-def published(curve: Curve) -> list[dict[str, str]]:
-    """Published rows to compare a curve with: same algorithm, environment and protocol, up to its last step.
+def published_on_task(curve: Curve) -> list[dict[str, str]]:
+    """Published rows of a curve's algorithm and environment, of any protocol and step.
 
-    The environment's version does not matter. A variant is compared with the rows under its own name, if
-    there are any and we have no algorithm of that name, else with its algorithm's. Deterministic evaluations
-    are never compared with training episodes or exploration, and runs on a changed task with nothing.
+    The environment's version does not matter. A variant has the rows under its own name, if there are any and
+    we have no algorithm of that name, else its algorithm's. A changed task has none.
     """
     if curve.changes_task:
         return []
@@ -443,6 +442,17 @@ def published(curve: Curve) -> list[dict[str, str]]:
         row
         for row in published_rows()
         if row["algorithm"] == name and row["env_id"].rpartition("-v")[0] == curve.family
+    ]
+
+
+def published(curve: Curve) -> list[dict[str, str]]:
+    """Published rows to compare a curve with: those on its task of the same protocol, up to its last step.
+
+    Deterministic evaluations are never compared with training episodes or exploration.
+    """
+    return [
+        row
+        for row in published_on_task(curve)
         if row["protocol"].startswith(COMPARABLE[curve.protocol])
         if in_last_twentieth(curve.steps[-1], int(row["step"]))
     ]
