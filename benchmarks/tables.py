@@ -185,7 +185,8 @@ def verdicts(curves: Iterable[Curve]) -> str:
     if not count:
         return ""
     judged = f"Of {count} means that have a band, {inside} lie inside"
-    judged += f", {wide} of them in bands that reach below 0 and so say little" if wide else ""
+    if wide:
+        judged += f", {wide} of them in bands that reach below 0 although no published mean does, and so say little"
     return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 
 

@@ -120,7 +120,7 @@ def run(chosen: Run) -> dict[str, float]:
 def parts(chosen: Parts) -> dict[str, float]:
     """Rates of all seeds together, latencies in microseconds, floating-point operations of one update.
 
-    The floor assumes the update's operations at the highest rate of a 256 × 256 product measured here.
+    `floor_updates_per_second` is a limit: the update's operations at the highest rate of a 256 × 256 product.
     """
     set_up_device("auto")
     jax.config.update("jax_enable_compilation_cache", False)
