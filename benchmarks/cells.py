@@ -6,9 +6,8 @@ import json
 import os
 import sys
 import tomllib
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from typing import Any
 import tyro
 
 from benchmarks.commands import algorithm_module, check_algorithms, is_file, script, words
+from benchmarks.records import group_of, runs_in
 from cleanrl_maxent.common.cli import validate
-from cleanrl_maxent.common.config import has_changed, read_config
+from cleanrl_maxent.common.config import changed_arguments, has_changed, read_config
 from cleanrl_maxent.common.data import transition_bytes
 from cleanrl_maxent.common.devices import recorded_settings
 from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
 from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import UsageError, require
+from cleanrl_maxent.common.output import warn
 from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
 from cleanrl_maxent.common.run.inventory import is_locked
 
@@ -121,6 +122,9 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
         raise UsageError(f"cannot read {path}: {problem.strerror}; suites: {known}.{hint}") from problem
     except ValueError as problem:
         raise UsageError(f"{path}: {problem}") from problem
+    if unknown := suite.keys() - {"grid"}:
+        inside = "seeds, flags and variants belong to a grid: [[grid]], [grid.flags], [grid.variants]"
+        raise UsageError(f"{path} has the unknown key {min(unknown)!r} outside its grids; {inside}")
     tables = suite.get("grid")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
         raise UsageError(f"{path} has no [[grid]]")
@@ -141,14 +145,22 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
         raise UsageError(f"{path}: seeds must be a whole number >= 1; got {table['seeds']!r}")
     if not isinstance(variants := table.get("variants", {}), dict):
         raise UsageError(f"{path}: variants must be tables of flags; got {variants!r}")
-    for name, flags in [("flags", table.get("flags", {})), *variants.items()]:
-        if not isinstance(flags, dict):
-            raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
-        if taken := flags.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
-            raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
+    flags = read_flags(path, "flags", table.get("flags", {}))
+    variants = {name: read_flags(path, name, variant) for name, variant in variants.items()}
     check_algorithms((word for word in table["algorithms"] if not is_file(word)), f"{path}: ")
-    grid = Grid(**table)
-    return replace(grid, algorithms=[resolve_algorithm(word, path) for word in grid.algorithms])
+    chosen = [resolve_algorithm(word, path) for word in table["algorithms"]]
+    return replace(Grid(**table), algorithms=chosen, flags=flags, variants=variants)
+
+
+def read_flags(path: Path, name: str, flags: Any) -> dict[str, Any]:
+    """A table of flags, `total_timesteps` or `total-timesteps`, with underscores; raises UsageError."""
+    if not isinstance(flags, dict):
+        raise UsageError(f"{path}: {name} must be a table of flags; got {flags!r}")
+    plain = {flag.replace("-", "_"): value for flag, value in flags.items()}
+    require(len(plain) == len(flags), f"{path}: {name} has a flag with - and with _")
+    if taken := plain.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
+        raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
+    return plain
 
 
 def resolve_algorithm(algorithm: str, suite: Path) -> str:
@@ -197,17 +209,47 @@ def memory_bytes(cell: Cell) -> float:
 
 
 def check(cells: list[Cell]) -> None:
-    """Raises UsageError, before any cell starts, if one could not or if two share a folder."""
+    """Raises UsageError, before any cell starts, if one could not or if two are one run or share a folder."""
     for cell in cells:
         try:
             validate(cell.args)
             row_bytes(chosen_env(cell.args))
         except UsageError as problem:
             raise UsageError(f"{cell.folder.name}: {problem}") from problem
-    names = Counter(cell.folder.name for cell in cells)
-    if shared := [name for name, count in names.items() if count > 1]:
-        others = "give each grid or variant its own exp_name"
-        raise UsageError(f"two cells share the folder {shared[0]}; {others}")
+    folders: dict[str, Cell] = {}
+    for cell in cells:
+        other = folders.setdefault(cell.folder.name, cell)
+        require(other is cell, shared_folder(cell, other))
+    runs: dict[tuple[str, ...], Cell] = {}
+    for cell in cells:
+        for run in trained_by(recorded_by(cell)):
+            other = runs.setdefault(run, cell)
+            both = f"{other.folder.name} and {cell.folder.name} differ in nothing that is learned"
+            require(other is cell, f"{both}, and reports would refuse them: leave one out")
+
+
+def shared_folder(cell: Cell, other: Cell) -> str:
+    """What is wrong with a suite in which two cells have the same folder."""
+    name = cell.folder.name
+    if (cell.algorithm, cell.flags) == (other.algorithm, other.flags):
+        return f"{name} is in the suite twice"
+    if cell.algorithm != other.algorithm:
+        both = " and ".join(Path(each.algorithm).stem for each in (other, cell))
+        return f"{both} share the folder {name}; with an exp_name or variants, give each its own grid"
+    return f"two cells share the folder {name}; give each grid or variant its own exp_name"
+
+
+def recorded_by(cell: Cell) -> dict[str, Any]:
+    """What the cell's `config.json` will say of its algorithm and arguments."""
+    args = json.loads(json.dumps(asdict(cell.args)))
+    return {"algorithm": cell.args.algorithm(), "args": args, "changed": changed_arguments(cell.args)}
+
+
+def trained_by(config: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The training runs of a `config.json`, one for each seed, as reports tell them apart."""
+    first = config["args"]["seed"]
+    seeds = range(first, first + config["args"]["num_seeds"])
+    return [(*group_of(config).values(), str(seed)) for seed in seeds]
 
 
 def check_begun(cells: list[Cell]) -> None:
@@ -224,3 +266,24 @@ def check_begun(cells: list[Cell]) -> None:
         same = begun["algorithm"] == cell.args.algorithm()
         require(same, f"{cell.folder} is a run of {begun['algorithm']}; {advice}")
         check_same_args(cell.folder, begun["args"], cell.args, advice)
+        if (steps := begun["args"]["total_timesteps"]) > cell.args.total_timesteps:
+            warn(f"{cell.folder} was trained for {steps:,} steps, more than the suite's")
+    check_seeds(cells)
+
+
+def check_seeds(cells: list[Cell]) -> None:
+    """Raises UsageError if another folder of the sweep has begun a seed of these cells."""
+    ours = {run for cell in cells for run in trained_by(recorded_by(cell))}
+    own = {cell.folder.name for cell in cells}
+    others = [folder for folder in runs_in(cells[0].folder.parent) if folder.name not in own]
+    overlaps = {}
+    for folder in others:
+        try:
+            config = read_config(folder)
+            overlaps[folder] = config["args"]["num_seeds"] if ours.intersection(trained_by(config)) else 0
+        except (UsageError, KeyError):  # damaged, or of an earlier version
+            continue
+    if seeds := max(overlaps.values(), default=0):
+        folder = max(overlaps, key=overlaps.get)
+        advice = f"give --seeds-per-run {seeds}, or another --out-dir"
+        raise UsageError(f"{folder} has seeds that this command would train again: {advice}")

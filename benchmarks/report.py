@@ -161,12 +161,13 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
             print(path)
     elif isinstance(command, Compare):
-        if len(command.run_dirs) == 2:
-            compare_sets(*(compared_curves(path) for path in command.run_dirs))
+        sets = [path for path in command.run_dirs if not path.is_file()] or command.run_dirs  # without logs
+        if len(sets) == 2:
+            compare_sets(*map(compared_curves, sets))
         else:
-            if (sets := len(command.run_dirs)) > 2:
-                print(f"{sets} sets, beside published means; name two to compare them with each other")
-            return 0 if compare_with_published(compared_curves(*command.run_dirs)) else 1
+            if len(sets) > 2:
+                print(f"{len(sets)} sets, beside published means; name two to compare them with each other")
+            return 0 if compare_with_published(compared_curves(*sets)) else 1
     elif command.out_dir:
         own = command.run_dirs
         print(draw(curves_of(*own) if own else collected_curves(command.results), command.out_dir))

@@ -69,10 +69,27 @@ def round_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in parameters.items()}
 
 
+def fixed_words(args: Args) -> list[str]:
+    """The words of `--flags`; raises UsageError if a quote is left open."""
+    try:
+        return shlex.split(args.flags)
+    except ValueError as problem:
+        raise UsageError(f"--flags {args.flags!r}: {problem}") from problem
+
+
+def fixed_flags(args: Args) -> set[str]:
+    """The names that `--flags` sets, `gae_lambda`; raises UsageError for those that the search sets."""
+    given = [word.partition("=")[0] for word in fixed_words(args) if word.startswith("--")]
+    names = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in given}
+    if taken := names & {"env_id", "total_timesteps", "num_seeds", "run_dir", "resume", "device"}:
+        raise UsageError(f"{min(taken)} is not for --flags: the search sets it")
+    return names
+
+
 def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
     """The run of a trial."""
     shared = {name: asdict(args)[name] for name in ("env_id", "total_timesteps", "num_seeds")}
-    flags = *words(shared | round_parameters(parameters)), *shlex.split(args.flags)
+    flags = *words(shared | round_parameters(parameters)), *fixed_words(args)
     return Cell(args.algorithm, flags, args.folder / f"trial-{number}", args.device)
 
 
@@ -81,7 +98,10 @@ def train(cell: Cell) -> float | None:
     while cell.in_use():  # the trial's process outlives a search that is killed alone
         time.sleep(1)
     with subprocess.Popen(cell.command()) as process:
-        status = process.wait()
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # Ctrl-C goes to the trial too, which saves
+            status = process.wait()
     if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
     return value(cell.folder) if status == 0 else None
@@ -142,9 +162,13 @@ def main(args: Args) -> None:
         raise UsageError(f"{missing}; pip install optuna") from missing
     require(args.trials > 0, f"trials must be > 0; got {args.trials}")
     check_algorithms([args.algorithm])
-    check([cell_of(0, {}, args)])
-    distributions = applicable_flags(args.algorithm, space(optuna))
-    require(bool(distributions), f"{args.algorithm} has none of the flags of `space`")
+    fixed = fixed_flags(args)
+    first = cell_of(0, {}, args)
+    check([first])
+    require(first.args.eval_episodes > 0, "a search needs evaluations: --eval-episodes must be > 0")
+    searched = applicable_flags(args.algorithm, space(optuna))
+    distributions = {name: found for name, found in searched.items() if name not in fixed}
+    require(bool(distributions), f"{args.algorithm} has no flag of `space` that --flags leaves open")
 
     def run(number: int, parameters: dict[str, Any]) -> float | None:
         return train(cell_of(number, parameters, args))

@@ -203,10 +203,15 @@ def sleep_unless_signalled(seconds: float) -> bool:
 
 
 def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
-    """Median of committed runs of its algorithm on its environment, else on any, else of the slowest one."""
+    """Seconds of a seed's step: the median of `runs` of its algorithm on its environment, else on any.
+
+    For an algorithm without runs, those of the slowest one.
+    """
 
     def pace(some: list[dict[str, Any]]) -> float:
-        return statistics.median(run["seconds"] / run["args"]["total_timesteps"] for run in some)
+        return statistics.median(
+            run["seconds"] / run["args"]["total_timesteps"] / run["args"]["num_seeds"] for run in some
+        )
 
     def of(algorithm: str) -> list[dict[str, Any]]:
         return [run for run in runs if run["algorithm"] == algorithm]
@@ -219,7 +224,8 @@ def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
 
 def estimate(cells: list[Cell], workers: int) -> str:
     """Time and memory that cells will need, at the pace of the committed results."""
-    runs = list(json.loads((HERE / "results" / "manifest.json").read_text()).values())
+    committed = json.loads((HERE / "results" / "manifest.json").read_text()).values()
+    runs = [run for run in committed if run["device"]["platform"] == "cpu"]
     seconds = sum(
         seconds_per_step(cell, runs) * cell.args.total_timesteps * cell.args.num_seeds for cell in cells
     )

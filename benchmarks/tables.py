@@ -186,7 +186,9 @@ def verdicts(curves: Iterable[Curve]) -> str:
         return ""
     judged = f"Of {count} means that have a band, {inside} lie inside"
     if wide:
-        judged += f", {wide} of them in bands that reach below 0 although no published mean does, and so say little"
+        judged += (
+            f", {wide} of them in bands that reach below 0, unlike every published mean, and so say little"
+        )
     return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 
 

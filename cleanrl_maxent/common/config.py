@@ -18,9 +18,14 @@ def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
         "algorithm": args.algorithm(),
         "algorithm_sha256": digest_of(args.file()),
         "args": asdict(args),
-        "changed": [field.name for field in fields(args) if getattr(args, field.name) != field.default],
+        "changed": changed_arguments(args),
         "task": task._asdict(),
     }
+
+
+def changed_arguments(args: Any) -> list[str]:
+    """Names of the `RunArgs` that differ from their defaults."""
+    return [field.name for field in fields(args) if getattr(args, field.name) != field.default]
 
 
 def digest_of(file: Path) -> str | None:

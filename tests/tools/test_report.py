@@ -495,6 +495,8 @@ def test_compare_of_two_sets(tmp_path, capsys):
         write_run(tmp_path / side / "hopper", {"1": [0, 7], "2": [0, 9]}, env_id="Hopper-v4")
     write_run(tmp_path / "b" / "walker", {"1": [0, 7]}, env_id="Walker2d-v4")
     out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    (tmp_path / "a.log").touch()  # as `runs/a*` names it too
+    assert compared(tmp_path / "a", tmp_path / "a.log", tmp_path / "b", capsys=capsys) == out
     cheetah, hopper = out.split("Hopper-v4")
     assert "A: td3, 3 seeds: 1,002 ± 2" in cheetah and "B: sac, 3 seeds: 2,004 ± 5" in cheetah
     assert "B − A: 1,002 (95%: 998 to 1,006); a seed of B beats one of A with probability 1.00\n" in cheetah

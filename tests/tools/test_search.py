@@ -90,6 +90,41 @@ def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
         search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--tau 0.1 --policy-lr 1e-3 --q-lr=1e-3", "sac has no flag of `space` that --flags leaves open"),
+        ("--env-id Hopper-v4", "env_id is not for --flags: the search sets it"),
+        ("--eval-episodes 0", "a search needs evaluations"),
+        ("--exp-name 'a", "No closing quotation"),
+    ],
+)
+def test_flags_that_a_search_refuses(flags, words, tmp_path, monkeypatch):
+    ranges = SimpleNamespace(FloatDistribution=lambda *bounds, **given: bounds)
+    monkeypatch.setitem(sys.modules, "optuna", SimpleNamespace(distributions=ranges))
+    with pytest.raises(UsageError, match=words):
+        search.main(search.Args(folder=tmp_path / "search", flags=flags, device="cpu"))
+    assert not (tmp_path / "search").exists()
+
+
+def test_ctrl_c_waits_until_the_trial_has_saved(tmp_path, monkeypatch):
+    program = f"import signal, sys; signal.signal(2, lambda *_: sys.exit({STOPPED})); signal.pause()"
+    monkeypatch.setattr(search.Cell, "command", lambda cell: [sys.executable, "-c", program])
+    wait, interrupted = subprocess.Popen.wait, []
+
+    def wait_until_interrupted(process, timeout=None):
+        if not interrupted:
+            interrupted.append(process)
+            time.sleep(0.5)  # its handler is set
+            process.send_signal(signal.SIGINT)
+            raise KeyboardInterrupt
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_until_interrupted)
+    with pytest.raises(Stopped, match="trial-0 is unfinished"):
+        search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
+
+
 def test_a_second_search_in_a_folder_is_refused(tmp_path):
     with (
         search.sole_search(tmp_path),

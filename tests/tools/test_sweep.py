@@ -248,7 +248,11 @@ def test_after_a_sweep_signals_do_what_they_did_before(monkeypatch):
 
 def test_an_algorithm_without_runs_is_as_slow_as_the_slowest():
     runs = [
-        {"algorithm": name, "seconds": seconds, "args": {"env_id": "Ant-v4", "total_timesteps": 100}}
+        {
+            "algorithm": name,
+            "seconds": seconds,
+            "args": {"env_id": "Ant-v4", "total_timesteps": 50, "num_seeds": 2},
+        }
         for name, seconds in (("ppo", 1.0), ("ppo", 3.0), ("sac", 50.0), ("sac", 70.0), ("td3", 90.0))
     ]
     names = ("ppo", "new", "sac_of_a_user")  # a file of the user's is about as slow as what it extends
@@ -494,10 +498,24 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT + "flags = 3\n", "flags must be a table"),
         (TEXT + "variants = 3\n", "variants must be tables of flags; got 3"),
         ("grid = [1, 2]\n", "has no [[grid]]"),
+        (TEXT + TEXT, "Pendulum-v1__sac__1 is in the suite twice"),
         (
-            TEXT + TEXT,
+            TEXT + TEXT + "flags = { tau = 0.1 }\n",
             "two cells share the folder Pendulum-v1__sac__1; give each grid or variant its own exp_name",
         ),
+        (
+            TEXT.replace('"sac"', '"sac", "td3"') + "variants.fast = { tau = 0.1 }\n",
+            "sac and td3 share the folder Pendulum-v1__fast__1; with an exp_name or variants",
+        ),
+        (
+            TEXT + "variants.a = { tau = 0.005 }\nvariants.b = { policy-lr = 3e-4 }\n",
+            "Pendulum-v1__a__1 and Pendulum-v1__b__1 differ in nothing that is learned",
+        ),
+        ("seeds = 5\n" + TEXT, "unknown key 'seeds' outside its grids"),
+        (TEXT + "[variants]\nfast = { tau = 0.1 }\n", "unknown key 'variants' outside its grids"),
+        (TEXT.replace("[[grid]]", "[[grids]]"), "unknown key 'grids' outside its grids"),
+        (TEXT + 'flags = { "env-id" = "CartPole-v1" }\n', "env_id is not for a suite's flags"),
+        (TEXT + "flags = { policy-lr = 1e-3, policy_lr = 1e-2 }\n", "flags has a flag with - and with _"),
         (TEXT.replace('"sac"', '"sac_mine.py"'), "suite.toml: there is no file "),
         (
             TEXT.replace('"sac"', f'"{Path(sac.__file__)}"'),
@@ -532,6 +550,33 @@ def test_an_edited_suite_is_refused_where_its_runs_have_begun(tmp_path, capsys):
         with pytest.raises(UsageError, match="with gamma=0.99; you gave 0.9: give the suite another name"):
             sweep.main(args)
         write_suite(suite, GRID | dict(flags=SMALL))
+
+
+def test_seeds_that_another_folder_has_are_not_trained_again(tmp_path):
+    """As after a change of --seeds-per-run, or on a machine with a GPU; other steps are another run."""
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL, seeds=3))
+    args = sweep.Args(str(suite), out_dir=tmp_path, device="cpu", dry_run=True)
+    cells, _ = sweep.suite_cells(replace(args, seeds_per_run=2))
+    for cell in cells:
+        write_config(cell)
+    with pytest.raises(UsageError, match="__1-2 has seeds that .* again: give --seeds-per-run 2, or"):
+        sweep.main(args)
+    assert sweep.main(replace(args, seeds_per_run=2)) == 0
+    write_suite(suite, GRID | dict(flags=SMALL | dict(total_timesteps=800), seeds=2))
+    assert sweep.main(args) == 0
+
+
+def test_a_longer_run_is_done_and_named(tmp_path, capsys):
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL))
+    args = sweep.Args(str(suite), out_dir=tmp_path, device="cpu", dry_run=True)
+    (cell,), _ = sweep.suite_cells(args)
+    write_config(cell)
+    write_result(cell)
+    write_suite(suite, GRID | dict(flags=SMALL | dict(total_timesteps=600)))
+    assert sweep.main(args) == 0
+    out, err = capsys.readouterr()
+    assert out == "all 1 runs are done\n"
+    assert "Pendulum-v1__sac__1 was trained for 700 steps, more than the suite's" in err
 
 
 def test_runs_of_an_older_version_of_a_file_are_named(tmp_path, capsys):
