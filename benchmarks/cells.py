@@ -276,14 +276,15 @@ def check_seeds(cells: list[Cell]) -> None:
     ours = {run for cell in cells for run in trained_by(recorded_by(cell))}
     own = {cell.folder.name for cell in cells}
     others = [folder for folder in runs_in(cells[0].folder.parent) if folder.name not in own]
-    overlaps = {}
+    overlaps: list[tuple[int, Path]] = []  # with the seeds of each run
     for folder in others:
         try:
             config = read_config(folder)
-            overlaps[folder] = config["args"]["num_seeds"] if ours.intersection(trained_by(config)) else 0
+            if ours.intersection(trained_by(config)):
+                overlaps.append((config["args"]["num_seeds"], folder))
         except (UsageError, KeyError):  # damaged, or of an earlier version
             continue
-    if seeds := max(overlaps.values(), default=0):
-        folder = max(overlaps, key=overlaps.get)
+    if overlaps:
+        seeds, folder = max(overlaps)
         advice = f"give --seeds-per-run {seeds}, or another --out-dir"
         raise UsageError(f"{folder} has seeds that this command would train again: {advice}")

@@ -7,6 +7,7 @@ Episodes are reset with the seeds of the run's last evaluation. Without a window
 episodes repeats its results bit for bit.
 """
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
@@ -24,7 +25,8 @@ from cleanrl_maxent.common.activity import doing
 from cleanrl_maxent.common.cli import RunArgs, run_script
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.devices import seed_sharding, set_up_device
-from cleanrl_maxent.common.env.make import chosen_env
+from cleanrl_maxent.common.env.make import chosen_env, make_env
+from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import (
     MODE_NAMES,
@@ -35,7 +37,7 @@ from cleanrl_maxent.common.evaluation import (
     policy_modes,
 )
 from cleanrl_maxent.common.film import Film, Window, check_video_path
-from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
+from cleanrl_maxent.common.policy import LoadedPolicy, check_same_task, load_policy
 from cleanrl_maxent.common.ranges import INTEGER, Count, Magnitude, Natural, check_ranges, integers
 from cleanrl_maxent.common.run.initial import split_seed
 from cleanrl_maxent.common.run.start import split_keys
@@ -93,6 +95,7 @@ def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
     algorithm = find_algorithm(args, folder)
     asked = load_policy(algorithm, folder, seed)
     run_args = with_time_limit(args, asked.args)
+    check_environment(folder, run_args)
     # all seeds, as in the run, so each repeats its evaluation bit for bit; for the others any policy will do
     policies = [
         asked.parameters if seed is not None else load_policy(algorithm, folder, other).parameters
@@ -111,6 +114,12 @@ def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
 
     with doing("evaluating"):
         return evaluation, evaluation.play(run_args.last_step, policy, keys, played)
+
+
+def check_environment(folder: Path, run_args: RunArgs) -> None:
+    """Raises UsageError unless the environment, as it is today, has the spaces that the run had."""
+    with closing(make_env(chosen_env(run_args))) as env:
+        check_same_task(folder, run_args.env_id, describe_task(env.observation_space, env.action_space))
 
 
 def chosen_mode(args: Args, modes: tuple[str, ...]) -> str:
@@ -150,6 +159,7 @@ def watch(args: Args) -> None:
         check_video_path(Path(expanduser(args.video)))
     policy = load_policy(find_algorithm(args, folder), folder, seed)
     run_args = with_time_limit(args, policy.args)
+    check_environment(folder, run_args)
     if args.window:
         player = Window(chosen_env(run_args))
     else:

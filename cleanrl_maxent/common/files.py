@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cleanrl_maxent.common.errors import UsageError
@@ -28,9 +29,27 @@ def leaf_name(path) -> str:
 
 
 def named_arrays(tree) -> dict[str, np.ndarray]:
-    """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`."""
+    """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`; of keys the bits."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {
+        leaf_name(path): np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        for path, leaf in leaves
+    }
+
+
+def is_key(leaf: Any) -> bool:
+    """True for an array of JAX's typed random keys."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def dtype_in_npz(dtype: np.dtype) -> np.dtype:
+    """The dtype in which an npz file holds arrays of `dtype`: bfloat16 and its like are raw bytes there."""
+    return np.dtype(f"V{dtype.itemsize}") if dtype.kind == "V" else dtype
+
+
+def from_npz(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array of an npz file that was saved with `dtype`; unchanged if it was saved with another."""
+    return array.view(dtype) if array.dtype == dtype_in_npz(dtype) else array
 
 
 def subtree(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -39,7 +58,7 @@ def subtree(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def shape_and_dtype(array: np.ndarray) -> tuple:
-    return array.shape, array.dtype
+    return array.shape, dtype_in_npz(array.dtype)
 
 
 def restore_tree(tree, arrays: Mapping[str, np.ndarray]):
@@ -54,9 +73,16 @@ def restore_tree(tree, arrays: Mapping[str, np.ndarray]):
     if other:
         raise UsageError(f"the checkpoint was written by other code: {min(other)} does not fit")
     leaves, structure = jax.tree.flatten(tree)
-    # .at[...].set keeps what a fresh array would lose: the weak type and the devices
-    values = [leaf.at[...].set(arrays[name]) for leaf, name in zip(leaves, expected, strict=True)]
+    values = [replace_leaf(leaf, arrays[name]) for leaf, name in zip(leaves, expected, strict=True)]
     return jax.tree.unflatten(structure, values)
+
+
+def replace_leaf(leaf: jax.Array, array: np.ndarray) -> jax.Array:
+    """The values of `array`, as `named_arrays` gives them, with the dtype and on the devices of `leaf`."""
+    if is_key(leaf):
+        return leaf.at[...].set(jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)))
+    # .at[...].set keeps what a fresh array would lose: the weak type and the devices
+    return leaf.at[...].set(from_npz(array, leaf.dtype))
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:

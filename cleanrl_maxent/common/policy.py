@@ -18,7 +18,7 @@ from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.env.make import scale_action
 from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError, require
-from cleanrl_maxent.common.files import leaf_name, pack, write_file
+from cleanrl_maxent.common.files import dtype_in_npz, leaf_name, pack, write_file
 
 EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
 
@@ -98,6 +98,14 @@ def recorded_task(folder: Path) -> Task:
         raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
 
 
+def check_same_task(folder: Path, env_id: str, task: Task) -> None:
+    """Raises UsageError unless the run in `folder` had the observations and actions of `task`."""
+    other = recorded_task(folder)
+    for name, ours in task._asdict().items():
+        theirs = getattr(other, name)
+        require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {env_id}")
+
+
 def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) -> LoadedPolicy:
     """The policy of a seed, by default the first, of the finished run in `folder`.
 
@@ -167,10 +175,10 @@ def read_arrays(content: bytes, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> d
                 if np.lib.format.read_magic(member) != (1, 0):
                     raise ValueError(f"{name} has an unknown format")
                 header = np.lib.format.read_array_header_1_0(member)
-            if header[0] != expected.shape or header[2] != expected.dtype:
+            if header[0] != expected.shape or header[2] != dtype_in_npz(expected.dtype):
                 raise ValueError(f"{name} is {header[2]} {header[0]}, not {expected.dtype} {expected.shape}")
             with file.open(f"{name}.npy") as member:
-                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False).view(expected.dtype)
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{name} is not finite")
     return arrays

@@ -160,6 +160,15 @@ def unmet_requirement(value: Any, kind: Any) -> str | None:
         of_each = unmet_requirement(None, parts[0])
         good = isinstance(value, tuple) and value and not any(unmet_requirement(x, parts[0]) for x in value)
         return None if good else f"a tuple of one value or more, each {of_each}"
+    if origin is tuple:
+        fits = isinstance(value, tuple) and len(value) == len(parts)
+        good = fits and not any(map(unmet_requirement, value, parts))
+        of_each = (unmet_requirement(None, part) or "None" for part in parts)
+        return None if good else f"a tuple of {len(parts)} values, each in turn {', '.join(of_each)}"
+    if kind is Path:
+        raise TypeError("a path is kept as text: use str")
+    if {kind, origin} & {list, dict}:
+        raise TypeError("it could be changed: use a tuple, or JsonObject for a dictionary")
     if kind in (int, float) or origin:
         raise TypeError(f"{getattr(kind, '__name__', kind)} states no range: use a type of {__name__}")
     return None if isinstance(value, kind) else f"of type {kind.__name__}"

@@ -72,6 +72,15 @@ def test_one_seed_needs_its_own_policy_only(run, tmp_path):
     assert len(evaluation.batch.envs) <= 2  # no environments for the other seed, the other mode
 
 
+@pytest.mark.parametrize("play", [enjoy.evaluate, enjoy.watch])
+def test_an_environment_that_has_changed_since(run, play, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"low": [\n      -2.0', '"low": [\n      -3.0'))
+    with pytest.raises(UsageError, match=r"spaces differ: low is \(-3.0,\) in .* \(-2.0,\) in Pendulum-v1"):
+        play(enjoy.Args(str(folder), video=str(tmp_path / "film.gif")))
+
+
 def test_a_file_of_the_users_own(run, tmp_path):
     """A run of `my_sac.py`, which is not of the package, with the file named."""
     mine = shutil.copytree(run[0], tmp_path / "run")

@@ -114,6 +114,20 @@ def test_a_change_of_the_algorithms_file_is_said(run, tmp_path, capsys):
         assert capsys.readouterr().err == expected
 
 
+def test_a_run_of_other_spaces_is_not_continued(run, tmp_path):
+    """As after an edit of the environment: actions of other units would enter its replay."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    other = config | {"task": config["task"] | {"high": [3.0]}}
+    (folder / "config.json").write_text(json.dumps(other))
+    args = sac.Args(**{**config["args"], "run_dir": str(folder), "total_timesteps": 10**6})
+    with pytest.raises(
+        UsageError, match=r"spaces differ: high is \(3.0,\) in .* and \(2.0,\) in Pendulum-v1"
+    ):
+        sac.train(args)
+    assert json.loads((folder / "config.json").read_text()) == other
+
+
 def test_an_extended_run_keeps_the_digest_of_the_file_that_began_it(tmp_path):
     folder = tmp_path / "run"
     args = sac.Args(**SMALL | dict(run_dir=str(folder)))

@@ -9,6 +9,7 @@ import zipfile
 from types import ModuleType, SimpleNamespace
 
 import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.env.task import Task, describe_task, parse_task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import pack, unpack
-from cleanrl_maxent.common.policy import LoadedPolicy, policy_arrays
+from cleanrl_maxent.common.policy import LoadedPolicy, policy_arrays, read_parameters
 
 KERNEL, BIAS = np.arange(6.0).reshape(2, 3), np.arange(3.0)
 
@@ -231,6 +232,16 @@ def test_a_damaged_foreign_or_malicious_policy(copied, capsys):
     assert capsys.readouterr().out == ""
     path.write_bytes(good)
     load_policy(copied)
+
+
+def test_a_policy_in_bfloat16(tmp_path):
+    policy = {"params": jnp.full(3, 0.1, jnp.bfloat16)}
+    path = tmp_path / "policy-1.npz"
+    path.write_bytes(pack(policy_arrays(policy)))
+    loaded = read_parameters(path, jax.eval_shape(lambda: policy))
+    assert loaded["params"].dtype == jnp.bfloat16 and (loaded["params"] == policy["params"]).all()
+    with pytest.raises(UsageError, match="params is .* not float32"):
+        read_parameters(path, {"params": jnp.zeros(3)})
 
 
 def test_flags_newer_than_the_run_have_their_defaults(copied):

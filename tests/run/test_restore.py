@@ -3,12 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cleanrl_maxent.common.data import Replay, Transition, store
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.files import named_arrays, pack, restore_tree, unpack
 from cleanrl_maxent.common.run.checkpoint import Segment, refill
 from tests.support import probes
 from tests.support.runs import SMALL, differences, digests, interrupted, train
@@ -40,6 +42,21 @@ def test_environment_that_goes_elsewhere_when_restored(tmp_path, monkeypatch):
     monkeypatch.setattr(PendulumEnv, "_get_obs", lambda self: np.array([1, 0, self.state[1] + 1], np.float32))
     with pytest.raises(UsageError, match="Pendulum-v1 of seed 1 cannot be restored exactly: 100 steps"):
         train(SMALL, tmp_path / "run")
+
+
+def test_keys_and_dtypes_that_npz_does_not_know_come_back():
+    def tree(key, value):
+        return {"key": jax.random.split(jax.random.key(key), 2), "half": jnp.full(3, value, jnp.bfloat16)}
+
+    saved = unpack(pack(named_arrays(tree(3, 0.1))))
+    restored = restore_tree(tree(0, 0.0), saved)
+    assert named_arrays(restored)["half"].tobytes() == named_arrays(tree(3, 0.1))["half"].tobytes()
+    assert jax.tree.map(lambda leaf: leaf.dtype, restored) == jax.tree.map(
+        lambda leaf: leaf.dtype, tree(0, 0)
+    )
+    assert (jax.random.bits(restored["key"][1]) == jax.random.bits(tree(3, 0)["key"][1])).all()
+    with pytest.raises(UsageError, match="half does not fit"):
+        restore_tree(tree(0, 0.0) | {"half": jnp.zeros(3)}, saved)
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v4", "Humanoid-v4", "HalfCheetah-v4", "Walker2d-v5"])

@@ -5,6 +5,7 @@ Messages are tested as they are read.
 
 import json
 import re
+import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -187,8 +188,8 @@ class Endless:
 def test_an_evaluation_without_end_ends(monkeypatch):
     monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 300)
     assert message(UsageError, Endless("NeverEnds-v0").play) == (
-        "an episode of NeverEnds-v0 has not ended after 300 steps; add --max-episode-steps N (in a new "
-        "run), or register it with max_episode_steps=N (evaluation at step 5000, seed 1)"
+        "an episode of NeverEnds-v0 has not ended after 300 steps; register it with max_episode_steps=N, "
+        "or add --max-episode-steps N in a new run (evaluation at step 5000, seed 1)"
     )
     for limit in (50, 400):  # which may be longer
         assert Endless("NeverEnds-v0", max_episode_steps=limit).play().lengths == limit
@@ -203,7 +204,7 @@ def test_a_film_without_end_ends(monkeypatch):
     film = Film("NeverEnds-v0")
     said = message(UsageError, film.play, lambda obs, step: STILL[0], 0)
     assert said.startswith(
-        "an episode of NeverEnds-v0 has not ended after 30 steps; add --max-episode-steps N"
+        "an episode of NeverEnds-v0 has not ended after 30 steps; register it with max_episode_steps=N"
     )
 
 
@@ -274,6 +275,42 @@ def test_another_random_generator_cannot_be_restored(env_reset):
     )
 
 
+class SeedLost(probes.Point):
+    """Does not pass the seed on."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(options=options)
+
+
+@pytest.mark.parametrize("env_reset", ["reuse", "fresh"])
+def test_a_reset_that_loses_its_seed_is_refused(env_reset):
+    """Its runs could not be repeated, although a resumed run would replay them."""
+    name = f"SeedLost{env_reset.title()}-v0"
+    probes.register(name, entry_point=SeedLost)
+    said = message(UsageError, SeedEnvs, name, [1], env_reset)
+    assert said.startswith(
+        f"{name} does not begin equally twice with the same seed: call super().reset(seed="
+    )
+    SeedEnvs(name, [1], "restart").close()
+
+
+class Quits(probes.Point):
+    """Ends the program, as a game does whose window is closed."""
+
+    def step(self, action):
+        sys.exit()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_that_exits_has_failed(workers):
+    probes.register("Quits-v0", entry_point=Quits)
+    said = message(EnvironmentFailed, SeedEnvs, "Quits-v0", [1])
+    assert "in the test of whether it can be restored" in said and "SystemExit" in said
+    envs = SeedEnvs("Quits-v0", [1], "restart", workers=workers)
+    assert "training, step 1, seed 1): SystemExit" in message(EnvironmentFailed, envs.step, STILL)
+    envs.close()
+
+
 def test_what_survives_a_reset_and_shows_late_is_noticed():
     said = message(UsageError, SeedEnvs, "Leftover-v0", [1])
     assert said == (
@@ -331,8 +368,8 @@ def still_point(env):
 def test_a_simulator_of_one_instance(tmp_path, monkeypatch):
     """The ways out are named, and work, also after a kill, and with another random generator."""
     assert message(UsageError, SeedEnvs, "OnlyOne-v0", [1]) == (
-        "cannot make OnlyOne-v0: port 5005 is taken; "
-        "if only one can exist at a time, add --env-reset restart --eval-episodes 0"
+        "cannot make OnlyOne-v0: RuntimeError: port 5005 is taken (probes.py, line 218); if only one can "
+        "exist at a time, train with --env-reset restart --eval-episodes 0, and one environment per seed"
     )
     assert not probes.OnlyOne.living  # closed: in a notebook, the way out works at once
     args = SMALL | dict(env_id="OnlyOne-v0", env_reset="restart", eval_episodes=0)
@@ -394,6 +431,27 @@ def test_an_exception_while_it_is_restored(monkeypatch):
         other.restore(1, snapshots, arrays)
 
 
+def test_an_exception_of_the_constructor_is_described():
+    probes.register("Broken-v0", entry_point=lambda: {}["goal"])
+    line = test_an_exception_of_the_constructor_is_described.__code__.co_firstlineno + 1
+    said = message(UsageError, make_env, "Broken-v0")
+    assert said == f"cannot make Broken-v0: KeyError: 'goal' (test_wrapper.py, line {line})"
+
+
+def test_arguments_of_a_function_that_passes_them_on_are_not_listed():
+    probes.register("Passed-v0", entry_point=lambda **kwargs: probes.Point(**kwargs))
+    said = message(UsageError, make_env, EnvChoice("Passed-v0", env_kwargs='{"mass": 1}'))
+    assert "unexpected keyword argument 'mass' (test_wrapper.py, line" in said and said.endswith(")")
+    assert "its arguments" not in said
+
+
+def test_an_environment_that_takes_no_render_mode(monkeypatch):
+    monkeypatch.setattr(probes.Goal, "metadata", {"render_modes": ["rgb_array"]})
+    monkeypatch.setattr(probes.Goal, "__init__", lambda self: None)
+    said = message(UsageError, make_env, "Goal-v0", "rgb_array")
+    assert said.endswith("'render_mode'; to be drawn, it must take the argument render_mode")
+
+
 def test_an_exception_without_a_message_says_where():
     said = message(UsageError, make_env, "Silent-v0")
     assert said.startswith("cannot make Silent-v0: AssertionError: ")
@@ -444,7 +502,7 @@ def test_arguments_of_an_environment():
         (
             "Goal-v0",
             '{"goal": 1, "mass": 1}',
-            "unexpected keyword argument 'mass'; its arguments, which --env-k",
+            "unexpected keyword argument 'mass' (probes.py, line 237); its arguments, which --env-k",
         ),
         ("Pendulum-v1", '{"gravity": 1}', "are (render_mode: str | None = None, g=10.0)"),
         ("Pendulum-v1", '{"max_episode_steps": 9}', "that is a flag, --max-episode-steps"),
@@ -503,6 +561,17 @@ def test_the_page_about_environments_gives_advice_that_works():
             for _ in range(210):
                 envs.step(np.ones((2, 1), np.float32))
         assert envs.task.low == (0,) and envs.task.high == (2,)
+        gym.register("Drawn-v0", entry_point=variables["Drawn"], max_episode_steps=200)
+        film = Film("Drawn-v0", seconds=1)
+        assert film.play(lambda obs, step: STILL[0], 0)[1] == 200
+        film.close()
+        image = gym.spaces.Box(0, 255, (2,), np.uint8)
+        raw = gym.wrappers.TransformObservation(
+            variables["Balance"](), lambda obs: np.array([0, 255], np.uint8), image
+        )
+        as_floats = gym.wrappers.DtypeObservation(raw, np.float32)
+        scaled = gym.wrappers.RescaleObservation(as_floats, np.float32(0), np.float32(1))
+        assert np.array_equal(scaled.reset()[0], [0, 1])
         for kind, words in [("Sight", "FlattenObservation(MyEnv(**kwargs))"), ("Rocket", "TransformAction")]:
             gym.register(f"{kind}-v0", entry_point=variables[kind])
             assert words in message(UsageError, make_env, f"{kind}-v0")

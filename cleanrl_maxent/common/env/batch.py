@@ -79,7 +79,7 @@ def rows_in(buffer, count: int, spaces: Spaces) -> Rows:
 class RowFailed(Exception):
     """An environment raised the exception `problem`; `row` is its row."""
 
-    def __init__(self, row: int, problem: Exception):
+    def __init__(self, row: int, problem: Exception | SystemExit):
         super().__init__(row, problem)
         self.row, self.problem = row, problem
 
@@ -152,7 +152,7 @@ class EnvBatch:
         for row in map(int, np.flatnonzero(rows.running)):
             try:
                 rows.obs[row], _ = self.env(row).reset(seed=int(rows.seed[row]))
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 raise RowFailed(row, problem) from problem
             rows.elapsed[row] = 0
 
@@ -164,7 +164,7 @@ class EnvBatch:
         for row in map(int, np.flatnonzero(self.rows.running)):
             try:
                 self.step_row(row)
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 raise RowFailed(row, problem) from problem
 
     def step_row(self, row: int) -> None:
@@ -195,7 +195,7 @@ class EnvBatch:
         for row, state in enumerate(states):
             try:
                 obs = self.env(row).restore(*state)
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 raise RowFailed(row, problem) from problem
             same.append(obs is not None)
             self.rows.elapsed[row] = self.env(row).checked.length

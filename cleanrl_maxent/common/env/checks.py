@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def check_name(env_id: str) -> None:
     raise UsageError(f"unknown environment {env_id!r}.{hint}")
 
 
-def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
+def explain(env_id: str, problem: BaseException, kwargs: dict[str, Any]) -> str:
     """One line that says what to do about an environment that cannot be made from these arguments."""
     name, _, version = env_id.rpartition("-v")
     if version in ("2", "3") and f"{name}-v4" in gym.registry:
@@ -47,13 +48,31 @@ def explain(env_id: str, problem: Exception, kwargs: dict[str, Any]) -> str:
         return "it needs mujoco < 3; use Pusher-v5"
     # Gymnasium re-raises a TypeError with a longer message
     own = problem.__cause__ if isinstance(problem.__cause__, TypeError) else problem
-    line = " ".join(str(own).split()) or describe_exception(own)
+    if not str(own).strip():
+        return describe_exception(own)
+    line = " ".join(str(own).split())
+    if render_mode_missing(own, kwargs):
+        return f"{line}; to be drawn, it must take the argument render_mode"
     module, _, id_there = env_id.rpartition(":")
     if module.endswith(".py"):
         return f"name the module, not its file: {module.removesuffix('.py')}:{id_there}"
     if isinstance(own, ModuleNotFoundError) and own.name in (module, module.partition(".")[0]):
         return f"{line}; start in the folder that has {own.name}, or install it"
+    if not isinstance(own, gym.error.Error | ImportError) and (place := where_raised(own)):
+        line = f"{describe_exception(own)} ({place})"
     return line + describe_signature(env_id, kwargs) if isinstance(own, TypeError) else line
+
+
+def render_mode_missing(problem: BaseException, kwargs: dict[str, Any]) -> bool:
+    """True if an environment that should be drawn does not take the argument `render_mode`."""
+    return "render_mode" in kwargs and isinstance(problem, TypeError) and "'render_mode'" in str(problem)
+
+
+def where_raised(problem: BaseException) -> str:
+    """File and line that raised an exception; empty if Gymnasium did, as for arguments that do not fit."""
+    *_, frame = traceback.extract_tb(problem.__traceback__) or [None]
+    inside = frame is None or Path(frame.filename).is_relative_to(Path(gym.__file__).parent)
+    return "" if frame is None or inside else f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
 def describe_signature(env_id: str, kwargs: dict[str, Any]) -> str:
@@ -75,6 +94,8 @@ def describe_signature(env_id: str, kwargs: dict[str, Any]) -> str:
     except TypeError:
         pass
     parameters = ", ".join(str(parameter) for parameter in signature.parameters.values())
+    if parameters.startswith("**"):  # a function that passes them on
+        return ""
     return f"; its arguments, which --env-kwargs gives, are ({parameters})"
 
 

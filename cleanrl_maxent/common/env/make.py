@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cleanrl_maxent.common.cli import RunArgs
 
 TRAINING, EVALUATION = 0, 1  # streams of random numbers
-ONE_INSTANCE = "--env-reset restart --eval-episodes 0"  # with these and one seed, only one is made
+# with these and one seed, only one is made
+ONE_INSTANCE = "--env-reset restart --eval-episodes 0, and one environment per seed"
 
 
 def environment_seed(seed: int, stream: int, *indices: int) -> int:
@@ -79,10 +80,10 @@ def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> Checked
             env, time_limit, truncates = build(env_id, choice.max_episode_steps, kwargs)
     except UsageError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         line = f"cannot make {env_id}: {explain(env_id, problem, kwargs)}"
-        if choice in made:
-            line += f"; if only one can exist at a time, add {ONE_INSTANCE}"
+        if choice in made and not isinstance(problem, TypeError):
+            line += f"; if only one can exist at a time, train with {ONE_INSTANCE}"
         raise UsageError(line) from problem
     made.add(choice)
     if render_mode:

@@ -107,11 +107,15 @@ def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str)
     """
     with closing(RestorableEnv(build, env_reset)) as env, closing(RestorableEnv(build, env_reset)) as other:
         try:
-            same = stay_equal(env, other)
+            seeded = begin_equal(env, other)
+            same = seeded and stay_equal(env, other)
         except (UsageError, NonFiniteError):
             raise
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             raise locate(problem, name, "in the test of whether it can be restored") from problem
+    if not seeded:
+        mend = "call super().reset(seed=seed) in reset, and draw from self.np_random"
+        raise UsageError(f"{name} does not begin equally twice with the same seed: {mend}; or add {RESTART}")
     if not same:
         ways = RESTART if env_reset == "fresh" else f"--env-reset fresh, or {RESTART}"
         raise UsageError(
@@ -120,10 +124,15 @@ def check_restorable(name: str, build: Callable[[], CheckedEnv], env_reset: str)
         )
 
 
+def begin_equal(env: RestorableEnv, other: RestorableEnv) -> bool:
+    """True if a reset with a seed gives both the same observation and random state."""
+    (obs, _), (other_obs, _) = (each.reset(seed=SEED) for each in (env, other))
+    return np.array_equal(obs, other_obs, equal_nan=True) and env.random_state() == other.random_state()
+
+
 def stay_equal(env: RestorableEnv, other: RestorableEnv) -> bool:
     """True if `other`, each time it is restored to the state of `env`, then does what `env` does."""
     env.action_space.seed(SEED)
-    env.reset(seed=SEED)
     for length in (37, 21, 12, 5):
         env.reset()
         for _ in range(length):

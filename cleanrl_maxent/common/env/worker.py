@@ -173,7 +173,7 @@ def serve(requests: Requests, memory: int) -> None:
     worker.close()
 
 
-def portable(problem: Exception) -> Exception:
+def portable(problem: BaseException) -> Exception:
     """An exception of any class, in a form that can be sent to another process."""
     from cleanrl_maxent.common.env.wrapper import RemoteError, describe_exception
     from cleanrl_maxent.common.errors import NonFiniteError, UsageError

@@ -13,7 +13,7 @@ from cleanrl_maxent.common.output import warn_once
 LONGEST_EPISODE = 50_000  # steps; beyond, an evaluation without a time limit is refused, and training warns
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 SCALARS = {float, np.float64, np.float32}  # rewards that need no conversion
-LIMIT_IT = "add --max-episode-steps N (in a new run), or register it with max_episode_steps=N"
+LIMIT_IT = "register it with max_episode_steps=N, or add --max-episode-steps N in a new run"
 STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
 
 
@@ -174,7 +174,7 @@ def describe_exception(problem: BaseException) -> str:
     return f"{kind}: {message}" if message else kind
 
 
-def locate(problem: Exception, name: str, where: str) -> Exception:
+def locate(problem: BaseException, name: str, where: str) -> Exception:
     """The exception to raise from `problem` of the environment `name`; it says where it happened.
 
     UsageError, NonFiniteError and WorkerDied keep their type. An environment's own exception becomes the

@@ -10,9 +10,11 @@ from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import FOLDERS, RunArgs
 from cleanrl_maxent.common.config import has_changed, read_config
+from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
+from cleanrl_maxent.common.policy import check_same_task
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
 from cleanrl_maxent.common.run.locking import acquire
 from cleanrl_maxent.common.run.machine import check_same_machine
@@ -118,6 +120,8 @@ def find_checkpoint(
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
     check_same_args(folder, recorded["args"], args)
+    if "task" in recorded:  # not in runs of earlier versions
+        check_same_task(folder, args.env_id, Task(**config["task"]))
     if has_changed(args, recorded):
         warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():

@@ -11,9 +11,9 @@ from cleanrl_maxent.common.cli import RunArgs, recorded_args
 from cleanrl_maxent.common.data import Statistics
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require
-from cleanrl_maxent.common.files import digest, leaf_name, named_arrays, subtree
+from cleanrl_maxent.common.files import digest, leaf_name, named_arrays, replace_leaf, subtree
 from cleanrl_maxent.common.output import say
-from cleanrl_maxent.common.policy import recorded_task
+from cleanrl_maxent.common.policy import check_same_task
 from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints
 from cleanrl_maxent.common.run.result import module_of
 
@@ -44,14 +44,6 @@ def newest_checkpoint(folder: Path, holds: str) -> Checkpoint:
     raise UsageError(f"{folder} has no good checkpoint, which would hold its {holds}")
 
 
-def check_same_spaces(folder: Path, env_id: str, task: Task) -> None:
-    """Raises UsageError unless the run in `folder` had the observations and actions of `task`."""
-    other = recorded_task(folder)
-    for name, ours in task._asdict().items():
-        theirs = getattr(other, name)
-        require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {env_id}")
-
-
 def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:
     """For each seed in `wanted`, the recorded seed to use.
 
@@ -74,7 +66,7 @@ def read_initial(args: RunArgs, task: Task) -> Initial:
     assert args.init_from is not None
     folder, seed = split_seed(Path(args.init_from))
     recorded = recorded_args(type(args), str(folder))
-    check_same_spaces(folder, args.env_id, task)
+    check_same_task(folder, args.env_id, task)
     first = recorded.seed
     seeds = match_seeds(folder, seed, range(first, first + recorded.num_seeds), args.seeds)
     found = newest_checkpoint(folder, "networks")
@@ -130,7 +122,7 @@ def transfer(state: Any, initial: Initial) -> Any:
     prefixes, names = learned_prefixes(state), named_arrays(state)
     leaves, structure = jax.tree.flatten(state)
     values = [
-        leaf.at[...].set(initial.arrays[name]) if name.startswith(prefixes) else leaf
+        replace_leaf(leaf, initial.arrays[name]) if name.startswith(prefixes) else leaf
         for leaf, name in zip(leaves, names, strict=True)
     ]
     return jax.tree.unflatten(structure, values)

@@ -11,8 +11,9 @@ from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import Damaged, UsageError, require
 from cleanrl_maxent.common.output import warn
+from cleanrl_maxent.common.policy import check_same_task
 from cleanrl_maxent.common.run.folder import is_under_way
-from cleanrl_maxent.common.run.initial import check_same_spaces, match_seeds, newest_checkpoint, split_seed
+from cleanrl_maxent.common.run.initial import match_seeds, newest_checkpoint, split_seed
 
 
 def recorded_length(args: RunArgs) -> int | None:
@@ -31,7 +32,7 @@ def read_transitions(source: str, args: RunArgs, task: Task) -> Transition:
     """
     folder, seed = split_seed(Path(source).expanduser())
     given = read_config(folder)["args"]
-    check_same_spaces(folder, args.env_id, task)
+    check_same_task(folder, args.env_id, task)
     theirs, ours = (given["env_id"], given.get("env_kwargs", "{}")), (args.env_id, args.env_kwargs)
     if theirs != ours:
         warn(f"{folder} was recorded on {' '.join(theirs)}, this run evaluates on {' '.join(ours)}")
