@@ -24,7 +24,7 @@ from cleanrl_maxent.common.env.make import EnvChoice, chosen_env, make_env
 from cleanrl_maxent.common.env.task import describe_task
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.output import warn
-from cleanrl_maxent.common.run.folder import check_same_args, file_name, read_json
+from cleanrl_maxent.common.run.folder import check_same_args, file_name, is_under_way, read_json
 from cleanrl_maxent.common.run.inventory import is_locked
 
 HERE = Path(__file__).parent
@@ -209,7 +209,10 @@ def memory_bytes(cell: Cell) -> float:
 
 
 def check(cells: list[Cell]) -> None:
-    """Raises UsageError, before any cell starts, if one could not or if two are one run or share a folder."""
+    """Raises UsageError, before any cell starts, if one could not or if two share a folder.
+
+    Warns of the first two that train the same thing.
+    """
     for cell in cells:
         try:
             validate(cell.args)
@@ -219,33 +222,34 @@ def check(cells: list[Cell]) -> None:
     folders: dict[str, Cell] = {}
     for cell in cells:
         other = folders.setdefault(cell.folder.name, cell)
-        require(other is cell, shared_folder(cell, other))
+        require(other is cell, describe_clash(cell, other))
     runs: dict[tuple[str, ...], Cell] = {}
     for cell in cells:
-        for run in trained_by(recorded_by(cell)):
-            other = runs.setdefault(run, cell)
-            both = f"{other.folder.name} and {cell.folder.name} differ in nothing that is learned"
-            require(other is cell, f"{both}, and reports would refuse them: leave one out")
+        others = {runs.setdefault(run, cell) for run in training_runs(cell_config(cell))} - {cell}
+        if others:
+            both = f"{others.pop().folder.name} and {cell.folder.name} train the same thing"
+            warn(f"{both}; name only one of them in a report")
+            break
 
 
-def shared_folder(cell: Cell, other: Cell) -> str:
+def describe_clash(cell: Cell, other: Cell) -> str:
     """What is wrong with a suite in which two cells have the same folder."""
     name = cell.folder.name
     if (cell.algorithm, cell.flags) == (other.algorithm, other.flags):
         return f"{name} is in the suite twice"
     if cell.algorithm != other.algorithm:
-        both = " and ".join(Path(each.algorithm).stem for each in (other, cell))
-        return f"{both} share the folder {name}; with an exp_name or variants, give each its own grid"
+        both = f"{other.algorithm} and {cell.algorithm} share the folder {name}"
+        return f"{both}; in grids of their own, give each its own exp_name or names of variants"
     return f"two cells share the folder {name}; give each grid or variant its own exp_name"
 
 
-def recorded_by(cell: Cell) -> dict[str, Any]:
+def cell_config(cell: Cell) -> dict[str, Any]:
     """What the cell's `config.json` will say of its algorithm and arguments."""
     args = json.loads(json.dumps(asdict(cell.args)))
     return {"algorithm": cell.args.algorithm(), "args": args, "changed": changed_arguments(cell.args)}
 
 
-def trained_by(config: dict[str, Any]) -> list[tuple[str, ...]]:
+def training_runs(config: dict[str, Any]) -> list[tuple[str, ...]]:
     """The training runs of a `config.json`, one for each seed, as reports tell them apart."""
     first = config["args"]["seed"]
     seeds = range(first, first + config["args"]["num_seeds"])
@@ -266,25 +270,25 @@ def check_begun(cells: list[Cell]) -> None:
         same = begun["algorithm"] == cell.args.algorithm()
         require(same, f"{cell.folder} is a run of {begun['algorithm']}; {advice}")
         check_same_args(cell.folder, begun["args"], cell.args, advice)
-        if (steps := begun["args"]["total_timesteps"]) > cell.args.total_timesteps:
-            warn(f"{cell.folder} was trained for {steps:,} steps, more than the suite's")
+        if (steps := begun["args"]["total_timesteps"]) > cell.args.total_timesteps and cell.finished():
+            warn(f"{cell.folder} has {steps:,} steps, more than the suite asks for; it counts as done")
     check_seeds(cells)
 
 
 def check_seeds(cells: list[Cell]) -> None:
-    """Raises UsageError if another folder of the sweep has begun a seed of these cells."""
-    ours = {run for cell in cells for run in trained_by(recorded_by(cell))}
+    """Raises UsageError if another folder of the sweep holds a seed that is still to be trained."""
+    todo = {run for cell in cells if not cell.finished() for run in training_runs(cell_config(cell))}
     own = {cell.folder.name for cell in cells}
     others = [folder for folder in runs_in(cells[0].folder.parent) if folder.name not in own]
-    overlaps: list[tuple[int, Path]] = []  # with the seeds of each run
-    for folder in others:
+    holders: list[tuple[int, Path]] = []  # number of seeds, folder
+    for folder in filter(is_under_way, others):
         try:
             config = read_config(folder)
-            if ours.intersection(trained_by(config)):
-                overlaps.append((config["args"]["num_seeds"], folder))
-        except (UsageError, KeyError):  # damaged, or of an earlier version
+            if todo.intersection(training_runs(config)):
+                holders.append((config["args"]["num_seeds"], folder))
+        except (UsageError, KeyError, TypeError):  # damaged, or of an earlier version
             continue
-    if overlaps:
-        seeds, folder = max(overlaps)
-        advice = f"give --seeds-per-run {seeds}, or another --out-dir"
-        raise UsageError(f"{folder} has seeds that this command would train again: {advice}")
+    if holders:
+        seeds, folder = max(holders)
+        same = f"give --seeds-per-run {seeds} if it was trained with that, else another --out-dir"
+        raise UsageError(f"{folder} has seeds that would be trained again: {same}, or move it away")

@@ -69,7 +69,7 @@ def round_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in parameters.items()}
 
 
-def fixed_words(args: Args) -> list[str]:
+def split_flags(args: Args) -> list[str]:
     """The words of `--flags`; raises UsageError if a quote is left open."""
     try:
         return shlex.split(args.flags)
@@ -77,9 +77,9 @@ def fixed_words(args: Args) -> list[str]:
         raise UsageError(f"--flags {args.flags!r}: {problem}") from problem
 
 
-def fixed_flags(args: Args) -> set[str]:
+def flag_names(args: Args) -> set[str]:
     """The names that `--flags` sets, `gae_lambda`; raises UsageError for those that the search sets."""
-    given = [word.partition("=")[0] for word in fixed_words(args) if word.startswith("--")]
+    given = [word.partition("=")[0] for word in split_flags(args) if word.startswith("--")]
     names = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in given}
     if taken := names & {"env_id", "total_timesteps", "num_seeds", "run_dir", "resume", "device"}:
         raise UsageError(f"{min(taken)} is not for --flags: the search sets it")
@@ -89,7 +89,7 @@ def fixed_flags(args: Args) -> set[str]:
 def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
     """The run of a trial."""
     shared = {name: asdict(args)[name] for name in ("env_id", "total_timesteps", "num_seeds")}
-    flags = *words(shared | round_parameters(parameters)), *fixed_words(args)
+    flags = *words(shared | round_parameters(parameters)), *split_flags(args)
     return Cell(args.algorithm, flags, args.folder / f"trial-{number}", args.device)
 
 
@@ -100,8 +100,11 @@ def train(cell: Cell) -> float | None:
     with subprocess.Popen(cell.command()) as process:
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # Ctrl-C goes to the trial too, which saves
-            status = process.wait()
+        except KeyboardInterrupt as stop:  # Ctrl-C goes to the trial too, which saves
+            process.wait()
+            raise Stopped(
+                f"the search in {cell.folder.parent} is stopped; the same command resumes it"
+            ) from stop
     if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
     return value(cell.folder) if status == 0 else None
@@ -162,13 +165,16 @@ def main(args: Args) -> None:
         raise UsageError(f"{missing}; pip install optuna") from missing
     require(args.trials > 0, f"trials must be > 0; got {args.trials}")
     check_algorithms([args.algorithm])
-    fixed = fixed_flags(args)
+    fixed = flag_names(args)
     first = cell_of(0, {}, args)
     check([first])
     require(first.args.eval_episodes > 0, "a search needs evaluations: --eval-episodes must be > 0")
     searched = applicable_flags(args.algorithm, space(optuna))
     distributions = {name: found for name, found in searched.items() if name not in fixed}
-    require(bool(distributions), f"{args.algorithm} has no flag of `space` that --flags leaves open")
+    require(
+        bool(distributions),
+        f"there is nothing to search: {args.algorithm} has no flag of `space` that --flags does not set",
+    )
 
     def run(number: int, parameters: dict[str, Any]) -> float | None:
         return train(cell_of(number, parameters, args))

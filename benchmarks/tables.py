@@ -187,7 +187,7 @@ def verdicts(curves: Iterable[Curve]) -> str:
     judged = f"Of {count} means that have a band, {inside} lie inside"
     if wide:
         judged += (
-            f", {wide} of them in bands that reach below 0, unlike every published mean, and so say little"
+            f", {wide} of them in bands too wide to judge by: they reach below 0, and no published mean does"
         )
     return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +96,8 @@ def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
     algorithm = find_algorithm(args, folder)
     asked = load_policy(algorithm, folder, seed)
     run_args = with_time_limit(args, asked.args)
-    check_environment(folder, run_args)
+    with closing(make_env(chosen_env(run_args))) as env:
+        check_spaces(folder, run_args, env)
     # all seeds, as in the run, so each repeats its evaluation bit for bit; for the others any policy will do
     policies = [
         asked.parameters if seed is not None else load_policy(algorithm, folder, other).parameters
@@ -116,10 +118,9 @@ def evaluate(args: Args) -> tuple[Evaluation, Episodes]:
         return evaluation, evaluation.play(run_args.last_step, policy, keys, played)
 
 
-def check_environment(folder: Path, run_args: RunArgs) -> None:
+def check_spaces(folder: Path, run_args: RunArgs, env: gym.Env) -> None:
     """Raises UsageError unless the environment, as it is today, has the spaces that the run had."""
-    with closing(make_env(chosen_env(run_args))) as env:
-        check_same_task(folder, run_args.env_id, describe_task(env.observation_space, env.action_space))
+    check_same_task(folder, run_args.env_id, describe_task(env.observation_space, env.action_space))
 
 
 def chosen_mode(args: Args, modes: tuple[str, ...]) -> str:
@@ -159,13 +160,13 @@ def watch(args: Args) -> None:
         check_video_path(Path(expanduser(args.video)))
     policy = load_policy(find_algorithm(args, folder), folder, seed)
     run_args = with_time_limit(args, policy.args)
-    check_environment(folder, run_args)
     if args.window:
         player = Window(chosen_env(run_args))
     else:
         seconds = args.video_seconds or None
         player = Film(chosen_env(run_args), seconds=seconds, size=args.video_size)
     try:
+        check_spaces(folder, run_args, player.env)
         play(args, policy, player)
         if args.video and isinstance(player, Film):
             path = Path(expanduser(args.video))

@@ -120,7 +120,7 @@ def run(chosen: Run) -> dict[str, float]:
 def parts(chosen: Parts) -> dict[str, float]:
     """Rates of all seeds together, latencies in microseconds, floating-point operations of one update.
 
-    `floor_updates_per_second` is a limit: the update's operations at the highest rate of a 256 × 256 product.
+    `floor_updates_per_second` is an upper bound: all operations at the highest rate of a 256 × 256 product.
     """
     set_up_device("auto")
     jax.config.update("jax_enable_compilation_cache", False)

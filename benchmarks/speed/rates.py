@@ -45,7 +45,7 @@ def table(rounds: list[dict[str, Figures]]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {memory} |")
     for name in parts:
         bare = column(name, "updates_per_second")
-        shares = {"bare update ÷ its limit": ratios(bare, column(name, "floor_updates_per_second"))}
+        shares = {"bare update ÷ its bound": ratios(bare, column(name, "floor_updates_per_second"))}
         whole = plural(int(name.removeprefix("parts, ")), "seed")
         shares["whole run ÷ bare update"] = ratios(column(whole, "steps_per_second"), bare)
         lines += ["", f"| {name} | median (lowest–highest) |", "|---|---|"]

@@ -29,7 +29,7 @@ def leaf_name(path) -> str:
 
 
 def named_arrays(tree) -> dict[str, np.ndarray]:
-    """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`; of keys the bits."""
+    """The leaves of a pytree under the paths that lead to them, `params/Dense_0/kernel`; keys as bits."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         leaf_name(path): np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
@@ -43,12 +43,12 @@ def is_key(leaf: Any) -> bool:
 
 
 def dtype_in_npz(dtype: np.dtype) -> np.dtype:
-    """The dtype in which an npz file holds arrays of `dtype`: bfloat16 and its like are raw bytes there."""
+    """The dtype that arrays of `dtype` have in an npz file: bfloat16 and its kin are raw bytes there."""
     return np.dtype(f"V{dtype.itemsize}") if dtype.kind == "V" else dtype
 
 
 def from_npz(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array of an npz file that was saved with `dtype`; unchanged if it was saved with another."""
+    """An array of an npz file as `dtype`, if it holds the raw bytes of that; else unchanged."""
     return array.view(dtype) if array.dtype == dtype_in_npz(dtype) else array
 
 

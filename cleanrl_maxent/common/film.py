@@ -20,6 +20,7 @@ import numpy as np
 
 from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.env.render import set_scene, set_window_scene
+from cleanrl_maxent.common.env.wrapper import locate
 from cleanrl_maxent.common.errors import UsageError, one_line, require
 from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.signals import stop_if_asked
@@ -59,6 +60,8 @@ class Player:
                     self.env.check_length()
         except gym.error.DependencyNotInstalled as problem:
             raise UsageError(explain_missing(self.env_id, problem)) from problem
+        except SystemExit as problem:
+            raise locate(problem, self.env_id, "in a film or a window") from problem
         return total, step
 
     def see(self, step: int) -> None:

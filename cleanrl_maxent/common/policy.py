@@ -98,12 +98,13 @@ def recorded_task(folder: Path) -> Task:
         raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
 
 
-def check_same_task(folder: Path, env_id: str, task: Task) -> None:
-    """Raises UsageError unless the run in `folder` had the observations and actions of `task`."""
+def check_same_task(folder: Path, env_id: str, task: Task, advice: str = "") -> None:
+    """Raises UsageError, with `advice`, unless the run in `folder` had the spaces of `task`."""
     other = recorded_task(folder)
     for name, ours in task._asdict().items():
         theirs = getattr(other, name)
-        require(ours == theirs, f"spaces differ: {name} is {theirs} in {folder} and {ours} in {env_id}")
+        both = f"{name} is {theirs} in {folder} and {ours} in {env_id}"
+        require(ours == theirs, f"spaces differ: {both}{advice}")
 
 
 def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) -> LoadedPolicy:

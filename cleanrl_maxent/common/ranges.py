@@ -163,12 +163,12 @@ def unmet_requirement(value: Any, kind: Any) -> str | None:
     if origin is tuple:
         fits = isinstance(value, tuple) and len(value) == len(parts)
         good = fits and not any(map(unmet_requirement, value, parts))
-        of_each = (unmet_requirement(None, part) or "None" for part in parts)
-        return None if good else f"a tuple of {len(parts)} values, each in turn {', '.join(of_each)}"
+        of_each = (unmet_requirement(object(), part) for part in parts)
+        return None if good else f"a tuple of {len(parts)} values: {'; '.join(map(str, of_each))}"
     if kind is Path:
         raise TypeError("a path is kept as text: use str")
     if {kind, origin} & {list, dict}:
-        raise TypeError("it could be changed: use a tuple, or JsonObject for a dictionary")
+        raise TypeError("lists and dictionaries can be changed: use a tuple, or JsonObject")
     if kind in (int, float) or origin:
         raise TypeError(f"{getattr(kind, '__name__', kind)} states no range: use a type of {__name__}")
     return None if isinstance(value, kind) else f"of type {kind.__name__}"

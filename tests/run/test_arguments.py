@@ -232,8 +232,8 @@ def test_expected(value, kind, words):
     ("kind", "words"),
     [
         (set[Count], "states no range"),
-        (list[Count], "it could be changed: use a tuple"),
-        (dict, "it could be changed: use a tuple, or JsonObject"),
+        (list[Count], "lists and dictionaries can be changed: use a tuple"),
+        (dict, "can be changed: use a tuple, or JsonObject"),
         (Path | None, "a path is kept as text: use str"),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_type_that_ranges_do_not_know_is_a_mistake_of_the_program(kind, words)
 def test_a_tuple_of_fixed_length():
     kind = tuple[Count, Discount]
     assert unmet_requirement((1, 0.5), kind) is None
-    words = "a tuple of 2 values, each in turn an integer in [1, 2147483647], in [0, 1)"
+    words = "a tuple of 2 values: an integer in [1, 2147483647]; in [0, 1)"
     for value in ((1, 2.0), (0, 0.5), (1,), (1, 0.5, 0.5), None):
         assert unmet_requirement(value, kind) == words
 

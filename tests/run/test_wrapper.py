@@ -289,9 +289,22 @@ def test_a_reset_that_loses_its_seed_is_refused(env_reset):
     probes.register(name, entry_point=SeedLost)
     said = message(UsageError, SeedEnvs, name, [1], env_reset)
     assert said.startswith(
-        f"{name} does not begin equally twice with the same seed: call super().reset(seed="
+        f"{name} is not reproducible: two resets with the same seed begin different episodes; call super()"
     )
     SeedEnvs(name, [1], "restart").close()
+
+
+class SeedIgnored(probes.Point):
+    """Draws nothing, and needs no seed."""
+
+    def reset(self, *, seed=None, options=None):
+        return still_point(self)
+
+
+def test_an_environment_without_randomness_needs_no_seed():
+    probes.register("SeedIgnored-v0", entry_point=SeedIgnored)
+    for env_reset in ("reuse", "fresh"):
+        SeedEnvs("SeedIgnored-v0", [1], env_reset).close()
 
 
 class Quits(probes.Point):
@@ -369,7 +382,7 @@ def test_a_simulator_of_one_instance(tmp_path, monkeypatch):
     """The ways out are named, and work, also after a kill, and with another random generator."""
     assert message(UsageError, SeedEnvs, "OnlyOne-v0", [1]) == (
         "cannot make OnlyOne-v0: RuntimeError: port 5005 is taken (probes.py, line 218); if only one can "
-        "exist at a time, train with --env-reset restart --eval-episodes 0, and one environment per seed"
+        "exist at a time, train one seed in one environment, with --env-reset restart --eval-episodes 0"
     )
     assert not probes.OnlyOne.living  # closed: in a notebook, the way out works at once
     args = SMALL | dict(env_id="OnlyOne-v0", env_reset="restart", eval_episodes=0)

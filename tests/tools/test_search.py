@@ -93,7 +93,7 @@ def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--tau 0.1 --policy-lr 1e-3 --q-lr=1e-3", "sac has no flag of `space` that --flags leaves open"),
+        ("--tau 0.1 --policy-lr 1e-3 --q-lr=1e-3", "sac has no flag of `space` that --flags does not set"),
         ("--env-id Hopper-v4", "env_id is not for --flags: the search sets it"),
         ("--eval-episodes 0", "a search needs evaluations"),
         ("--exp-name 'a", "No closing quotation"),
@@ -121,7 +121,7 @@ def test_ctrl_c_waits_until_the_trial_has_saved(tmp_path, monkeypatch):
         return wait(process, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait_until_interrupted)
-    with pytest.raises(Stopped, match="trial-0 is unfinished"):
+    with pytest.raises(Stopped, match="is stopped; the same command resumes it"):
         search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
 
 

@@ -31,7 +31,7 @@ def test_ratios_are_taken_within_a_round():
     ]
     text = rates.table(rounds)
     assert "| SBX | 45 (30–60) | 1.50 (1.50–1.50) |" in text
-    assert "| bare update ÷ its limit | 0.80 (0.80–0.80) |" in text
+    assert "| bare update ÷ its bound | 0.80 (0.80–0.80) |" in text
     assert "| whole run ÷ bare update | 0.90 (0.90–0.90) |" in text
 
 

@@ -505,11 +505,7 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         ),
         (
             TEXT.replace('"sac"', '"sac", "td3"') + "variants.fast = { tau = 0.1 }\n",
-            "sac and td3 share the folder Pendulum-v1__fast__1; with an exp_name or variants",
-        ),
-        (
-            TEXT + "variants.a = { tau = 0.005 }\nvariants.b = { policy-lr = 3e-4 }\n",
-            "Pendulum-v1__a__1 and Pendulum-v1__b__1 differ in nothing that is learned",
+            "sac and td3 share the folder Pendulum-v1__fast__1; in grids of their own, give each its own",
         ),
         ("seeds = 5\n" + TEXT, "unknown key 'seeds' outside its grids"),
         (TEXT + "[variants]\nfast = { tau = 0.1 }\n", "unknown key 'variants' outside its grids"),
@@ -559,7 +555,10 @@ def test_seeds_that_another_folder_has_are_not_trained_again(tmp_path):
     cells, _ = sweep.suite_cells(replace(args, seeds_per_run=2))
     for cell in cells:
         write_config(cell)
-    with pytest.raises(UsageError, match="__1-2 has seeds that .* again: give --seeds-per-run 2, or"):
+    assert sweep.main(args) == 0  # nothing is trained yet
+    for cell in cells:
+        write_checkpoint(cell, 100)
+    with pytest.raises(UsageError, match="__1-2 has seeds that .* again: give --seeds-per-run 2 if"):
         sweep.main(args)
     assert sweep.main(replace(args, seeds_per_run=2)) == 0
     write_suite(suite, GRID | dict(flags=SMALL | dict(total_timesteps=800), seeds=2))
@@ -576,7 +575,20 @@ def test_a_longer_run_is_done_and_named(tmp_path, capsys):
     assert sweep.main(args) == 0
     out, err = capsys.readouterr()
     assert out == "all 1 runs are done\n"
-    assert "Pendulum-v1__sac__1 was trained for 700 steps, more than the suite's" in err
+    assert "Pendulum-v1__sac__1 has 700 steps, more than the suite asks for; it counts as done" in err
+
+
+VARIANTS = [("a", "tau", 0.005), ("b", "policy-lr", 3e-4), ("c", "tau", 0.1)]  # of a, b: the defaults
+
+
+def test_cells_that_train_the_same_are_named(tmp_path, capsys):
+    """Reports would refuse them together, since neither flag differs from the defaults."""
+    grids = [GRID | dict(flags=dict(exp_name=name, **{flag: value})) for name, flag, value in VARIANTS]
+    suite = write_suite(tmp_path / "suite.toml", *grids)
+    args = sweep.Args(str(suite), out_dir=tmp_path, device="cpu", dry_run=True)
+    assert sweep.main(args) == 0
+    both = "Pendulum-v1__a__1 and Pendulum-v1__b__1 train the same thing"
+    assert capsys.readouterr().err == f"warning: {both}; name only one of them in a report\n"
 
 
 def test_runs_of_an_older_version_of_a_file_are_named(tmp_path, capsys):

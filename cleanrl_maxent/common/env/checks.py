@@ -51,24 +51,24 @@ def explain(env_id: str, problem: BaseException, kwargs: dict[str, Any]) -> str:
     if not str(own).strip():
         return describe_exception(own)
     line = " ".join(str(own).split())
-    if render_mode_missing(own, kwargs):
+    if lacks_render_mode(own, kwargs):
         return f"{line}; to be drawn, it must take the argument render_mode"
     module, _, id_there = env_id.rpartition(":")
     if module.endswith(".py"):
         return f"name the module, not its file: {module.removesuffix('.py')}:{id_there}"
     if isinstance(own, ModuleNotFoundError) and own.name in (module, module.partition(".")[0]):
         return f"{line}; start in the folder that has {own.name}, or install it"
-    if not isinstance(own, gym.error.Error | ImportError) and (place := where_raised(own)):
+    if not isinstance(own, gym.error.Error | ImportError) and (place := source_line(own)):
         line = f"{describe_exception(own)} ({place})"
     return line + describe_signature(env_id, kwargs) if isinstance(own, TypeError) else line
 
 
-def render_mode_missing(problem: BaseException, kwargs: dict[str, Any]) -> bool:
+def lacks_render_mode(problem: BaseException, kwargs: dict[str, Any]) -> bool:
     """True if an environment that should be drawn does not take the argument `render_mode`."""
     return "render_mode" in kwargs and isinstance(problem, TypeError) and "'render_mode'" in str(problem)
 
 
-def where_raised(problem: BaseException) -> str:
+def source_line(problem: BaseException) -> str:
     """File and line that raised an exception; empty if Gymnasium did, as for arguments that do not fit."""
     *_, frame = traceback.extract_tb(problem.__traceback__) or [None]
     inside = frame is None or Path(frame.filename).is_relative_to(Path(gym.__file__).parent)

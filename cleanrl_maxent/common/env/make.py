@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from cleanrl_maxent.common.cli import RunArgs
 
 TRAINING, EVALUATION = 0, 1  # streams of random numbers
-# with these and one seed, only one is made
-ONE_INSTANCE = "--env-reset restart --eval-episodes 0, and one environment per seed"
+ONE_INSTANCE = "train one seed in one environment, with --env-reset restart --eval-episodes 0"
 
 
 def environment_seed(seed: int, stream: int, *indices: int) -> int:
@@ -83,7 +82,7 @@ def make_env(choice: EnvChoice | str, render_mode: str | None = None) -> Checked
     except (Exception, SystemExit) as problem:
         line = f"cannot make {env_id}: {explain(env_id, problem, kwargs)}"
         if choice in made and not isinstance(problem, TypeError):
-            line += f"; if only one can exist at a time, train with {ONE_INSTANCE}"
+            line += f"; if only one can exist at a time, {ONE_INSTANCE}"
         raise UsageError(line) from problem
     made.add(choice)
     if render_mode:

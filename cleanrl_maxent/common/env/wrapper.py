@@ -78,7 +78,7 @@ class CheckedEnv(gym.Wrapper):
         """Closes the environment; an exception then, which can harm no result, becomes a warning."""
         try:
             self.env.close()
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             said = f"{self.name} could not be closed: {describe_exception(problem)}"
             warn_once(said, key=(self.name, type(problem)))
 

@@ -120,8 +120,9 @@ def find_checkpoint(
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
     check_same_args(folder, recorded["args"], args)
-    if "task" in recorded:  # not in runs of earlier versions
-        check_same_task(folder, args.env_id, Task(**config["task"]))
+    if isinstance(recorded.get("task"), dict):  # not in runs of earlier versions
+        advice = "; undo the change of the environment, or name another --run-dir"
+        check_same_task(folder, args.env_id, Task(**config["task"]), advice)
     if has_changed(args, recorded):
         warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():
