@@ -70,7 +70,7 @@ def find_run(args: Args) -> tuple[Path, int | None]:
 
 def newest_run(top: Path) -> Path:
     """The run below `top` that finished last; raises UsageError if there is none."""
-    results = list(top.rglob("result.json"))
+    results = [path for path in top.rglob("result.json") if path.with_name("config.json").exists()]
     require(bool(results), f"there is no finished run in {top}; name the folder of one")
     return max(results, key=lambda path: path.stat().st_mtime).parent
 

@@ -9,7 +9,8 @@ NumPy and float64, so that other programs can be checked against it.
 Everywhere `P` is `(S, A, S)`, probabilities of the next state; the rest of a row, up to 1, ends the episode;
 `R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
 actions; `start` is `(S,)`, probabilities of the first state; `alpha` = 0 is the limit without entropy.
-Arrays are float64, entropies and divergences in nats.
+Arrays are float64, entropies and divergences in nats. The iterations raise ValueError for other shapes and
+ranges.
 
     python cleanrl_maxent/tabular.py
 """
@@ -38,6 +39,25 @@ class Args:
 
     figure: Figure = "all"  # a single figure; none: only the claims
     out_dir: Path = Path("figures")  # folder that the figures are written to
+
+
+def check_mdp(P, R, gamma, alpha=0.0):
+    """Raises ValueError unless the arguments have the shapes and ranges stated above."""
+    shape_P, shape_R = np.shape(P), np.shape(R)
+    if len(shape_R) != 2 or shape_P != (*shape_R, shape_R[0]):
+        raise ValueError(f"P must be (S, A, S) and R (S, A); got {shape_P} and {shape_R}")
+    if not (np.all(np.greater_equal(P, 0)) and np.all(np.sum(P, axis=-1) <= 1 + 1e-9)):
+        raise ValueError("P must be probabilities: no row with a negative number, or a sum above 1")
+    if not np.all(np.isfinite(R)):
+        raise ValueError("R must be finite")
+    if not (0 <= gamma < 1 and alpha >= 0):
+        raise ValueError(f"gamma must be in [0, 1), and alpha >= 0; got {gamma} and {alpha}")
+
+
+def uniform_policy(P, R, gamma, alpha=0.0):
+    """The policy of equal probabilities, `(S, A)`, on an MDP that `check_mdp` accepts."""
+    check_mdp(P, R, gamma, alpha)
+    return np.full(np.shape(R), 1 / np.shape(R)[1])
 
 
 # soft values: docs/explain/tabular.md 1
@@ -72,7 +92,8 @@ def soft_value_iteration(P, R, gamma, alpha, epsilon=1e-10):
 
     Without entropy this is value iteration.
     """
-    Q = np.zeros_like(R)
+    check_mdp(P, R, gamma, alpha)
+    Q = np.zeros(np.shape(R))
     while True:
         next_Q = R + gamma * P @ soft_value(Q, alpha)
         change = np.abs(next_Q - Q).max()
@@ -104,7 +125,7 @@ def soft_policy_iteration(P, R, gamma, alpha) -> Iterator[tuple]:
 
     Without entropy this is policy iteration.
     """
-    pi = np.full_like(R, 1 / R.shape[1])
+    pi = uniform_policy(P, R, gamma, alpha)
     while True:
         Q, V = soft_evaluate(P, R, gamma, alpha, pi)
         yield pi, Q, V
@@ -199,7 +220,7 @@ def bonus_policy(P, R, gamma, alpha):
 
     Raises ValueError if iterating this does not converge.
     """
-    pi = np.full_like(R, 1 / R.shape[1])
+    pi = uniform_policy(P, R, gamma, alpha)
     for _ in range(10_000):
         next_pi = boltzmann(evaluate(P, R, gamma, pi)[0], alpha)
         if np.abs(next_pi - pi).max() < 1e-14:
@@ -232,7 +253,7 @@ def trpo_bound(P, R, gamma, start, pi, new_pi):
 def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
     """Yields policies whose return never falls, without end: each is the best by `trpo_bound` along the
     natural gradient, π exp(β A)/Z with β from 2⁻⁴⁰ to 1, or π itself."""
-    pi = np.full_like(R, 1 / R.shape[1])
+    pi = uniform_policy(P, R, gamma)
     while True:
         yield pi
         Q, _ = evaluate(P, R, gamma, pi)

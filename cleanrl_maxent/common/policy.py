@@ -1,10 +1,12 @@
 """A trained policy: saved as one npz file per seed, without pickle, and loaded to act."""
 
 import io
+import operator
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +22,7 @@ from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.files import dtype_in_npz, leaf_name, pack, write_file
 
+PARTS = ("Args", "init", "policy", "act")  # what an algorithm's module defines for its policy to be loaded
 EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
 
 
@@ -73,11 +76,12 @@ class LoadedPolicy:
         discrete actions are integers, `()` or `(...)`. With `deterministic` it is the policy's mode, if there
         is one, else a sample, drawn with `key`, by default one from the seed and the number of earlier calls
         without a key. Pass observations as the environment returns them. The first call with a new shape of
-        `obs` compiles. Raises UsageError for a shape that does not fit.
+        `obs` compiles. Raises UsageError for a shape that does not fit, and for NaN and infinity.
         """
         obs = np.asarray(obs, np.float32)
         if not obs.ndim or obs.shape[-1] != self.task.obs_dim:
             raise UsageError(f"observations must have shape (..., {self.task.obs_dim}); got {obs.shape}")
+        require(bool(np.isfinite(obs).all()), "observations must be finite")
         if key is None:
             action = self.choose(self.parameters, obs, self.calls, deterministic)
             self.calls += 1
@@ -113,7 +117,7 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Raises UsageError, in one line,
     if they are missing, damaged, not this run's, or written by newer code.
     """
-    for name in ("Args", "init", "policy", "act"):
+    for name in PARTS:
         file = getattr(algorithm, "__file__", None) or algorithm.__name__
         require(hasattr(algorithm, name), f"{file} is not an algorithm: it defines no {name}")
     args = recorded_args(algorithm.Args, str(folder))
@@ -122,20 +126,21 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     except (UsageError, TypeError) as problem:
         raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
     task = recorded_task(folder)
-    seed, last = args.seed if seed is None else seed, args.seed + args.num_seeds - 1
+    last = args.seed + args.num_seeds - 1
+    try:
+        seed = args.seed if seed is None else operator.index(seed)
+    except TypeError as problem:
+        raise UsageError(f"seed must be an integer; got {seed!r}") from problem
     if not args.seed <= seed <= last:
         has = f"seed {last}" if args.num_seeds == 1 else f"seeds {args.seed} to {last}"
         raise UsageError(f"{folder} has {has}, not {seed}")
     path = folder / f"policy-{seed}.npz"
     if not path.exists():
+        resume = f"--resume {quote(str(folder))}"
         if not (folder / "result.json").exists():
-            raise UsageError(
-                f"{folder} is not finished: it has no {path.name} yet; --resume {folder} continues it"
-            )
+            raise UsageError(f"{folder} is not finished: it has no {path.name} yet; {resume} continues it")
         can_resume = any(folder.glob("checkpoint/checkpoint-*.json"))
-        again = (
-            f"--resume {folder} writes it again" if can_resume else "there is no checkpoint to write it from"
-        )
+        again = f"{resume} writes it again" if can_resume else "there is no checkpoint to write it from"
         raise UsageError(f"{folder} has lost its {path.name}; {again}")
     expected = jax.eval_shape(
         lambda key: algorithm.policy(algorithm.init(key, task, args)), jax.random.key(0)

@@ -62,6 +62,18 @@ def test_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("names", [[".lock", "README.md"], [".lock", "config.json"], ["checkpoint"]])
+def test_a_folder_with_some_names_of_a_run_is_refused_untouched(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text('{"name": "bert"}')
+    args = sac.Args(**SMALL | dict(run_dir=str(tmp_path)))
+    with pytest.raises(UsageError, match="is not a run|does not belong to a run"):
+        sac.train(args)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        names, '{"name": "bert"}'
+    )
+
+
 def test_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 import zipfile
 from types import ModuleType, SimpleNamespace
 
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from cleanrl_maxent import load_policy
+from cleanrl_maxent import load_policy, sac
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.env.task import Task, describe_task, parse_task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import pack, unpack
 from cleanrl_maxent.common.policy import LoadedPolicy, policy_arrays, read_parameters
+from cleanrl_maxent.common.run.result import Result
 
 KERNEL, BIAS = np.arange(6.0).reshape(2, 3), np.arange(3.0)
 
@@ -79,6 +81,31 @@ def test_one_discrete_action_is_a_scalar():
     policy = LoadedPolicy(algorithm, RunArgs(), Task(3, 2, discrete=True, first_action=4), 1, ())
     assert {5: "right"}[policy(np.ones(3))] == "right"
     assert policy(np.ones((2, 3))).tolist() == [5, 5]
+
+
+def test_a_result_can_be_sent_to_another_process(copied):
+    result = Result({"run_dir": str(copied), "seconds": 1.0}, sac.Args())
+    received = pickle.loads(pickle.dumps(result))
+    assert received == result and (received.policy(4)([1, 0, 0]) == load_policy(copied, 4)([1, 0, 0])).all()
+
+
+def test_a_result_finds_its_algorithm_in_a_session_that_names_a_function_act(copied, monkeypatch):
+    session = ModuleType("session")
+    session.act = print
+    monkeypatch.setitem(sys.modules, "session", session)
+    own = type("Own", (sac.Args,), {"__module__": "session", "exp_name": "sac"})
+    assert Result({"run_dir": str(copied)}, own()).policy(4).algorithm is sac
+
+
+def test_an_observation_that_is_not_finite(copied):
+    with pytest.raises(UsageError, match="observations must be finite"):
+        load_policy(copied, 4)([np.nan, 0, 0])
+
+
+def test_a_seed_that_is_no_integer(copied):
+    assert load_policy(copied, np.int64(4)).seed == 4
+    for seed in (4.0, "4"):
+        assert f"seed must be an integer; got {seed!r}" in refused(copied, seed)
 
 
 def test_a_seed_that_the_run_does_not_have(copied):

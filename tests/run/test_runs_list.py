@@ -178,6 +178,13 @@ def test_runs_are_found_in_folders_of_folders_and_once(tmp_path):
     assert list(find_runs(inner)) == [inner]
 
 
+def test_a_stray_mark_hides_no_runs(tmp_path):
+    (tmp_path / ".lock").touch()
+    assert list(find_runs(tmp_path)) == [tmp_path]
+    run = finished(tmp_path / "suite" / "a")
+    assert list(find_runs(tmp_path)) == [tmp_path, run]
+
+
 def test_a_pipe_gets_whole_plain_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")

@@ -229,3 +229,39 @@ def test_entropy_is_a_living_bonus():
     ):
         for alpha, steps in stated.items():
             assert np.sum(1 / find(P, R, 0.99, alpha)[:, 0]) == pytest.approx(steps, abs=0.06)
+
+
+def test_whole_numbers_are_rewards_too():
+    """Costs of 1 a step on a chain: the shortest way is best."""
+    P = np.zeros((5, 2, 5))
+    P[range(5), 0, [0, 0, 1, 2, 3]] = 1
+    P[range(4), 1, [1, 2, 3, 4]] = 1  # the last state ends
+    R = -np.ones((5, 2), int)
+    pi, Q, V = tabular.soft_optimum(P, R, 0.99, 0)
+    assert (pi == [0, 1]).all()
+    assert_close(V, -np.cumsum(0.99 ** np.arange(5))[::-1])
+    assert_close(tabular.soft_value_iteration(P, R, 0.99, 0), Q)
+    start = np.eye(5)[0]
+    *_, last = itertools.islice(tabular.trpo_penalty_iteration(P, R, 0.9, start), 3)
+    assert tabular.expected_return(P, R, 0.9, start, last) > tabular.expected_return(
+        P, R, 0.9, start, np.full((5, 2), 0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("P", "R", "gamma", "alpha", "words"),
+    [
+        (np.ones((2, 3, 2)) / 2, np.ones((3, 2)), 0.9, 0, r"got \(2, 3, 2\) and \(3, 2\)"),
+        (np.ones((2, 3, 2)) / 2, np.ones(2), 0.9, 0, r"R \(S, A\); got \(2, 3, 2\) and \(2,\)"),
+        (np.ones((2, 3, 2)) * 0.6, np.ones((2, 3)), 0.9, 0, "a sum above 1"),
+        (np.full((2, 3, 2), np.nan), np.ones((2, 3)), 0.9, 0, "P must be probabilities"),
+        (-np.ones((2, 3, 2)), np.ones((2, 3)), 0.9, 0, "a negative number"),
+        (np.ones((2, 3, 2)) / 2, np.full((2, 3), np.inf), 0.9, 0, "R must be finite"),
+        (np.ones((2, 3, 2)) / 2, np.ones((2, 3)), 1.0, 0, "gamma must be in"),
+        (np.ones((2, 3, 2)) / 2, np.ones((2, 3)), 0.9, -0.1, "alpha >= 0; got 0.9 and -0.1"),
+    ],
+)
+def test_what_is_no_mdp_is_refused(P, R, gamma, alpha, words):
+    for function in (tabular.soft_value_iteration, tabular.soft_optimum, tabular.bonus_policy):
+        with pytest.raises(ValueError, match=words):
+            function(P, R, gamma, alpha)

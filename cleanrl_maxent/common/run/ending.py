@@ -1,6 +1,7 @@
 """What a run says when it ends before its last step: which step is saved, and how to resume."""
 
 from pathlib import Path
+from shlex import quote
 
 from cleanrl_maxent.common.errors import WorkerDied
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
@@ -9,7 +10,7 @@ from cleanrl_maxent.common.signals import postponed
 
 def how_to_resume(folder: Path) -> str:
     """The flag, or in Python the argument, that resumes the run in `folder`."""
-    return f"run_dir={str(folder)!r}" if postponed else f"--resume {folder}"
+    return f"run_dir={str(folder)!r}" if postponed else f"--resume {quote(str(folder))}"
 
 
 def add_resume(problem: Exception, folder: Path, checkpoints: Checkpoints) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import FOLDERS, RunArgs
@@ -75,9 +76,7 @@ def lock(folder: Path) -> TextIO:
     Raises UsageError if it cannot be written, is not a run, or is locked by another process.
     """
     try:
-        names = os.listdir(folder) if folder.exists() else []
-        if names and not {".lock", "config.json"}.intersection(names):
-            raise UsageError(f"{folder} exists and is not a run; name another --run-dir, or remove it")
+        check_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+")
     except OSError as problem:
@@ -100,6 +99,18 @@ def lock(folder: Path) -> TextIO:
     return file
 
 
+def check_free(folder: Path) -> None:
+    """Raises UsageError if a folder holds something else than a run, and OSError."""
+    names = set(os.listdir(folder)) if folder.exists() else set()
+    if "config.json" in names:
+        try:
+            read_config(folder)
+        except UsageError as problem:
+            raise UsageError(f"{problem}; name another --run-dir") from problem
+    elif names - {".lock", "config.json.tmp"} and not any(folder.glob("checkpoint/c*-*.json")):
+        raise UsageError(f"{folder} exists and is not a run; name another --run-dir, or remove it")
+
+
 def find_checkpoint(
     folder: Path, checkpoints: Checkpoints, args: RunArgs, config: dict[str, Any]
 ) -> Checkpoint | None:
@@ -113,10 +124,7 @@ def find_checkpoint(
         if checkpoints.paths():
             raise UsageError(f"{folder}/config.json is missing; put it back, or name another --run-dir")
         return None
-    try:
-        recorded = read_config(folder)
-    except UsageError as problem:
-        raise UsageError(f"{problem}; name another --run-dir") from problem
+    recorded = read_config(folder)
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
     check_same_args(folder, recorded["args"], args)
@@ -129,7 +137,9 @@ def find_checkpoint(
         done = read_json(folder / "result.json")["total_timesteps"]
         lost = not all((folder / f"policy-{seed}.npz").exists() for seed in args.seeds)
         if done >= args.total_timesteps and not (lost and checkpoints.paths()):
-            more = f"; python -m cleanrl_maxent.track {folder} sends it to W&B" if args.track else ""
+            more = (
+                f"; python -m cleanrl_maxent.track {quote(str(folder))} sends it to W&B" if args.track else ""
+            )
             steps = replace(args, total_timesteps=done).last_step
             raise Finished(f"{folder} is finished ({steps} steps); nothing to do{more}")
     checkpoints.check_version()

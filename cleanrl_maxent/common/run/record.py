@@ -73,6 +73,7 @@ class Record:
         self.sha256 = hashlib.sha256(kept)
         self.tensorboard = TensorBoardFile(folder)
         table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
+        table = table.encode(errors="replace").decode()  # a folder's name need not be UTF-8
         self.tensorboard.add(0, text("hyperparameters", f"|flag|value|\n|-|-|\n{table}"))
         for line in kept.splitlines():
             self.show(json.loads(line))

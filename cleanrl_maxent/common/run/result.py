@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
+from cleanrl_maxent.common.policy import PARTS, LoadedPolicy, load_policy
 
 
 class Result(dict[str, Any]):
@@ -18,15 +18,15 @@ class Result(dict[str, Any]):
 
     def __init__(self, content: dict[str, Any], args: RunArgs):
         super().__init__(content)
-        self.algorithm = module_of(args)
+        self.args = args
         self.folder = Path(content["run_dir"]).resolve()  # in case the current folder changes
 
     def policy(self, seed: int | None = None) -> LoadedPolicy:
         """The trained policy of a seed, by default the first. Raises UsageError if it cannot be loaded."""
-        return load_policy(self.algorithm, self.folder, seed)
+        return load_policy(module_of(self.args), self.folder, seed)
 
 
 def module_of(args: RunArgs) -> ModuleType:
     """The module of the algorithm that defines these arguments, or of the one that they extend."""
     modules = (sys.modules[base.__module__] for base in type(args).__mro__)
-    return next(module for module in modules if hasattr(module, "act"))
+    return next(module for module in modules if all(hasattr(module, name) for name in PARTS))
