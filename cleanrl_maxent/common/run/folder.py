@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import FOLDERS, RunArgs
 from cleanrl_maxent.common.config import has_changed, read_config
-from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.env.task import parse_task
 from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
@@ -130,7 +130,7 @@ def find_checkpoint(
     check_same_args(folder, recorded["args"], args)
     if isinstance(recorded.get("task"), dict):  # not in runs of earlier versions
         advice = "; undo the change of the environment, or name another --run-dir"
-        check_same_task(folder, args.env_id, Task(**config["task"]), advice)
+        check_same_task(folder, args.env_id, parse_task(config["task"]), advice)
     if has_changed(args, recorded):
         warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():
