@@ -239,7 +239,7 @@ def describe_clash(cell: Cell, other: Cell) -> str:
         return f"{name} is in the suite twice"
     if cell.algorithm != other.algorithm:
         both = f"{other.algorithm} and {cell.algorithm} share the folder {name}"
-        return f"{both}; in grids of their own, give each its own exp_name or names of variants"
+        return f"{both}; put each in its own grid, with its own exp_name or names of variants"
     return f"two cells share the folder {name}; give each grid or variant its own exp_name"
 
 
@@ -281,7 +281,7 @@ def check_seeds(cells: list[Cell]) -> None:
     own = {cell.folder.name for cell in cells}
     others = [folder for folder in runs_in(cells[0].folder.parent) if folder.name not in own]
     holders: list[tuple[int, Path]] = []  # number of seeds, folder
-    for folder in filter(is_under_way, others):
+    for folder in (each for each in others if is_under_way(each) or is_locked(each)):
         try:
             config = read_config(folder)
             if todo.intersection(training_runs(config)):

@@ -161,8 +161,8 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
             print(path)
     elif isinstance(command, Compare):
-        is_log = {path: path.suffix == ".log" and path.is_file() for path in command.run_dirs}
-        sets = [path for path in command.run_dirs if not is_log[path]] or command.run_dirs
+        without_logs = [path for path in command.run_dirs if path.suffix != ".log" or path.is_dir()]
+        sets = without_logs or command.run_dirs
         if len(sets) == 2:
             compare_sets(*map(compared_curves, sets))
         else:

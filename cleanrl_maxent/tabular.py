@@ -9,8 +9,8 @@ NumPy and float64, so that other programs can be checked against it.
 Everywhere `P` is `(S, A, S)`, probabilities of the next state; the rest of a row, up to 1, ends the episode;
 `R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
 actions; `start` is `(S,)`, probabilities of the first state; `alpha` = 0 is the limit without entropy.
-Arrays are float64, entropies and divergences in nats. The iterations raise ValueError for other shapes and
-ranges.
+Arrays are float64, entropies and divergences in nats. Value iteration, policy iteration,
+`soft_optimum`, `bonus_policy` and `trpo_penalty_iteration` raise ValueError for other shapes and ranges.
 
     python cleanrl_maxent/tabular.py
 """
@@ -46,7 +46,7 @@ def check_mdp(P, R, gamma, alpha=0.0):
     shape_P, shape_R = np.shape(P), np.shape(R)
     if len(shape_R) != 2 or shape_P != (*shape_R, shape_R[0]):
         raise ValueError(f"P must be (S, A, S) and R (S, A); got {shape_P} and {shape_R}")
-    if not (np.all(np.greater_equal(P, 0)) and np.all(np.sum(P, axis=-1) <= 1 + 1e-9)):
+    if not (np.all(np.greater_equal(P, 0)) and np.all(np.sum(P, axis=-1, dtype=float) <= 1 + 1e-6)):
         raise ValueError("P must be probabilities: no row with a negative number, or a sum above 1")
     if not np.all(np.isfinite(R)):
         raise ValueError("R must be finite")
@@ -54,9 +54,8 @@ def check_mdp(P, R, gamma, alpha=0.0):
         raise ValueError(f"gamma must be in [0, 1), and alpha >= 0; got {gamma} and {alpha}")
 
 
-def uniform_policy(P, R, gamma, alpha=0.0):
-    """The policy of equal probabilities, `(S, A)`, on an MDP that `check_mdp` accepts."""
-    check_mdp(P, R, gamma, alpha)
+def uniform_policy(R):
+    """The policy of equal probabilities, `(S, A)`."""
     return np.full(np.shape(R), 1 / np.shape(R)[1])
 
 
@@ -125,7 +124,8 @@ def soft_policy_iteration(P, R, gamma, alpha) -> Iterator[tuple]:
 
     Without entropy this is policy iteration.
     """
-    pi = uniform_policy(P, R, gamma, alpha)
+    check_mdp(P, R, gamma, alpha)
+    pi = uniform_policy(R)
     while True:
         Q, V = soft_evaluate(P, R, gamma, alpha, pi)
         yield pi, Q, V
@@ -220,7 +220,8 @@ def bonus_policy(P, R, gamma, alpha):
 
     Raises ValueError if iterating this does not converge.
     """
-    pi = uniform_policy(P, R, gamma, alpha)
+    check_mdp(P, R, gamma, alpha)
+    pi = uniform_policy(R)
     for _ in range(10_000):
         next_pi = boltzmann(evaluate(P, R, gamma, pi)[0], alpha)
         if np.abs(next_pi - pi).max() < 1e-14:
@@ -253,7 +254,8 @@ def trpo_bound(P, R, gamma, start, pi, new_pi):
 def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
     """Yields policies whose return never falls, without end: each is the best by `trpo_bound` along the
     natural gradient, π exp(β A)/Z with β from 2⁻⁴⁰ to 1, or π itself."""
-    pi = uniform_policy(P, R, gamma)
+    check_mdp(P, R, gamma)
+    pi = uniform_policy(R)
     while True:
         yield pi
         Q, _ = evaluate(P, R, gamma, pi)

@@ -48,7 +48,7 @@ def dtype_in_npz(dtype: np.dtype) -> np.dtype:
 
 
 def from_npz(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array of an npz file as `dtype`, if it holds the raw bytes of that; else unchanged."""
+    """Views an npz file's raw bytes as `dtype`; other arrays are unchanged."""
     return array.view(dtype) if array.dtype == dtype_in_npz(dtype) else array
 
 

@@ -60,8 +60,6 @@ class Player:
                     self.env.check_length()
         except gym.error.DependencyNotInstalled as problem:
             raise UsageError(explain_missing(self.env_id, problem)) from problem
-        except SystemExit as problem:
-            raise locate(problem, self.env_id, "in a film or a window") from problem
         return total, step
 
     def see(self, step: int) -> None:
@@ -123,7 +121,10 @@ class Film(Player):
 
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
         """Like `Player.play`; appends the episode to the film."""
-        episode_return, length = super().play(choose, seed)
+        try:
+            episode_return, length = super().play(choose, seed)
+        except SystemExit as problem:
+            raise locate(problem, self.env_id, "in a film") from problem
         self.steps += length
         if self.steps <= self.last_step:
             self.ends.append(len(self.frames))

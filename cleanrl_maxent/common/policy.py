@@ -22,7 +22,6 @@ from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.files import dtype_in_npz, leaf_name, pack, write_file
 
-PARTS = ("Args", "init", "policy", "act")  # what an algorithm's module defines for its policy to be loaded
 EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
 
 
@@ -117,7 +116,7 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Raises UsageError, in one line,
     if they are missing, damaged, not this run's, or written by newer code.
     """
-    for name in PARTS:
+    for name in ("Args", "init", "policy", "act"):
         file = getattr(algorithm, "__file__", None) or algorithm.__name__
         require(hasattr(algorithm, name), f"{file} is not an algorithm: it defines no {name}")
     args = recorded_args(algorithm.Args, str(folder))

@@ -282,18 +282,6 @@ class SeedLost(probes.Point):
         return super().reset(options=options)
 
 
-@pytest.mark.parametrize("env_reset", ["reuse", "fresh"])
-def test_a_reset_that_loses_its_seed_is_refused(env_reset):
-    """Its runs could not be repeated, although a resumed run would replay them."""
-    name = f"SeedLost{env_reset.title()}-v0"
-    probes.register(name, entry_point=SeedLost)
-    said = message(UsageError, SeedEnvs, name, [1], env_reset)
-    assert said.startswith(
-        f"{name} is not reproducible: two resets with the same seed begin different episodes; call super()"
-    )
-    SeedEnvs(name, [1], "restart").close()
-
-
 class SeedIgnored(probes.Point):
     """Draws nothing, and needs no seed."""
 
@@ -301,10 +289,33 @@ class SeedIgnored(probes.Point):
         return still_point(self)
 
 
-def test_an_environment_without_randomness_needs_no_seed():
-    probes.register("SeedIgnored-v0", entry_point=SeedIgnored)
-    for env_reset in ("reuse", "fresh"):
-        SeedEnvs("SeedIgnored-v0", [1], env_reset).close()
+class NoiseLate(probes.Point):
+    """Does not pass the seed on, and draws first at step 150."""
+
+    def reset(self, *, seed=None, options=None):
+        return still_point(self)
+
+    def step(self, action):
+        obs, reward, *others = super().step(action)
+        return obs, reward + (self.np_random.random() if self.count >= 150 else 0), *others
+
+
+@pytest.mark.parametrize("env_reset", ["reuse", "fresh"])
+@pytest.mark.parametrize("kind", [SeedLost, SeedIgnored, NoiseLate])
+def test_a_reset_that_does_not_pass_its_seed_on(kind, env_reset):
+    """Its first random numbers come from the seed nevertheless, so it repeats and restores."""
+    name = f"{kind.__name__}{env_reset.title()}-v0"
+    probes.register(name, entry_point=kind, kwargs={"length": 200})
+    envs, again = (SeedEnvs(name, [1], env_reset) for _ in range(2))
+    assert np.array_equal(envs.obs, again.obs)
+    for cut in (1, 160, 230):
+        while envs.steps < cut:
+            envs.step(STILL)
+        other = SeedEnvs(name, [1], env_reset)
+        other.restore(cut, *envs.snapshot())
+        for _ in range(30):
+            assert envs.step(STILL) == other.step(STILL)
+            assert envs.transition.reward == other.transition.reward
 
 
 class Quits(probes.Point):

@@ -505,7 +505,7 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         ),
         (
             TEXT.replace('"sac"', '"sac", "td3"') + "variants.fast = { tau = 0.1 }\n",
-            "sac and td3 share the folder Pendulum-v1__fast__1; in grids of their own, give each its own",
+            "sac and td3 share the folder Pendulum-v1__fast__1; put each in its own grid, with its own",
         ),
         ("seeds = 5\n" + TEXT, "unknown key 'seeds' outside its grids"),
         (TEXT + "[variants]\nfast = { tau = 0.1 }\n", "unknown key 'variants' outside its grids"),

@@ -100,14 +100,16 @@ def lock(folder: Path) -> TextIO:
 
 
 def check_free(folder: Path) -> None:
-    """Raises UsageError if a folder holds something else than a run, and OSError."""
+    """Raises UsageError if a folder holds anything other than a run; and OSError."""
     names = set(os.listdir(folder)) if folder.exists() else set()
+    # a run that ended at once leaves these names, and systems and editors hidden ones
+    begun = ".lock" in names and all(name.startswith(".") or name == "config.json.tmp" for name in names)
     if "config.json" in names:
         try:
             read_config(folder)
         except UsageError as problem:
             raise UsageError(f"{problem}; name another --run-dir") from problem
-    elif names - {".lock", "config.json.tmp"} and not any(folder.glob("checkpoint/c*-*.json")):
+    elif names and not begun and not any(folder.glob("checkpoint/c*-*.json")):
         raise UsageError(f"{folder} exists and is not a run; name another --run-dir, or remove it")
 
 

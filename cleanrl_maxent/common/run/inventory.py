@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ from cleanrl_maxent.common.errors import Damaged
 from cleanrl_maxent.common.run.locking import acquire
 
 MARKS = {"config.json", "result.json", ".lock"}  # a folder with one of these holds a run
-PARTS = re.compile(r"checkpoint|seed-\d+|videos|wandb")  # folders in a run's, which hold no runs
 RETURNS = ("eval/return_mean", "eval_stochastic/return_mean")  # the second one if the first is missing
 TAILS = (2**16, 2**20, 2**24)  # bytes at the end of a record in which to look for its last evaluation
 
@@ -40,8 +38,9 @@ def find_runs(folder: Path) -> Iterator[Path]:
         is_run = bool(MARKS.intersection(files))
         if is_run and place not in seen:
             yield Path(path)
-        others = [name for name in folders if not (is_run and PARTS.fullmatch(name))]
-        folders[:] = [] if place in seen else sorted(others)
+        # one mark alone may be a stray file in a folder of runs
+        is_whole = "config.json" in files and len(MARKS.intersection(files)) > 1
+        folders[:] = [] if is_whole or place in seen else sorted(folders)
         seen.add(place)
 
 

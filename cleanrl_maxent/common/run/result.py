@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.policy import PARTS, LoadedPolicy, load_policy
+from cleanrl_maxent.common.policy import LoadedPolicy, load_policy
 
 
 class Result(dict[str, Any]):
@@ -28,5 +28,6 @@ class Result(dict[str, Any]):
 
 def module_of(args: RunArgs) -> ModuleType:
     """The module of the algorithm that defines these arguments, or of the one that they extend."""
-    modules = (sys.modules[base.__module__] for base in type(args).__mro__)
-    return next(module for module in modules if all(hasattr(module, name) for name in PARTS))
+    modules = [sys.modules[base.__module__] for base in type(args).__mro__]
+    whole = (module for module in modules if hasattr(module, "init") and hasattr(module, "act"))
+    return next(whole, modules[0])
