@@ -351,8 +351,8 @@ def test_tensorboard_and_the_wall_clock_are_no_condition(tmp_path, monkeypatch, 
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(record, "EventsWriter", refuse)
+    monkeypatch.setattr("cleanrl_maxent.common.run.folder.check_free", lambda folder: None)
     (tmp_path / "run" / "timing.jsonl").mkdir(parents=True)
-    (tmp_path / "run" / ".lock").touch()
     assert finishes(FEW, tmp_path / "run")
     err = capsys.readouterr().err
     assert "warning: seed-1 is not shown in TensorBoard: [Errno 13] Permission denied" in err
