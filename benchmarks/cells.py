@@ -225,7 +225,7 @@ def check(cells: list[Cell]) -> None:
         require(other is cell, describe_clash(cell, other))
     runs: dict[tuple[str, ...], Cell] = {}
     for cell in cells:
-        others = {runs.setdefault(run, cell) for run in training_runs(cell_config(cell))} - {cell}
+        others = {runs.setdefault(run, cell) for run in cell_runs(cell)} - {cell}
         if others:
             both = f"{others.pop().folder.name} and {cell.folder.name} train the same thing"
             warn(f"{both}; name only one of them in a report")
@@ -243,17 +243,19 @@ def describe_clash(cell: Cell, other: Cell) -> str:
     return f"two cells share the folder {name}; give each grid or variant its own exp_name"
 
 
-def cell_config(cell: Cell) -> dict[str, Any]:
-    """What the cell's `config.json` will say of its algorithm and arguments."""
+@cache
+def cell_runs(cell: Cell) -> frozenset[tuple[str, ...]]:
+    """The cell's training runs, from what its `config.json` will say."""
     args = json.loads(json.dumps(asdict(cell.args)))
-    return {"algorithm": cell.args.algorithm(), "args": args, "changed": changed_arguments(cell.args)}
+    changed = changed_arguments(cell.args)
+    return training_runs({"algorithm": cell.args.algorithm(), "args": args, "changed": changed})
 
 
-def training_runs(config: dict[str, Any]) -> list[tuple[str, ...]]:
+def training_runs(config: dict[str, Any]) -> frozenset[tuple[str, ...]]:
     """The training runs of a `config.json`, one for each seed, as reports tell them apart."""
-    first = config["args"]["seed"]
+    first, group = config["args"]["seed"], group_of(config).values()
     seeds = range(first, first + config["args"]["num_seeds"])
-    return [(*group_of(config).values(), str(seed)) for seed in seeds]
+    return frozenset((*group, str(seed)) for seed in seeds)
 
 
 def check_begun(cells: list[Cell]) -> None:
@@ -277,7 +279,7 @@ def check_begun(cells: list[Cell]) -> None:
 
 def check_seeds(cells: list[Cell]) -> None:
     """Raises UsageError if another folder of the sweep holds a seed that is still to be trained."""
-    todo = {run for cell in cells if not cell.finished() for run in training_runs(cell_config(cell))}
+    todo = {run for cell in cells if not cell.finished() for run in cell_runs(cell)}
     own = {cell.folder.name for cell in cells}
     others = [folder for folder in runs_in(cells[0].folder.parent) if folder.name not in own]
     holders: list[tuple[int, Path]] = []  # number of seeds, folder

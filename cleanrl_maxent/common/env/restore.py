@@ -51,8 +51,7 @@ class RestorableEnv(gym.Wrapper):
             self.before = self.random_state()
         if self.fresh and self.actions:
             self.rebuild()
-        if seed is not None:
-            self.seed_generator(seed)
+        self.seed_generator(seed)
         self.actions = []
         return self.env.reset(seed=seed, options=options)
 
@@ -70,13 +69,13 @@ class RestorableEnv(gym.Wrapper):
             raise UsageError(f"{self.checked.name} cannot be restored exactly: {found}; add {RESTART}")
         return dict(bits.state)
 
-    def seed_generator(self, seed: int) -> None:
+    def seed_generator(self, seed: int | None) -> None:
         """Seeds Gymnasium's random generator, for an environment whose `reset` does not pass its seed on."""
-        gymnasiums = getattr(type(self.unwrapped), "np_random", None) is gym.Env.np_random
-        if self.exact and gymnasiums:
-            generator, _ = np_random(seed)
-            if isinstance(self.unwrapped.np_random, type(generator)):
-                self.unwrapped.np_random = generator
+        is_gymnasiums = getattr(type(self.unwrapped), "np_random", None) is gym.Env.np_random
+        if seed is None or not self.exact or not is_gymnasiums:
+            return
+        if isinstance(self.unwrapped.np_random, np.random.Generator):
+            self.unwrapped.np_random, _ = np_random(seed)
 
     def rebuild(self) -> None:
         """Replaces the environment by a new one, in the random state before the last reset."""
@@ -101,8 +100,7 @@ class RestorableEnv(gym.Wrapper):
         self.seed, self.before, self.actions = snapshot["seed"], snapshot["before"], []
         self.rebuild()
         if self.before is None or not self.fresh:
-            if self.seed is not None:
-                self.seed_generator(self.seed)
+            self.seed_generator(self.seed)
             obs, _ = self.env.reset(seed=self.seed)
         if self.before is not None:
             self.unwrapped.np_random = generator_at(self.before)
