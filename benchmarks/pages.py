@@ -20,6 +20,7 @@ from benchmarks.records import RESULTS, Curve, main_curves, published_at_end
 from benchmarks.tables import (
     aggregate_table,
     algorithm_table,
+    below_average,
     number,
     published_band,
     published_table,
@@ -142,7 +143,7 @@ def images(groups: list[list[Curve]], folder: str, algorithm: str = "", sampled:
 def results_block(curves: list[Curve]) -> list[str]:
     """What docs/results.md has between its marks: every task, and scores over tasks."""
     defaults, _ = split(curves)
-    lines = [verdicts(defaults)]
+    lines = [verdicts(defaults), below_average(defaults)]
     for group in by_task(defaults):
         lines += ["", *task_section(group, "../benchmarks/results")]
     for budget in shared_tasks(curves):

@@ -192,6 +192,20 @@ def verdicts(curves: Iterable[Curve]) -> str:
     return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 
 
+def below_average(curves: Iterable[Curve]) -> str:
+    """A sentence that says how many evaluations are below the average of the published ones beside them.
+
+    If only chance decides, each has one chance in two.
+    """
+    below = defaultdict(list)
+    for curve in worth_a_row(curves):
+        rows = published_at_end(curve)
+        if rows and curve.protocol != "training":
+            below[curve.budget].append(curve.final().mean() < np.mean([float(row["mean"]) for row in rows]))
+    counts = [f"after {budget:,} steps {sum(found)} of {len(found)}" for budget, found in sorted(below.items())]
+    return f"Below the average of the published means beside them: {', '.join(counts)}." if counts else ""
+
+
 def score(curve: Curve) -> np.ndarray:
     """Final returns of the seeds on a scale from 0, a random policy, to 1, TD3 after a million steps."""
     low, high = REFERENCE_RETURNS[curve.family]

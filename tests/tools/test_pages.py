@@ -126,6 +126,19 @@ def test_a_row_says_whether_the_mean_is_inside():
     )
 
 
+def test_evaluations_below_the_published_average_are_counted():
+    """5,500 and 5,800 around the published average of 5,716, 950 far below it; training does not count."""
+    above = made_up(returns=np.array([[5_800.0], [5_800.0]]))
+    low = made_up(returns=np.array([[900.0], [1_000.0]]), flags="--tau 0.1")
+    long, unpublished = made_up(budget=10**6), made_up("Pendulum-v1")
+    training = made_up("HalfCheetah-v4", 300_000, "ppo", "ppo", "training")
+    assert tables.below_average([made_up(), above, low, long, unpublished, training]) == (
+        "Below the average of the published means beside them: after 100,000 steps 2 of 3, "
+        "after 1,000,000 steps 1 of 1."
+    )
+    assert tables.below_average([unpublished, training]) == ""
+
+
 def test_published_means_stand_only_beside_a_curve_that_reaches_them():
     reached, before = (made_up(steps=np.array([step])) for step in (95_000, 94_999))
     assert len(records.published_at_end(reached)) == 3 and not records.published_at_end(before)
