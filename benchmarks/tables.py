@@ -202,7 +202,9 @@ def below_average(curves: Iterable[Curve]) -> str:
         rows = published_at_end(curve)
         if rows and curve.protocol != "training":
             below[curve.budget].append(curve.final().mean() < np.mean([float(row["mean"]) for row in rows]))
-    counts = [f"after {budget:,} steps {sum(found)} of {len(found)}" for budget, found in sorted(below.items())]
+    counts = [
+        f"after {budget:,} steps {sum(found)} of {len(found)}" for budget, found in sorted(below.items())
+    ]
     return f"Below the average of the published means beside them: {', '.join(counts)}." if counts else ""
 
 

@@ -3,7 +3,7 @@
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016, https://arxiv.org/abs/1602.01783.
 A2C is the synchronous form of the paper's A3C: the gradients of all environments, at the same parameters,
 averaged into one step. Deliberate deviations, with reasons in docs/algorithms/:
-  - a time limit does not end the return;
+  - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
   - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
@@ -219,7 +219,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the end of episode or rollout; terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (GAE, eq. 16); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -245,13 +245,13 @@ def make_samples(state, rollout, args):
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against R, the bootstrapped return."""
+    """Half the mean squared error of V against R, the bootstrapped return (Algorithm S3)."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 
 
 def actor_loss(params, state, batch, args):
-    """Minus log π weighted by advantages R - V, minus the entropy bonus."""
+    """Minus log π weighted by advantages R - V (Algorithm S3), minus the entropy bonus (sec. 4)."""
     pi = state.actor.apply_fn(params, batch.obs)
     entropy = pi.entropy()
     loss = -jnp.mean(pi.log_prob(batch.action) * batch.advantage + args.ent_coef * entropy)
@@ -261,7 +261,7 @@ def actor_loss(params, state, batch, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is not needed: nothing is sampled.
 
-    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
+    Returns the new state and scalar metrics, measured before each gradient step; means if there are several.
     """
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))

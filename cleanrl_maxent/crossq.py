@@ -163,7 +163,7 @@ def policy(state):
 
 
 def sample_squashed(mean, log_std, key):
-    """Reparameterised action tanh(u) (eq. 8) and its log-density in nats (appendix C)."""
+    """Action tanh(u), `(..., action_dim)` (eq. 8), and its log-density in nats, `(...)` (appendix C)."""
     noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
@@ -173,7 +173,7 @@ def sample_squashed(mean, log_std, key):
 
 
 def sample_action(policy, obs, key):
-    """Action and log-density of the actor with its running statistics."""
+    """Action in [-1, 1] and log-density in nats, `(...)`, of the actor with its running statistics."""
     return sample_squashed(*policy(obs), key)
 
 

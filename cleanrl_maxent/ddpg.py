@@ -119,7 +119,7 @@ class State:
     target_actor: dict
     critic: TrainState
     target_critic: dict
-    noise: jax.Array  # of the exploration, (action_dim,)
+    noise: jax.Array  # exploration noise, (action_dim,)
 
 
 def init(key, task, args):
@@ -172,7 +172,7 @@ def move_targets(state, args):
 
 
 def update(state, batch, key, index, args):
-    """One gradient step of Algorithm 1 on one seed; the key is consumed.
+    """One gradient step of Algorithm 1 on one seed; the key is not needed: nothing is sampled.
 
     Returns the new state and metrics, scalars measured before each step.
     """

@@ -2,9 +2,10 @@
 
 Ernst et al., "Tree-Based Batch Mode Reinforcement Learning", 2005,
 https://www.jmlr.org/papers/v6/ernst05a.html; with a neural network Riedmiller, "Neural Fitted Q Iteration",
-2005, https://doi.org/10.1007/11564096_32. With `--alpha` > 0 the target has the soft value of
-sql_discrete.py in place of the maximum. The data grow by `--collect-steps` between fits, or are those of an
-earlier run, `--dataset`. Deviations: a fixed number of Adam steps per iteration, the smaller of two critics.
+2005, https://doi.org/10.1007/11564096_32. The data grow by `--collect-steps` between fits, or are those of an
+earlier run, `--dataset`. Deliberate deviations, with reasons in docs/algorithms/:
+  - an iteration is a fixed number of Adam steps, and its target uses the smaller of two critics;
+  - with `--alpha` > 0 the soft value of sql_discrete.py replaces the maximum.
 
     python cleanrl_maxent/fitted_q.py --env-id CartPole-v1
 """
@@ -278,9 +279,10 @@ def train(args):
                 action = warm_up(keys.act, step)
             else:
                 action = explore(policy(state), envs.obs, keys.act, step)
+            envs.step_async(action)  # workers begin to step; without workers step_wait steps
             if step > 0:
                 replay = store(replay, envs.transition, step - 1)  # of the step before
-            episodes = envs.step(np.asarray(action))
+            episodes = envs.step_wait()
             count = step + 1
             if count % args.collect_steps == 0 or count == args.total_timesteps:
                 replay = store(replay, envs.transition, step)

@@ -58,7 +58,7 @@ class Args(RunArgs):
     alpha: Magnitude = 0.01  # temperature, in (scaled) reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: Number = 0.5  # target: this times -action_dim or log n, nats
+    target_entropy_scale: Number = 0.5  # target: this times -action_dim, or log n for n actions; nats
     backup_entropy: bool = True  # count the entropy of later states
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
@@ -98,7 +98,7 @@ def linear(x, features, scale, name=None):
 
 
 class Critic(nn.Module):
-    """V_ψ(s): soft value of a state with backed-up entropy, else the plain one, `(...)`."""
+    """V(s) of eq. 4, soft with backed-up entropy, else the plain value, `(...)`."""
 
     hidden_dims: tuple[int, ...]
 
@@ -171,7 +171,7 @@ class TanhGaussian:
 
 
 class Actor(nn.Module):
-    """π_φ: the distribution of actions in a state."""
+    """π: the distribution of actions in a state."""
 
     hidden_dims: tuple[int, ...]
     action_dim: int
@@ -353,7 +353,7 @@ def adapt_temperature(state, samples, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
 
-    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
+    Returns the new state and scalar metrics, measured before each gradient step; means if there are several.
     """
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))

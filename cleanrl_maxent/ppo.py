@@ -1,7 +1,7 @@
 """Proximal policy optimisation: several epochs on each rollout, with the policy kept near the one that acted.
 
 Schulman et al., "Proximal Policy Optimization Algorithms", 2017, https://arxiv.org/abs/1707.06347.
-Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
+Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own Adam and its own gradient clipping;
   - advantages are normalised over the rollout, not over each minibatch;

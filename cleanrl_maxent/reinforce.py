@@ -224,7 +224,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the end of episode or rollout; terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (GAE, eq. 16); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -236,7 +236,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def past_rewards(reward, ended, args):
-    """Σ γ^k r_k over the steps of the episode before this one."""
+    """Σ γ^k r_k over the steps of the episode before this one, `(num_steps, num_envs)`."""
 
     def step(carry, row):
         past, discount = carry
@@ -249,7 +249,7 @@ def past_rewards(reward, ended, args):
 
 
 def step_mask(rollout, args):
-    """1 where the estimator can be used, 0 where it needs more than the rollout has; shaped as rewards."""
+    """1 where the rollout has all that the estimator needs, else 0, `(num_steps, num_envs)`."""
     ends = jnp.flip(jax.lax.cummax(jnp.flip(rollout.ended, 0)), 0)
     begins = rollout.elapsed <= jnp.arange(args.num_steps)[:, None]
     mask = jnp.ones_like(ends) if args.baseline else ends
@@ -285,14 +285,14 @@ def critic_loss(params, state, batch):
 
 
 def actor_loss(params, state, batch):
-    """Minus the mean of log π weighted by advantages; its gradient is minus the chosen estimate of ∇J."""
+    """Minus the weighted mean of log π Â; its gradient is minus the chosen estimate of ∇J, up to a factor."""
     pi = state.actor.apply_fn(params, batch.obs)
     loss = -jnp.mean(batch.weight * pi.log_prob(batch.action) * batch.advantage)
     return loss, {"losses/actor_loss": loss, "losses/entropy": pi.entropy().mean()}
 
 
 def fit_critic(state, samples, key, args):
-    """Several passes of gradient steps of V on a rollout; the key is consumed."""
+    """Fits V to a rollout in several passes of gradient steps; the key is consumed."""
 
     def step(critic, rows):
         batch = jax.tree.map(lambda x: x[rows], samples)
@@ -309,7 +309,7 @@ def fit_critic(state, samples, key, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is consumed.
 
-    Returns the new state and scalar metrics, each measured before its gradient step and averaged.
+    Returns the new state and scalar metrics, measured before each gradient step; means if there are several.
     """
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))

@@ -99,7 +99,7 @@ def policy(state):
 
 
 def sample_action(policy, obs, key):
-    """Reparameterised action tanh(u) (eq. 8) and its log-density in nats (appendix C)."""
+    """Action tanh(u), `(..., action_dim)` (eq. 8), and its log-density in nats, `(...)` (appendix C)."""
     mean, log_std = policy(obs)
     noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise

@@ -4,7 +4,7 @@ Christodoulou, "Soft Actor-Critic for Discrete Action Settings", 2019, https://a
 Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - the temperature is learned through its logarithm, and stays within [1e-4, alpha_max];
   - the target entropy is half the largest one, not 0.98 of it;
-  - `--no-backup-entropy` leaves the entropy out of the critics' target (Asad et al. 2025).
+  - `--no-backup-entropy`: no entropy in the critics' target, Asad et al. 2025, https://arxiv.org/abs/2509.09838.
 
     python cleanrl_maxent/sac_discrete.py --env-id CartPole-v1 --total-timesteps 50000
 """

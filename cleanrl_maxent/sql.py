@@ -48,7 +48,7 @@ class Args(RunArgs):
     batch_size: Count = 256  # transitions per update
     gamma: Discount = 0.99  # discount per step
     tau: Share = 1.0  # weight of new parameters in targets
-    policy_lr: Rate = 3e-4  # Adam, sampler
+    policy_lr: Rate = 3e-4  # Adam, actor
     q_lr: Rate = 3e-4  # Adam, critics
     alpha: Magnitude = 1.0  # temperature, in scaled reward per nat; alpha / reward_scale in reward per nat
     # reward factor; None: 30 on Swimmer, Hopper, HalfCheetah, 10 Walker2d, 300 Ant, 100 Humanoid, else 1
@@ -77,7 +77,7 @@ class Args(RunArgs):
     @property
     def particles(self):
         """How many particles of a state move, and how many are fixed."""
-        moved = math.floor(round(self.update_ratio * self.svgd_particles, 9))
+        moved = math.floor(round(self.update_ratio * self.svgd_particles, 9))  # 0.29 * 100 is 28.999…
         return moved, self.svgd_particles - moved
 
 
@@ -192,7 +192,7 @@ def sample_particles(policy, obs, key, count, args):
 
 
 def log_density(particles, obs, state, args):
-    """log p of particles, `(batch, count)`, up to a constant: of exp(Q/α)/Z (eq. 12) times Π(1 - a²).
+    """Log-density of particles, `(batch, count)`, up to a constant: exp(Q/α)/Z (eq. 12) times Π(1 - a²).
 
     Before tanh that factor is the Jacobian, so that actions follow exp(Q/α)/Z. After tanh, as in the
     published code, it changes what they follow to exp(Q/α) Π(1 - a²).

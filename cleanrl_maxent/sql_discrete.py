@@ -2,10 +2,10 @@
 
 Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", 2017, https://arxiv.org/abs/1702.08165.
 Equation numbers refer to it; its integrals are sums here. Variants by flags:
-  - `--alpha 0` is Q-learning with a replay and a target network, DQN (Mnih et al. 2015), which explores with
-    `--start-e`, `--end-e`; `--double`: van Hasselt et al. 2016;
-  - `--n-steps`: returns of n steps, whose target is path-consistent (Nachum et al. 2017);
-  - `--munchausen`: the reward gains m α log π (Vieillard et al. 2020).
+  - `--alpha 0` with `--start-e`, `--end-e`: DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236;
+  - `--double`: van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461;
+  - `--n-steps`: returns of n steps, path-consistent: Nachum et al. 2017, https://arxiv.org/abs/1702.08892;
+  - `--munchausen`: the reward gains m α log π: Vieillard et al. 2020, https://arxiv.org/abs/2007.14430.
 
     python cleanrl_maxent/sql_discrete.py --env-id CartPole-v1 --total-timesteps 50000
 """
@@ -53,7 +53,7 @@ class Args(RunArgs):
     n_steps: Count = 1  # rewards summed in a target
     n_step_target: Literal["path", "uncorrected"] = "path"  # subtract α log π along the path, or not
     munchausen: Discount = 0.0  # m, share of α log π in the reward
-    munchausen_clip: Rate | None = None  # α log π counts as at least -this; None: no bound
+    munchausen_clip: Rate | None = None  # α log π is clipped below at -this; None: no bound
     start_e: Decay = 0.0  # share of uniform actions at the start
     end_e: Decay = 0.0  # the same at the end
     exploration_fraction: Share = 0.5  # share of the run until end_e is reached
@@ -198,7 +198,7 @@ def bellman_target(state, steps, args):
     next_value = soft_value(next_q, args)
     if args.double:
         next_value = double_value(next_q, policy(state)(next_obs), args)
-    # Q - V is α log π, plus α log n with a uniform prior; or the action's gap if α is 0
+    # Q - V is α log π, plus α log n with a uniform prior; if α is 0, minus the action's gap
     advantage = gather(q, steps.action) - soft_value(q, args)
     bonus = jnp.maximum(advantage, -args.munchausen_clip) if args.munchausen_clip else advantage
     reward = steps.reward + args.munchausen * bonus if args.munchausen else steps.reward

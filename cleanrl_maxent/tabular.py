@@ -301,9 +301,6 @@ def reward_distance(P, R, gamma, alpha, start, pi, chosen):
     return visits(P, gamma, start, pi) @ soft_value(R - chosen, alpha)
 
 
-# what the lectures claim
-
-
 def error(left, right):
     """Largest difference, as text."""
     return f"{np.abs(left - right).max():.1e}"
@@ -413,9 +410,6 @@ def suboptimality(alpha, steps=20_000):
     )
     values = [start @ soft_evaluate(P, R, gamma, alpha, next(policies))[1] for _ in range(steps)]
     return optimum - np.array(values)
-
-
-# figures
 
 
 def draw_corridor(axes):

@@ -123,7 +123,7 @@ class State:
     target_actor: dict
     critics: TrainState  # two, stacked on axis 0
     target_critics: dict
-    noise: jax.Array  # of the exploration, (action_dim,)
+    noise: jax.Array  # exploration noise, (action_dim,)
 
 
 def init(key, task, args):

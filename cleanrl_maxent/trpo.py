@@ -4,7 +4,7 @@ Schulman et al., "Trust Region Policy Optimization", 2015, https://arxiv.org/abs
 Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a critic and GAE (Schulman et al. 2016, https://arxiv.org/abs/1506.02438) replace the paper's Q;
   - the line search evaluates all candidates at once;
-  - a time limit does not end the return;
+  - a time limit does not end the return, only the trace of advantages;
   - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/trpo.py --env-id Hopper-v4
@@ -230,7 +230,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ to the end of episode or rollout; terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (GAE, eq. 16); only terminal states have value 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -331,7 +331,7 @@ def line_search(full_step, state, batch, args):
 
 
 def fit_critic(state, samples, key, args):
-    """Several passes of gradient steps of V on a rollout; the key is consumed."""
+    """Fits V to a rollout in several passes of gradient steps; the key is consumed."""
 
     def step(critic, rows):
         batch = jax.tree.map(lambda x: x[rows], samples)

@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 NATURAL = "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step line_search"
 PAIRS = [
-    Pair("ddpg", "td3", 25, 50),
+    Pair("ddpg", "td3", 26, 50),
     Pair("td3", "sac", 65, 77, "next_noise", "sample_action temperature alpha_loss"),
     Pair(
         *("sac", "sql", 95, 146),
@@ -46,7 +46,7 @@ PAIRS = [
         "Policy soft_value double_value bellman_target policy_entropy epsilon",
     ),
     Pair(
-        *("sql_discrete", "fitted_q", 141, 115),
+        *("sql_discrete", "fitted_q", 139, 115),
         "double_value policy_entropy move_targets epsilon",
         "warn_of_divergence",
     ),
