@@ -52,14 +52,14 @@ def why_not(curve: Curve) -> str:
 
 def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bool:
     """Prints the mean of our seeds at a step and the published means; False if it is outside their band."""
-    mean, band = float(returns.mean()), published_band(rows, len(returns))
+    mean, band = float(returns.mean()), published_band(rows, returns)
     words = (
         "training windows differ" if rows[0]["protocol"].startswith("training") else "no spread was published"
     )
     if band:
         words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
         if len(rows_with_spread(rows)) == 1:
-            words += ", of a single program: it does not include differences between programs"
+            words += ", of a single program: differences between programs are not in it"
     judged = verdict(mean, band)
     print(f"  {step:,} steps: {number(mean)}  {judged}  ({words})")
     for row in rows:

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.figures import COLORS, OTHER_COLOR, plural, pyplot, save_figure
 from benchmarks.intervals import performance_profile
-from benchmarks.records import Curve, published_at_end
+from benchmarks.records import Curve, in_last_twentieth, published_at_end
 from benchmarks.tables import score
 
 Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
@@ -27,7 +27,7 @@ NAMED = 10  # lines of a figure that the legend names
 SEEDS_SHOWN = 20  # with more seeds of variants, only their means are drawn
 STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
 ROW, GAP = 0.16, 0.07  # inches of a line of the legend, and between two entries
-MARK = {"marker": "<", "mfc": "white", "ms": 5, "lw": 0}  # a published mean
+MARK = {"marker": "<", "mfc": "none", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
     "sampled": "return, sampled actions",
@@ -57,20 +57,24 @@ class Lines:
         return mean
 
     def end(self) -> float:
-        """The last finite mean; -inf without one."""
+        """Average of the mean over the last 5% of the steps that have one; -inf if none has."""
         mean = self.mean()
-        return mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else -np.inf
+        finite = np.isfinite(mean)
+        if not finite.any():
+            return -np.inf
+        late = in_last_twentieth(self.steps[finite], self.steps[finite][-1])
+        return float(mean[finite][late].mean())
 
 
 def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
-    """What a figure shows of a curve `beside` others; only algorithms have published means, not variants.
+    """What a figure shows of a curve `beside` others, with the published means of its algorithm.
 
     The label names the protocol, unless deterministic, if the curves differ in it.
     """
     label = label_of(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
         label += f" ({curve.protocol})"
-    marks = [] if curve.is_variant else [float(row["mean"]) for row in published_at_end(curve)]
+    marks = [float(row["mean"]) for row in published_at_end(curve)]
     label += f", {plural(len(curve.seeds), 'seed')}"
     return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks))
 
@@ -96,33 +100,36 @@ def draw_curves(curves: list[Curve], path: Path) -> Path:
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
     """Draws thin seeds and a thick mean for each of `lines`; the legend starts with the highest final mean.
 
-    All but the `NAMED` lines that end highest are grey and without seeds. If variants have more than
-    `SEEDS_SHOWN` seeds together, only their means are drawn. The figure is as high as its legend needs. The
-    file's description is the figure's `digest`.
+    At most `NAMED` lines are named, an algorithm's own before its variants, and the highest at the end first;
+    the others are grey and without seeds. An algorithm's published means are drawn once, in its colour. If
+    variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. The figure is as high as
+    its legend needs. The file's description is the figure's `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     shown = digest(title, ylabel, *lines)
-    best = sorted(range(len(lines)), key=lambda place: -lines[place].end())[:NAMED]
+    order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
+    best = order[:NAMED]
     others = [entry for place, entry in enumerate(lines) if place not in best]
     lines = [lines[place] for place in sorted(best)]
     for entry in others:
         axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
-    marked = [entry.algorithm for entry in lines if entry.marks]
+    marks = {entry.algorithm: entry.marks for entry in lines if entry.marks}
     crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
         if len(entry.values) > 1 and not (entry.is_variant and crowded):
-            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=0.35, **dots(entry))
+            alpha = 0.25 + 0.5 * np.mean(color)  # light colours show less on white
+            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=alpha, **dots(entry))
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
         label = "\n".join(wrap(words, 30, break_on_hyphens=False))
         look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
         (line,) = axes.plot(entry.steps, entry.mean(), label=label, **look)
         handles[line] = entry.end()
-        if entry.marks:
-            lane = 1.025 + 0.022 * marked.index(entry.algorithm)
-            axes.plot([lane * budget] * len(entry.marks), entry.marks, **MARK, color=color)
+    for lane, (algorithm, means) in enumerate(marks.items()):
+        place = [(1.025 + 0.022 * lane) * budget] * len(means)
+        axes.plot(place, means, **MARK, color=COLORS.get(algorithm, OTHER_COLOR))
     legend = sorted(handles, key=lambda line: -handles[line])
-    if marked:
+    if marks:
         legend += axes.plot([], [], **MARK, color="0.4", label="published means")
     if others:
         legend += axes.plot([], [], color="0.8", lw=0.7, label=f"{len(others)} more")
@@ -131,7 +138,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
-    axes.set_xlim(0, budget * (1.03 + 0.022 * len(marked)))
+    axes.set_xlim(0, budget * (1.03 + 0.022 * len(marks)))
     name_whole_ticks(axes)
     return save_figure(figure, path, dpi=200, description=shown)
 
@@ -182,7 +189,8 @@ def name_whole_ticks(axes: Any) -> None:
 
 def place_legend(axes: Any, **legend: Any) -> None:
     """The legend at the right of the axes, which get a faint grid and no frame."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, **legend)
+    look = {"frameon": False, "fontsize": 9, "handlelength": 2.8}  # long enough for a dash and a gap
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **look, **legend)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

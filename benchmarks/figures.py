@@ -7,20 +7,20 @@ from typing import Any
 
 from cleanrl_maxent.common.errors import UsageError
 
-COLORS = {  # of an algorithm, in every figure
-    "ddpg": "#8c564b",
-    "td3": "#ff7f0e",
+COLORS = {  # of an algorithm, in every figure; those that share one differ to colour-blind eyes too
+    "ddpg": "#8a5132",
+    "td3": "#e07f0f",
     "sac": "#1f77b4",
-    "sac_v1": "#17becf",
-    "crossq": "#e377c2",
-    "sql": "#2ca02c",
-    "sac_discrete": "#1b4f9c",
-    "sql_discrete": "#2e8b57",
-    "fitted_q": "#c49c00",
-    "reinforce": "#7f7f7f",
-    "a2c": "#bcbd22",
-    "a3c": "#00798c",
-    "trpo": "#9467bd",
+    "sac_v1": "#5ac8e8",
+    "crossq": "#b9277f",
+    "sql": "#5ca37b",
+    "sac_discrete": "#0e4b95",
+    "sql_discrete": "#008058",
+    "fitted_q": "#d1a70a",
+    "reinforce": "#83827f",
+    "a2c": "#ccbf0f",
+    "a3c": "#176c85",
+    "trpo": "#aa88f6",
     "ppo": "#d62728",
     "maxent_pg": "#111111",
 }

@@ -70,15 +70,32 @@ def prediction_interval(
     return float(means.mean() - half_width), float(means.mean() + half_width)
 
 
+def welch_half_width(errors: ArrayLike, counts: ArrayLike) -> float:
+    """Half the width of Welch's 95% interval of a difference of two means, from their squared standard errors
+    and numbers of scores, `(2,)` each."""
+    errors, counts = np.asarray(errors, float), np.asarray(counts, float)
+    if not errors.any():
+        return 0.0
+    freedom = errors.sum() ** 2 / np.sum(errors**2 / (counts - 1))
+    return float(student.ppf(0.975, freedom) * np.sqrt(errors.sum()))
+
+
+def welch_band(mean: float, deviation: float, seeds: float, scores: ArrayLike) -> tuple[float, float]:
+    """The means from which that of our `scores` does not differ significantly (Welch's test, 5%).
+
+    About the `mean` of one program, whose standard deviation has divisor `seeds`; two seeds or more each.
+    Unlike `prediction_interval` it does not assume that our seeds scatter as the program's do.
+    """
+    half_width = welch_half_width([deviation**2 / (seeds - 1), sem(scores) ** 2], [seeds, np.size(scores)])
+    return mean - half_width, mean + half_width
+
+
 def difference_interval(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     """Welch's 95% interval of the mean of `b` minus the mean of `a`, two scores or more each."""
     a, b = np.asarray(a, float), np.asarray(b, float)
-    errors = np.array([sem(a) ** 2, sem(b) ** 2])
-    difference, half_width = b.mean() - a.mean(), 0.0
-    if errors.any():
-        freedom = errors.sum() ** 2 / np.sum(errors**2 / [len(a) - 1, len(b) - 1])
-        half_width = student.ppf(0.975, freedom) * np.sqrt(errors.sum())
-    return float(difference - half_width), float(difference + half_width)
+    difference = float(b.mean() - a.mean())
+    half_width = welch_half_width([sem(a) ** 2, sem(b) ** 2], [len(a), len(b)])
+    return difference - half_width, difference + half_width
 
 
 def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:

@@ -105,20 +105,23 @@ def on_common_steps(seeds: list[Points]) -> Points:
     """Steps `(points,)` and values `(seeds, points)`.
 
     Values at many or different steps are averaged in `BINS` parts of the steps. Where only other seeds have
-    a value, a seed's own is interpolated; before its first and after its last it is NaN.
+    a value, a seed's own is interpolated; before its first and after its last, and where its own is not
+    finite, it is NaN.
     """
     first = seeds[0][0]
     if len(first) <= BINS and all(np.array_equal(steps, first) for steps, _ in seeds):
         return first, np.stack([values for _, values in seeds])
     edges = np.linspace(0, max(steps[-1] for steps, _ in seeds), BINS + 1)
-    table = np.full((len(seeds), BINS), np.nan)
-    for row, (steps, values) in zip(table, seeds, strict=True):
+    table, gaps = np.full((len(seeds), BINS), np.nan), np.zeros((len(seeds), BINS), bool)
+    for row, gap, (steps, values) in zip(table, gaps, seeds, strict=True):
         place = np.clip(np.searchsorted(edges, steps) - 1, 0, BINS - 1)
         counts = np.bincount(place, minlength=BINS)
         np.divide(np.bincount(place, values, BINS), counts, out=row, where=counts > 0)
-    some = np.isfinite(table).any(axis=0)
+        gap[:] = (counts > 0) & ~np.isfinite(row)
+    some = (np.isfinite(table) | gaps).any(axis=0)
     common, table = edges[1:][some], table[:, some]
-    for row in table:
+    for row, gap in zip(table, gaps[:, some], strict=True):
         if (own := np.isfinite(row)).any():
             row[:] = np.interp(common, common[own], row[own], left=np.nan, right=np.nan)
+            row[gap] = np.nan
     return common, table

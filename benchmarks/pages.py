@@ -192,7 +192,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
             order.get(curve.env_id, len(order)),
             curve.env_id,
             -curve.budget,
-            published_band(published_at_end(curve), len(curve.seeds)) is None,
+            published_band(published_at_end(curve), curve.final()) is None,
             not published_at_end(curve),
         ),
     )
@@ -203,7 +203,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
     if rows:
         low, high = (number(limit(float(row["mean"]) for row in rows)) for limit in (min, max))
         published = low if low == high else f"{low} to {high}"
-        if band := published_band(rows, len(returns)):
+        if band := published_band(rows, returns):
             judged = "too wide:" if says_little(band, rows) else verdict(mean, band)
             published += f" ({judged} {' to '.join(number(bound, mean) for bound in band)})"
     flags = f", `{curve.flags}`" if curve.flags else ""

@@ -32,6 +32,7 @@ from benchmarks.records import (
     group_curves,
     read_results,
     read_rows,
+    run_folders,
     runs_in,
 )
 from cleanrl_maxent import algorithm_names
@@ -136,6 +137,13 @@ def compared_curves(*paths: Path) -> list[Curve]:
     return curves + (curves_of(*folders) if folders or not missing else [])
 
 
+def sources(path: Path) -> set[Path]:
+    """The runs in a folder or of a pattern, resolved; else the path, a name."""
+    if path.exists() or is_pattern(path):
+        return {folder.resolve() for folder in run_folders(matching(path))}
+    return {path}
+
+
 def draw(curves: list[Curve], out_dir: Path) -> str:
     """Draws every curve of a task and number of steps together; writes report.md, whose text is returned."""
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -164,6 +172,8 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         without_logs = [path for path in command.run_dirs if path.suffix != ".log" or path.is_dir()]
         sets = without_logs or command.run_dirs
         if len(sets) == 2:
+            if shared := sources(sets[0]) & sources(sets[1]):
+                raise UsageError(f"{min(shared)} is in both sets")
             compare_sets(*map(compared_curves, sets))
         else:
             if len(sets) > 2:

@@ -11,6 +11,7 @@ from benchmarks.intervals import (
     mean_interval,
     prediction_interval,
     stratified_bootstrap,
+    welch_band,
 )
 from benchmarks.records import COMPARABLE, Curve, main_curves, published, published_at_end
 
@@ -45,8 +46,8 @@ def number(value: float, like: float | None = None) -> str:
 
 
 def named(curve: Curve) -> str:
-    """The name of a curve, followed by the changed flags if it is not a variant."""
-    return f"{curve.name} `{curve.flags}`" if curve.flags and not curve.is_variant else curve.name
+    """The name of a curve, followed by the changed flags."""
+    return f"{curve.name} {code(curve.flags)}".strip()
 
 
 def code(words: str) -> str:
@@ -70,10 +71,12 @@ def rows_with_spread(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
-def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float] | None:
-    """The band for the mean of `seeds` seeds, from published rows of one step; None without a spread.
+def published_band(rows: list[dict[str, str]], returns: np.ndarray) -> tuple[float, float] | None:
+    """The band for the mean of our `returns`, `(seeds,)`, from published rows of one step; None without a
+    spread.
 
-    Returns in training have no band: programs average them over different windows, which lag behind.
+    Returns in training have no band: programs average them over different windows, which lag behind. If only
+    one program states a spread, that of our seeds counts too.
     """
     with_spread = rows_with_spread(rows)
     if not with_spread:
@@ -81,12 +84,15 @@ def published_band(rows: list[dict[str, str]], seeds: int) -> tuple[float, float
     means, spreads, counts = (
         [float(row[name]) for row in with_spread] for name in ("mean", "spread", "seeds")
     )
-    return prediction_interval(means, spreads, counts, seeds)
+    if len(means) == 1 and len(returns) > 1:
+        return welch_band(means[0], spreads[0], counts[0], returns)
+    return prediction_interval(means, spreads, counts, len(returns))
 
 
 def says_little(band: tuple[float, float], rows: list[dict[str, str]]) -> bool:
-    """True if a band reaches below 0 although every published mean is positive: it is very wide."""
-    return band[0] < 0 < min(float(row["mean"]) for row in rows)
+    """True if 0 lies in a band, but not between the published means: it is very wide."""
+    means = [float(row["mean"]) for row in rows]
+    return band[0] < 0 < band[1] and (min(means) > 0 or max(means) < 0)
 
 
 def verdict(mean: float, band: tuple[float, float] | None) -> str:
@@ -106,7 +112,7 @@ def worth_a_row(curves: Iterable[Curve]) -> list[Curve]:
 def result_cells(curve: Curve) -> list[str]:
     """Seeds, evaluation, mean, IQM, published means and the verdict on them."""
     returns, rows = curve.final(), published_at_end(curve)
-    mean, band = float(returns.mean()), published_band(rows, len(returns))
+    mean, band = float(returns.mean()), published_band(rows, returns)
     means = ", ".join(number(value, mean) for value in sorted(float(row["mean"]) for row in rows))
     cells = [str(len(returns)), curve.protocol, mean_with_interval(returns)]
     cells += [number(float(interquartile_mean(returns)), mean), means]
@@ -168,12 +174,13 @@ def published_table(curves: list[Curve]) -> list[str]:
 def verdicts(curves: Iterable[Curve]) -> str:
     """A sentence that says how many means lie inside their band, and which do not.
 
-    Also how many of those inside have a band that reaches below 0 although every published mean is positive.
+    Also how many of those inside have a band that `says_little`.
     """
     inside, wide, outside = 0, 0, []
     for curve in worth_a_row(curves):
-        mean, rows = float(curve.final().mean()), published_at_end(curve)
-        if band := published_band(rows, len(curve.seeds)):
+        returns, rows = curve.final(), published_at_end(curve)
+        mean = float(returns.mean())
+        if band := published_band(rows, returns):
             if verdict(mean, band) == "inside":
                 inside += 1
                 wide += says_little(band, rows)
@@ -186,9 +193,7 @@ def verdicts(curves: Iterable[Curve]) -> str:
         return ""
     judged = f"Of {count} means that have a band, {inside} lie inside"
     if wide:
-        judged += (
-            f", {wide} of them in bands too wide to judge by: they reach below 0, and no published mean does"
-        )
+        judged += f", {wide} of them in bands too wide to judge by: 0 lies in them, but not between the means"
     return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 
 

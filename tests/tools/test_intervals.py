@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import t as student
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_ind_from_stats
 
 from benchmarks import intervals
 
@@ -43,6 +43,16 @@ def test_prediction_interval_of_one_program():
     low, high = intervals.prediction_interval([100], [3], [10], 5)
     half_width = 2.262 * 3 * np.sqrt(10 / 9) * np.sqrt(1 / 5 + 1 / 10)
     assert (low, high) == pytest.approx((100 - half_width, 100 + half_width), abs=1e-2)
+
+
+def test_the_band_of_one_program_counts_the_spread_of_our_seeds():
+    """A mean at its edge has p = 0.05 in SciPy's test; the published standard deviation has divisor n."""
+    ours = np.array([354.0, 338, 2_119])
+    for bound in intervals.welch_band(497, 43, 3, ours):
+        moved = ours - ours.mean() + bound
+        deviations = 43 * np.sqrt(3 / 2), np.std(ours, ddof=1)
+        test = ttest_ind_from_stats(497, deviations[0], 3, moved.mean(), deviations[1], 3, equal_var=False)
+        assert test.pvalue == pytest.approx(0.05)
 
 
 def test_prediction_interval_of_two_programs():

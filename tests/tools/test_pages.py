@@ -1,5 +1,6 @@
 """The results that documents show, and their figures, are those that are committed."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,74 @@ def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):
             assert [line.get_ydata()[-1] for line in grey] == [10.5, 11.5]
             assert all(line.get_marker() == "o" for line in grey)
         curves.pyplot().close(drawn[-1])
+
+
+def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, monkeypatch):
+    """In the algorithm's colour, whatever the curves' flags. The algorithm's own curve is named however low;
+    the legend has the order of the tables, of the mean over the last 5% of the steps."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    variants = [made_up(name=f"sac-{letter}", flags=f"--tau 0.{ord(letter)}") for letter in "abcdefghijkl"]
+    several = [made_up(flags=flags) for flags in ("--tau 0.1", "--tau 0.2")]
+    late = made_up(steps=np.array([95_000, 100_000]), returns=np.array([[9.0, 1], [9, 1]]))
+    for shown in (variants[:1], several, [*variants, late]):
+        curves.draw_curves(shown, tmp_path)
+        axes = drawn[-1].axes[0]
+        (marks,) = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
+        assert marks.get_color() == curves.COLORS["sac"] and len(marks.get_ydata()) == 3
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        curves.pyplot().close(drawn[-1])
+    assert names[-3:] == ["sac, 2\N{NO-BREAK SPACE}seeds", "published means", "3 more"]
+    assert curves.lines_of(late, []).end() == 5
+
+
+def test_algorithms_that_share_a_figure_differ_to_colour_blind_eyes(committed):
+    """Distances in OKLab (Ottosson 2020), times 100, as they are and as the three kinds of dichromats see
+    them (Machado et al. 2009, severity 1)."""
+    seen = np.stack(
+        [
+            np.eye(3),
+            [
+                [0.152286, 1.052583, -0.204868],
+                [0.114503, 0.786281, 0.099216],
+                [-0.003882, -0.048116, 1.051998],
+            ],
+            [
+                [0.367322, 0.860646, -0.227968],
+                [0.280085, 0.672501, 0.047413],
+                [-0.011820, 0.042940, 0.968881],
+            ],
+            [
+                [1.255528, -0.076749, -0.178779],
+                [-0.078411, 0.930809, 0.147602],
+                [0.004733, 0.691367, 0.303900],
+            ],
+        ]
+    )
+    to_cones = np.array(
+        [
+            [0.41222147, 0.53633254, 0.05144599],
+            [0.21190350, 0.68069955, 0.10739696],
+            [0.08830246, 0.28171884, 0.62997870],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.21045426, 0.79361779, -0.00407205],
+            [1.97799850, -2.42859221, 0.45059371],
+            [0.02590404, 0.78277177, -0.80867577],
+        ]
+    )
+
+    def lab(algorithm):
+        rgb = np.array(curves.tinted(curves.COLORS[algorithm], 0))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return 100 * np.cbrt(np.clip(seen @ linear, 0, 1) @ to_cones.T) @ to_lab.T
+
+    assert lab("maxent_pg")[0, 0] == pytest.approx(17.8, abs=0.1)  # almost black
+    for group in pages.by_task_and_budget(pages.split(committed)[0]):
+        for one, other in itertools.combinations({curve.algorithm for curve in group}, 2):
+            assert np.linalg.norm(lab(one) - lab(other), axis=1).min() > 9, (one, other)
 
 
 def test_sampled_evaluations_have_a_figure_where_something_is_published():

@@ -506,6 +506,8 @@ def test_compare_of_two_sets(tmp_path, capsys):
     assert f"{average}: a seed of B beats one of A with probability 0.75\n" in hopper
     assert out.endswith("\nnot compared, in B: sac on Walker2d-v4 for 10,000 steps\n")
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
+    with pytest.raises(UsageError, match="b/hopper is in both sets"):
+        report.main(report.Compare((tmp_path / "b" / "hopper", tmp_path / "b")))
 
 
 def test_a_changed_task_is_another_task(tmp_path, capsys):
@@ -560,7 +562,8 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     assert "wide" not in out
     assert "B: wide --tau 0.02, 1 seed: 91.0" in compared(Path("sac"), Path("wide"), capsys=capsys)
     assert "B: sac, 2 seeds: 3.0 ±" in compared(Path("mine"), Path("sac"), capsys=capsys)
-    assert "B − A: 0.0" in compared(Path("sac"), Path("sac"), capsys=capsys)
+    with pytest.raises(UsageError, match="sac is in both sets"):
+        report.main(report.Compare((Path("sac"), Path("sac"))))
     assert report.main(report.Compare((Path("sac"),))) == 0
     assert capsys.readouterr().out.startswith("sac on HalfCheetah-v4, seeds 1 2, deterministic")
     assert "B: td3 --tau 0.02, 1 seed" in compared(Path("sac"), Path("td3"), capsys=capsys)  # the folder
@@ -635,6 +638,14 @@ def test_a_metric_at_different_steps_is_averaged_in_hundredths():
     never = np.vstack([values[::2], np.full(4, nothing)])
     np.testing.assert_allclose(Lines("sac", "", False, steps, never).mean(), [1, 2.5, 52, nothing])
     assert np.isnan(Lines("sac", "", False, steps, never[2:]).mean()).all()
+
+
+def test_values_that_are_not_finite_are_a_gap():
+    """Not a straight line across it: a seed at 200 steps, without a number from step 51 to 150."""
+    steps = np.arange(1.0, 201)
+    values = np.where(steps <= 50, 1.0, np.where(steps <= 150, np.nan, 5.0))
+    (row,) = metric.on_common_steps([(steps, values)])[1]
+    np.testing.assert_array_equal(row, np.repeat([1, np.nan, 5], [25, 50, 25]))
 
 
 def test_plot_of_a_metric(tmp_path, capsys):
