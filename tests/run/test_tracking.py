@@ -126,6 +126,11 @@ CASES = {
     "offline by its variable": ({"WANDB_MODE": "offline"}, {}, [OFFLINE + LATER]),
     "disabled": ({}, {"wandb_mode": "disabled"}, []),
     "disabled by its variable": ({"WANDB_MODE": "disabled"}, {}, []),
+    "a wrong variable": (
+        {"WANDB_MODE": "bogus"},
+        {},
+        ["warning: W&B is off: WANDB_MODE is 'bogus'; send the record: " + LATER],
+    ),
     "the flag wins": ({"WANDB_MODE": "disabled"}, {"wandb_mode": "online"}, [ONLINE]),
     "no key": (
         {"WANDB_API_KEY": ""},

@@ -227,7 +227,8 @@ def test_a_run_without_end_is_resumed_and_says_the_same(tmp_path, monkeypatch):
             train(args, tmp_path / "run")
     assert list((tmp_path / "run").glob("checkpoint/checkpoint-*90.json"))
     assert message(UsageError, train, args | dict(max_episode_steps=50), tmp_path / "run").endswith(
-        "was started with max_episode_steps=None; you gave 50: name another --run-dir"
+        "was started with max_episode_steps=None; you gave 50: "
+        "keep that, or start a new run in another --run-dir"
     )
 
 

@@ -34,7 +34,7 @@ def check_name(env_id: str) -> None:
     if module:  # Gymnasium may not have seen its environments yet, or says why it has none of this name
         return
     lower = {known.lower(): known for known in gym.registry}
-    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7)
     hint = f" Did you mean {lower[near[0]]}?" if near else " See gymnasium.pprint_registry()."
     raise UsageError(f"unknown environment {env_id!r}.{hint}")
 

@@ -187,8 +187,9 @@ def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs, advic
         if name not in FOLDERS or not same_path(given[name], recorded[name])
     ]
     if different:
+        longer = different == ["total_timesteps"]
         annealed = "its steps so far depend on its length, so it cannot be extended: name another --run-dir"
-        advice = advice or (annealed if different == ["total_timesteps"] else "name another --run-dir")
+        advice = advice or (annealed if longer else "keep that, or start a new run in another --run-dir")
         was = ", ".join(f"{name}={recorded[name]}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
         raise UsageError(f"{folder} was started with {was}; you gave {now}: {advice}")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from cleanrl_maxent.common.config import read_config
@@ -16,7 +17,7 @@ from cleanrl_maxent.common.errors import one_line
 
 def in_a_line(problem: Exception) -> str:
     """The message of an exception, in one line of 200 characters at most."""
-    return one_line(problem)[:200].rstrip(".")
+    return shorten(one_line(problem), 200, placeholder=" …").rstrip(".")
 
 
 class Mirror:

@@ -45,6 +45,9 @@ class Tracker:
         mode = os.environ.get("WANDB_MODE") if args.wandb_mode == "auto" else args.wandb_mode
         if not args.track or mode == "disabled":
             return
+        if mode and mode not in ("online", "offline", "shared", "run", "dryrun"):
+            say(f"warning: W&B is off: WANDB_MODE is {mode!r}; send the record: {track_command(folder)}")
+            return
         command = [sys.executable, "-m", "cleanrl_maxent.track", str(folder), "--follow", args.wandb_mode]
         command += ["--wandb-project-name", args.wandb_project_name]
         command += ["--wandb-entity", args.wandb_entity] if args.wandb_entity else []
