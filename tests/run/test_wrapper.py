@@ -228,7 +228,7 @@ def test_a_run_without_end_is_resumed_and_says_the_same(tmp_path, monkeypatch):
     assert list((tmp_path / "run").glob("checkpoint/checkpoint-*90.json"))
     assert message(UsageError, train, args | dict(max_episode_steps=50), tmp_path / "run").endswith(
         "was started with max_episode_steps=None; you gave 50: "
-        "keep that, or start a new run in another --run-dir"
+        "keep the run's, or start a new run in another --run-dir"
     )
 
 
