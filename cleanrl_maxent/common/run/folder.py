@@ -189,7 +189,8 @@ def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs, advic
     if different:
         longer = different == ["total_timesteps"]
         annealed = "its steps so far depend on its length, so it cannot be extended: name another --run-dir"
-        advice = advice or (annealed if longer else "keep the run's, or start a new run in another --run-dir")
+        other = "keep the run's, or start a new run in another --run-dir"
+        advice = advice or (annealed if longer else other)
         was = ", ".join(f"{name}={recorded[name]}" for name in different)
         now = ", ".join(str(given[name]) for name in different)
         raise UsageError(f"{folder} was started with {was}; you gave {now}: {advice}")

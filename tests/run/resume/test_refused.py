@@ -18,7 +18,9 @@ THREADS = os.environ["NPROC"]
 
 
 def test_other_arguments_are_named(stopped):
-    with pytest.raises(UsageError, match=r"started with gamma=0.99, tau=0.005; you gave 0.5, 0.1: keep the run.s, or"):
+    with pytest.raises(
+        UsageError, match=r"started with gamma=0.99, tau=0.005; you gave 0.5, 0.1: keep the run.s, or"
+    ):
         train(SMALL | dict(gamma=0.5, tau=0.1), stopped)
     with pytest.raises(UsageError, match="has 300 steps already, more than 290"):
         train(SMALL | dict(total_timesteps=290), stopped)
