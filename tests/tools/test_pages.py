@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from benchmarks import curves, efficiency, pages, records, tables
 from cleanrl_maxent.common.errors import UsageError
@@ -138,6 +139,18 @@ def test_evaluations_below_the_published_average_are_counted():
         "after 1,000,000 steps 1 of 1."
     )
     assert tables.below_average([unpublished, training]) == ""
+
+
+def test_what_the_results_say_of_low_means_is_what_is_counted(committed):
+    """And the sign test's p: twice the chance that so many of so many fair coins fall on one side."""
+    text = pages.PAGE.read_text()
+    section = text.split("## Are the means at 100,000 steps low?")[1].split("\n## ")[0]
+    low, all_of_them, p = re.search(r"(\d+) of (\d+) evaluations .*p = (0\.\d+)", section, re.DOTALL).groups()
+    long = re.search(r"a million steps (\d+) of (\d+) are", section).groups()
+    counted = tables.below_average(pages.split(committed)[0])
+    assert f"after 100,000 steps {low} of {all_of_them}," in counted
+    assert counted.endswith(f"after 1,000,000 steps {long[0]} of {long[1]}.")
+    assert float(p) == pytest.approx(binomtest(int(low), int(all_of_them)).pvalue, abs=0.0005)
 
 
 def test_published_means_stand_only_beside_a_curve_that_reaches_them():
