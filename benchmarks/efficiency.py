@@ -117,11 +117,12 @@ def efficiency_block(curves: list[Curve]) -> list[str]:
     for env_id in SCORES:
         lines += [f"### {env_id}", "", *score_table(curves, env_id), ""]
     source = "../../benchmarks/results/efficiency.png"
-    return [*lines, f'<img src="{source}" alt="Returns by steps and by CPU minutes of learning">']
+    lines += [f'<img src="{source}" alt="Returns by steps and by CPU minutes of learning">', ""]
+    return [*lines, "Thick lines are means; on the left, thin ones are seeds of SAC, TD3 and CrossQ."]
 
 
 def draw_efficiency(curves: list[Curve], path: Path) -> Path:
-    """Returns by steps and by CPU minutes of learning; seeds are thin, means thick.
+    """Mean returns by steps and by CPU minutes of learning; by steps also thin seeds of the solid programs.
 
     Raises UsageError without matplotlib.
     """
@@ -133,8 +134,9 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
             label = f"{name}, {plural(len(curve.seeds), 'seed')}"
             kind = {"ls": style, "color": COLORS[curve.algorithm]}
             minutes = minutes_to(curve, curve.steps, costs.get(program, np.nan))
+            if style == "-":  # those of every program would hide the means
+                left.plot(curve.steps, curve.returns.T, lw=0.6, alpha=0.4, **kind)
             for axes, x in ((left, curve.steps), (right, minutes)):
-                axes.plot(x, curve.returns.T, lw=0.6, alpha=0.3, **kind)
                 axes.plot(x, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)
             shown.append((env_id, label, style, costs.get(program), curve.steps, curve.returns))
         left.set(title=f"{env_id}, {BUDGET:,} steps", ylabel="return, deterministic policy", xlim=(0, BUDGET))
