@@ -1,7 +1,9 @@
-"""Actions of a run: uniform until learning starts, then those of `act`, sampled anew in every step."""
+"""Actions of a run: uniform until learning starts, then those of `act`, sampled anew in every step; and which
+transitions an update is given."""
 
 import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from tests.support.runs import record_actions, small_args
 
 START, TOTAL = 300, 600  # environment steps
 WORLDS = {"Box": "Echo-v0", "Discrete": "DiscreteConstantReward-v0"}
+COUNTING = {"Box": "Counting-v0", "Discrete": "DiscreteCounting-v0"}
 REGISTERED = (probes.Echo, tables.DiscreteConstantReward)  # when these modules were imported
 WITH_WARM_UP = [
     case for case in CASES if hasattr(case.module.Args, "learning_starts") or case.name == "fitted_q"
@@ -22,16 +25,20 @@ WITH_WARM_UP = [
 SAMPLING = [case for case in WITH_WARM_UP if not hasattr(case.module, "next_noise")]
 
 
-def actions_of(case, folder, monkeypatch):
+def known(case, wanted):
+    """Those of the flags that the algorithm has."""
+    names = {field.name for field in fields(case.module.Args)}
+    return {name: value for name, value in wanted.items() if name in names}
+
+
+def actions_of(case, folder, monkeypatch, **given):
     """Every action of a run that learns nothing, `(step, ...)`."""
     actions = record_actions(monkeypatch)
     monkeypatch.setattr(case.module, "update", lambda state, *rest: (state, {}))
     wanted = dict(learning_starts=START, collect_steps=START, noise="gaussian", exploration_noise=0.0)
-    wanted |= dict(epsilon=0.0, alpha=1.0)
-    known = {field.name for field in fields(case.module.Args)}
-    given = {name: value for name, value in wanted.items() if name in known}
-    given |= dict(env_id=WORLDS[case.kind], total_timesteps=TOTAL, eval_episodes=0, checkpoint_frequency=0)
-    case.module.train(small_args(case.module, **given, run_dir=str(folder)))
+    wanted |= dict(epsilon=0.0, alpha=1.0, env_id=WORLDS[case.kind]) | given
+    shared = dict(total_timesteps=TOTAL, eval_episodes=0, checkpoint_frequency=0, run_dir=str(folder))
+    case.module.train(small_args(case.module, **known(case, wanted), **shared))
     return np.array(actions)[:, 0]
 
 
@@ -47,6 +54,26 @@ def test_actions_are_uniform_and_then_those_of_the_policy(case, tmp_path, monkey
     else:
         assert np.abs(np.bincount(first, minlength=3) - START / 3).max() < 5 * math.sqrt(START * 2 / 9)
     assert (actions[START:] == 1).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_action_answers_the_observation_of_its_step(case, tmp_path, monkeypatch):
+    """Counting shows 0, 1, 2, over and over; `act` chooses a quarter of it, or the action of that number."""
+
+    def answer(obs):
+        return obs / 4 if case.kind == "Box" else obs[..., 0].astype(jnp.int32)
+
+    def pi(policy, obs):
+        return SimpleNamespace(sample=lambda key: answer(obs), action=lambda u: u)
+
+    monkeypatch.setattr(case.module, "act", lambda policy, obs, key, deterministic: answer(obs))
+    if case.name == "maxent_pg":  # keeps the sample before tanh, and so does not call `act`
+        monkeypatch.setattr(case.module.Policy, "__call__", pi)
+    given = dict(env_id=COUNTING[case.kind], hidden_dims=(4,), critic_hidden_dims=(4,))
+    actions = actions_of(case, tmp_path / "run", monkeypatch, **given)
+    shown = np.arange(len(actions)) % 3
+    first = START if case in WITH_WARM_UP else 0
+    assert np.allclose(actions.ravel()[first:], shown[first:] / (4 if case.kind == "Box" else 1))
 
 
 @pytest.mark.parametrize("case", SAMPLING, ids=str)
@@ -68,3 +95,18 @@ def test_an_update_has_the_transition_of_the_step_before(case, tmp_path, monkeyp
     assert len(inputs) == 39
     for (transition, *_), batch in zip(inputs.played, inputs.data, strict=False):
         assert all(np.array_equal(found[:, 0], played) for found, played in leaves(batch, transition))
+
+
+@pytest.mark.parametrize("case", WITH_WARM_UP, ids=str)
+def test_the_newest_transition_is_among_those_drawn(case, tmp_path, monkeypatch):
+    """As soon as it is stored; an update draws 64 transitions or more, of at most 128."""
+    wanted = known(case, dict(learning_starts=64, collect_steps=64, buffer_size=1000, iterations=2))
+    given = dict(batch_size=64, total_timesteps=128, eval_episodes=0, checkpoint_frequency=0)
+    args = case.args(**wanted, **given, run_dir=str(tmp_path / "run"))
+    inputs = record_inputs(case, monkeypatch, args)
+    stored = [64, 64, 128, 128] if case.name == "fitted_q" else range(64, 128)
+    drawn = []
+    for count, batch in zip(stored, inputs.data, strict=True):
+        newest = inputs.played[count - 1][0].next_obs
+        drawn.append((batch.next_obs.reshape(-1, case.task.obs_dim) == newest).all(axis=-1).any())
+    assert np.mean(drawn) > 0.2

@@ -313,7 +313,7 @@ def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets(monkeypa
 
 
 def test_init():
-    """Also the authors' constants of the normalisation."""
+    """Also the authors' constants of the normalisation, and widths of the actor's and the critics' own."""
     args = crossq.Args()
     assert (args.bn_momentum, args.bn_warmup) == (0.99, 100_000)
     state = init(crossq, args)
@@ -326,6 +326,10 @@ def test_init():
         for leaf, value in ((stats["mean"], 0), (stats["var"], 1), (normalization["scale"], 1)):
             assert leaf.shape == (2, width) and (leaf == value).all()
     assert float(crossq.temperature(init(crossq, ARGS))) == pytest.approx(0.3)
+    args = crossq.Args(hidden_dims=(4,), critic_hidden_dims=(5, 6))
+    state = jax.eval_shape(lambda: crossq.init(KEY, TASK, args))
+    assert state.actor.params["NormalizedLinear_0"]["kernel"].shape == (OBS_DIM, 4)
+    assert state.critics.params["NormalizedLinear_1"]["kernel"].shape == (2, 5, 6)
 
 
 def check_first_step(before, after, grads, rate):

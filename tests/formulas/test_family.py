@@ -17,6 +17,7 @@ from tests.support.contract import Case, record_inputs
 from tests.support.probes import Echo
 from tests.support.pytrees import distance
 from tests.support.rollouts import (
+    DISCRETE,
     KINDS,
     advantages_by_definition,
     double,
@@ -34,6 +35,7 @@ from tests.support.rollouts import (
 )
 
 FAMILY = (reinforce, a2c, a3c, trpo, ppo)
+STATISTICS = Statistics(jnp.array([1.0, 2, 3]), jnp.array([4, 1, 0.25]), jnp.float32(5))
 
 
 def each(*algorithms):
@@ -132,8 +134,7 @@ def test_a_key_makes_the_same_networks_in_all_files(task):
 @KINDS
 def test_actions_are_those_of_the_distribution_at_normalised_observations(algorithm, task):
     """Mean or likeliest if deterministic, else a sample."""
-    statistics = Statistics(jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 0.25]), jnp.float32(5))
-    state = make_state(algorithm, make_args(algorithm), task).replace(observations=statistics)
+    state = make_state(algorithm, make_args(algorithm), task).replace(observations=STATISTICS)
     obs, key = jnp.array([[2.0, 1.0, 3.5], [-900.0, 2.0, 3.0]]), jax.random.key(1)
     seen = np.array([[0.5, -1, 1], [-10, 0, 0]])
     pi = state.actor.apply_fn(state.actor.params, jnp.float32(seen))
@@ -243,14 +244,18 @@ def test_advantages_that_are_all_alike_are_scaled_to_zero(algorithm):
 
 @each(*FAMILY, maxent_pg)
 def test_losses_see_the_observations_that_the_policy_saw(algorithm):
-    args, mean, std = make_args(algorithm, alpha=0.0), np.array([1.0, 2, 3]), np.array([2.0, 1, 0.5])
-    statistics = Statistics(jnp.array(mean), jnp.array(std**2), jnp.float32(5))
-    state = make_state(algorithm, args).replace(observations=statistics)
-    rollout = make_rollout(algorithm, args)
+    """And log π_old is that of the actions at these observations."""
+    args = make_args(algorithm, alpha=0.3)
+    state = make_state(algorithm, args, DISCRETE).replace(observations=STATISTICS)
+    rollout = make_rollout(algorithm, args, DISCRETE)
     rollout.transition.obs[0, 0] = -900
-    seen = np.clip((rollout.transition.obs - mean) / std, -10, 10)
-    found = algorithm.make_samples(state, rollout, args).obs
-    assert np.allclose(found, seen.reshape(24, 3), atol=1e-4)
+    seen = np.clip((rollout.transition.obs.reshape(24, 3) - [1, 2, 3]) / [2, 1, 0.5], -10, 10)
+    samples = algorithm.make_samples(state, rollout, args)
+    assert np.allclose(samples.obs, seen, atol=1e-4)
+    if algorithm in (trpo, ppo, maxent_pg):
+        expected = reference_log_prob(state.actor.params, seen, rollout.transition.action.ravel())
+        old = samples.log_prob if algorithm is maxent_pg else samples.old.log_prob(samples.action)
+        assert np.allclose(old, expected, atol=1e-4)
 
 
 # ---- the critics' loss
@@ -386,6 +391,27 @@ def test_every_pass_of_the_critic_uses_every_step_once(algorithm):
 
     before, after = errors(state)
     np.testing.assert_allclose(after, before / 2**4, rtol=1e-10)
+
+
+@each(reinforce, trpo)
+def test_every_pass_of_the_critic_has_an_order_of_its_own(algorithm, monkeypatch):
+    """Which is not that of the rollout either; steps are told apart by their value targets."""
+    args, batches = make_args(algorithm, update_epochs=2, num_minibatches=3), []
+
+    def note(params, state, batch):
+        jax.debug.callback(lambda rows: batches.append(np.asarray(rows)), batch.value_target)
+        return 0.0 * sum(leaf.sum() for leaf in jax.tree.leaves(params)), {}
+
+    monkeypatch.setattr(algorithm, "critic_loss", note)
+    rollout = jax.tree.map(jnp.asarray, make_rollout(algorithm, args))
+    state = make_state(algorithm, args)
+    samples = algorithm.make_samples(state, rollout, args)
+    for key in range(2):
+        algorithm.fit_critic(state, samples, jax.random.key(key), args)
+    jax.effects_barrier()
+    orders = np.array([samples.value_target, *np.reshape(batches, (4, 24))])
+    assert len({order.tobytes() for order in orders}) == 5
+    assert (np.sort(orders) == np.sort(orders[0])).all()
 
 
 @each(*FAMILY, maxent_pg)

@@ -26,17 +26,23 @@ RATES = dict(learning_rate=0.01, policy_lr=0.02, q_lr=0.03, v_lr=0.04)
 
 
 @pytest.mark.parametrize("algorithm", FLAGS, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_every_network_learns_at_its_own_rate(algorithm):
-    """The first step of Adam on a gradient of ones is one learning rate long."""
+def test_every_network_learns_at_its_own_rate_with_adams_constants(algorithm):
+    """The first step on a gradient of ones is one rate long, and on one of 1e-7, with ε = 1e-8, 1/1.1 of it;
+    the next step, on a gradient of 0, tells β₁, 0.9 (CrossQ's 0.5), and β₂, 0.999."""
     flags = FLAGS[algorithm]
     args = algorithm.Args(hidden_dims=(4,), **{flag: RATES[flag] for flag in set(flags.values())})
     task = Task(3, 2, discrete="Box" not in algorithm.Args.action_spaces)
     state = jax.jit(lambda: algorithm.init(jax.random.key(0), task, args))()
     for name, flag in flags.items():
-        network = getattr(state, name)
-        after = network.apply_gradients(grads=jax.tree.map(jnp.ones_like, network.params))
-        for old, new in leaves(network.params, after.params):
-            np.testing.assert_allclose(old - new, RATES[flag], rtol=1e-4)
+        beta = 0.5 if algorithm is crossq and name != "alpha" else 0.9
+        second = (beta / (1 + beta)) / math.sqrt(0.999 / 1.999)
+        for gradients, rates in (((1.0,), 1), ((1e-7,), 1 / 1.1), ((1.0, 0.0), second)):
+            network = before = getattr(state, name)
+            for gradient in gradients:
+                grads = jax.tree.map(lambda leaf, g=gradient: jnp.full_like(leaf, g), network.params)
+                before, network = network, network.apply_gradients(grads=grads)
+            for old, new in leaves(before.params, network.params):
+                np.testing.assert_allclose(old - new, rates * RATES[flag], rtol=5e-4)
 
 
 PYTORCHS = [module for module in FLAGS if module not in (sac, crossq)]

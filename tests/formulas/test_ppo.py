@@ -12,6 +12,7 @@ from scipy.stats import norm
 from benchmarks.studies.corridor import corridor
 from cleanrl_maxent import maxent_pg, ppo, tabular
 from cleanrl_maxent.common.cli import validate
+from cleanrl_maxent.common.data import Statistics
 from cleanrl_maxent.common.env.task import Task
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import two_rooms
@@ -166,6 +167,15 @@ def test_penalty_is_bounded():
     assert adapted(1.0, 9e3, 0.01) == pytest.approx(1e4) and adapted(0.0, 1.5e-4, 0.01) == pytest.approx(1e-4)
 
 
+def test_the_divergence_is_0_if_nothing_moved():
+    """Also where statistics scale the observations."""
+    args, statistics = make_args(ppo), Statistics(jnp.arange(3.0), jnp.full(3, 0.25), jnp.float32(5))
+    state = make_state(ppo, args).replace(observations=statistics)
+    samples = make_samples(state, make_rollout(ppo, args), args)
+    samples = samples.replace(old=state.actor.apply_fn(state.actor.params, samples.obs))
+    assert abs(ppo.adapt_kl_coef(state, samples, args)[1]["losses/kl"]) < 1e-6
+
+
 def test_a_target_needs_a_penalty_to_adapt():
     with pytest.raises(
         UsageError, match="kl_target adapts kl_coef, which must start above 0; add --kl-coef 1"
@@ -222,7 +232,8 @@ def test_learning_rate_falls_to_zero_at_the_end():
         after, _ = update(state, make_rollout(ppo, args, seed=seed), jax.random.key(seed), seed, args)
         moves.append(distance(after.actor.params, state.actor.params))
         state = after
-    assert moves[0] > moves[3] > 0 == moves[4]
+    # compiled, the last rate is 0 but for rounding
+    assert moves[0] > moves[3] > 0 and moves[4] < 1e-6 * moves[3]
 
 
 ADAM = pytest.mark.parametrize("algorithm", [ppo, maxent_pg], ids=["ppo", "maxent_pg"])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from cleanrl_maxent import reinforce
 from cleanrl_maxent.common.cli import validate
@@ -218,11 +219,12 @@ def test_a_rollout_in_which_no_episode_ends_teaches_nothing(flags):
 @pytest.mark.parametrize("name", COUNTS)
 @float64()
 def test_advantages_step_by_step(name):
-    """The discounted rewards of the episode, from its start or from the step on, minus V if there is one."""
+    """The discounted rewards of the episode, from its start or from the step on, minus V if there is one;
+    targets of V are always those from the step on."""
     args = make_args(reinforce, num_envs=3, gamma=0.9, **ESTIMATORS[name])
     state, rollout = double((make_state(reinforce, args), cut_rollout(args)))
     samples = make_samples(state, rollout, args)
-    steps, expected = rollout.transition, np.zeros((6, 3))
+    steps, (expected, targets) = rollout.transition, np.zeros((2, 6, 3))
     every = (obs.reshape(18, 3) for obs in (steps.obs, steps.next_obs))
     value, next_value = (reference_value(state.critic.params, obs).reshape(6, 3) for obs in every)
     for t, env in np.ndindex(6, 3):
@@ -231,7 +233,9 @@ def test_advantages_step_by_step(name):
         last = min(last, 5)
         togo = sum(0.9 ** (k - t) * steps.reward[k, env] for k in range(t, last + 1))
         if args.baseline:
-            togo += cut * 0.9 ** (last + 1 - t) * next_value[last, env] - value[t, env]
+            togo += cut * 0.9 ** (last + 1 - t) * next_value[last, env]
+        targets[t, env] = togo
+        togo -= args.baseline * value[t, env]
         if not args.causality:
             first = t - ELAPSED[t, env]
             past = sum(0.9 ** (k - first) * steps.reward[k, env] for k in range(max(first, 0), t))
@@ -239,12 +243,17 @@ def test_advantages_step_by_step(name):
         expected[t, env] = togo
     counts = np.array([list(map(int, row)) for row in COUNTS[name]]).T
     assert np.abs((np.asarray(samples.advantage).reshape(6, 3) - expected) * counts).max() < 1e-13
+    np.testing.assert_allclose(samples.value_target, targets.ravel(), rtol=0, atol=1e-13)
 
 
 def test_the_power_of_gamma_counts_from_the_start_of_the_episode():
-    args = make_args(reinforce, num_envs=3, gamma=0.9, gamma_power=True)
-    samples = make_samples(make_state(reinforce, args), cut_rollout(args), args)
+    """It leaves the advantages as they are, normalised ones too."""
+    given = dict(num_envs=3, gamma=0.9, norm_adv=True)
+    args, plain = make_args(reinforce, **given, gamma_power=True), make_args(reinforce, **given)
+    state, rollout = make_state(reinforce, args), cut_rollout(args)
+    samples = make_samples(state, rollout, args)
     assert np.allclose(samples.weight, 0.9 ** ELAPSED.ravel())
+    assert np.allclose(samples.advantage, make_samples(state, rollout, plain).advantage, atol=1e-5)
     with pytest.raises(UsageError, match="gamma_power: the whole return is discounted already"):
         validate(make_args(reinforce, gamma_power=True, causality=False))
 
@@ -272,6 +281,18 @@ def adam(gradient, rate, largest):
     """The first step, after the gradient's norm is bounded."""
     gradient = gradient * min(1, largest / np.linalg.norm(gradient))
     return -rate * gradient / (np.abs(gradient) + 1e-5)
+
+
+@float64()
+def test_gradients_of_either_network_are_clipped():
+    """A small entry beside a large one: of a large one alone, Adam's first step hides the clip."""
+    args = make_args(reinforce, learning_rate=0.02, critic_lr=0.001, max_grad_norm=0.05)
+    state = double(make_state(reinforce, args))
+    for network, rate in ((state.actor, 0.02), (state.critic, 0.001)):
+        start, unravel = ravel_pytree(network.params)
+        gradient = jnp.zeros_like(start).at[:2].set(jnp.array([5, 1e-4]))
+        after = network.apply_gradients(grads=unravel(gradient))
+        np.testing.assert_allclose(flat(after.params) - start, adam(gradient, rate, 0.05), rtol=0, atol=1e-12)
 
 
 @float64()

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.data import Transition
 from cleanrl_maxent.common.env.task import Task
-from tests.support.pytrees import changed, leaves
+from tests.support.pytrees import changed, distance, leaves
 from tests.support.references import (
     ACTION_DIM,
     TASK,
@@ -267,6 +267,22 @@ def test_frequencies_count_updates_and_targets_move_by_tau():
         of_index = partial(sac.update, batch=batch, key=key, index=index, args=args)
         _, metrics = jax.eval_shape(of_index, state)
         assert names & metrics.keys() == expected and "losses/qf1_loss" in metrics
+
+
+def test_the_actor_steps_against_the_new_critics():
+    """Gradient descent of the actor by 1, after a step of the critics that is large."""
+    state, batch, descent = make_state(), make_batch(), optax.sgd(1.0)
+    actor = state.actor.replace(tx=descent, opt_state=descent.init(state.actor.params))
+    state = state.replace(actor=actor, critics=state.critics.replace(tx=optax.adam(0.1)))
+    after = jax.jit(lambda state: sac.update(state, batch, KEY, 0, ARGS)[0])(state)
+    _, actor_key = jax.random.split(KEY)
+
+    def descended(critics):
+        _, grads = actor_loss(state.actor.params, state.replace(critics=critics), batch, actor_key)
+        return state.actor.apply_gradients(grads=grads).params
+
+    assert distance(descended(after.critics), after.actor.params) < 1e-5
+    assert distance(descended(state.critics), after.actor.params) > 1e-3
 
 
 # --- known optima ---

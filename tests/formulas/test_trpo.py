@@ -457,6 +457,13 @@ def test_update():
     assert (after_error**2).mean() < (error**2).mean()
 
 
+def test_the_critics_adam_has_an_epsilon_of_its_own():
+    """1e-5, so that a first gradient of that size moves by half the rate."""
+    critic = make_state(trpo, make_args(trpo, critic_lr=0.01)).critic
+    after = critic.apply_gradients(grads=jax.tree.map(lambda x: jnp.full_like(x, 1e-5), critic.params))
+    np.testing.assert_allclose(flat(critic.params) - flat(after.params), 0.005, rtol=1e-3)
+
+
 def test_the_length_of_the_gradient_does_not_matter():
     """Also where its square would be too small for float32."""
     args = make_args(trpo, norm_adv=False)
