@@ -7,6 +7,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -94,11 +95,14 @@ class Cell:
     def progress(self) -> dict[str, float]:
         """The last values in `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
         try:
-            lines = (self.folder / "timing.jsonl").read_text().splitlines()
+            lines = (self.folder / "timing.jsonl").read_text(errors="replace").splitlines()
         except OSError:
             return {}
-        rows = [json.loads(line) for line in lines[-20:] if line.endswith("}")]
-        return {name: value for row in rows for name, value in row.items()}
+        last = {}
+        for line in lines[-20:]:
+            with suppress(ValueError):  # still being written
+                last |= json.loads(line)
+        return last
 
     def log(self) -> Path:
         """The file for what the run's processes print."""

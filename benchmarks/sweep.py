@@ -95,7 +95,7 @@ class Sweep:
         self.failed: list[Cell] = []
         self.failures: Counter[Cell] = Counter()
         self.kills: Counter[Cell] = Counter()
-        self.steps: Counter[Cell] = Counter()  # step of the checkpoint at which a run was last stopped
+        self.steps: Counter[Cell] = Counter()  # step of the last checkpoint when a run was stopped or killed
         self.others: set[Cell] = set()  # waiting here, but run by another sweep, or by one that was killed
 
     @property
@@ -124,23 +124,25 @@ class Sweep:
 
     def settle(self, cell: Cell, status: int) -> str:
         """Decides what becomes of a cell that ended; returns a line. Its folder alone tells if it is done."""
+        if cell in self.waiting:  # another sweep had submitted it
+            self.waiting.remove(cell)
         if cell.finished():
             self.done.append(cell)
             return f"finished {cell.folder}"
         if status == CANCELLED:
             self.failed.append(cell)
             return f"gave up  {cell.folder}: its job was cancelled"
-        if status == STOPPED and (steps := last_checkpoint(cell.folder)) > self.steps[cell]:
+        died = can_resume(status)
+        ending = "stopped" if status == STOPPED else "killed" if died else "failed"
+        if died and (steps := last_checkpoint(cell.folder)) > self.steps[cell]:
             self.steps[cell] = steps
             self.waiting.append(cell)
-            return f"stopped  {cell.folder}"
-        died = can_resume(status)  # if it was stopped, then before a new checkpoint
+            return f"{ending:8} {cell.folder}"
         counter, most = (self.kills, MAX_KILLS) if died else (self.failures, self.retries)
         counter[cell] += 1
         if counter[cell] <= most:
             self.waiting.append(cell)
-            word = "stopped" if status == STOPPED else "killed" if died else "failed"
-            return f"{word:8} {cell.folder}, to be tried again"
+            return f"{ending:8} {cell.folder}, to be tried again"
         self.failed.append(cell)
         return f"gave up  {cell.folder}, status {status}"
 

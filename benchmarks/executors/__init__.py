@@ -30,7 +30,7 @@ class Executor(Protocol):
         ...
 
     def ended(self) -> Iterator[tuple[Cell, int]]:
-        """Cells started here that have ended since the last look.
+        """Cells of `running` that have ended since the last look.
 
         Each with its exit status, minus the number of the signal that killed it, LOST or CANCELLED.
         """

@@ -157,7 +157,7 @@ class SlurmExecutor:
         self.cells, self.most, self.seconds, self.pause = cells, most, seconds, pause
         self.arguments = check_arguments(arguments)
         self.jobs: dict[Cell, str] = {}  # cells in the queue, and their jobs' numbers
-        self.started: set[Cell] = set()  # those that this sweep submitted
+        self.submitted = False  # Slurm took a job of this sweep
         self.late: set[Cell] = set()  # those that ended well, but had no result yet at the last look
         self.said: set[str] = set()  # names of the warnings already printed
         self.answered = False  # Slurm answered the last time it was asked
@@ -173,18 +173,19 @@ class SlurmExecutor:
         return set(self.jobs)
 
     def start(self, cell: Cell) -> str:
-        """Submits a cell's job. Raises UsageError if Slurm refuses it for good, Stopped as `ended` does."""
+        """Submits a cell's job. Raises UsageError if Slurm refuses the sweep's first job for good, Stopped as
+        `ended` does."""
         self.check_not_cancelled()
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         script = job_script(cell, self.seconds, self.arguments)
         answer, complaint = ask("sbatch", "--parsable", *self.arguments, text=script)
-        if complaint and not TEMPORARY.search(complaint):
+        if complaint and not self.submitted and not TEMPORARY.search(complaint):
             raise UsageError(f"{complaint.removeprefix('sbatch: error: ')} (sbatch, for {cell.folder})")
         self.listen("sbatch", complaint)
         if complaint:
             return ""
         self.jobs[cell] = answer.split()[-1].partition(";")[0]  # number;cluster
-        self.started.add(cell)
+        self.submitted = True
         return "queued"
 
     def listen(self, program: str, complaint: str) -> None:
@@ -215,7 +216,7 @@ class SlurmExecutor:
         before, self.jobs = self.jobs, {job.cell: job.number for job in queue}
         complaint = ""
         for cell, number in before.items():
-            if cell not in self.started - self.jobs.keys():
+            if cell in self.jobs:
                 continue
             # after a complaint, the other jobs are asked for at the next look
             status, complaint = (None, complaint) if complaint else exit_status(number)
@@ -228,7 +229,6 @@ class SlurmExecutor:
             if status == NO_LOG:
                 log = cell.log().resolve()
                 self.say_once(f"Slurm could not open {log}: do its nodes see this folder?", "log")
-            self.started.remove(cell)
             self.late.discard(cell)
             yield cell, status
         self.listen("scontrol", complaint)
@@ -299,7 +299,7 @@ def cancel_file(cells: list[Cell]) -> Path:
 def cancel(cells: list[Cell]) -> None:
     """Removes the cells' waiting jobs from the queue, and tells the running ones to save and end.
 
-    Raises UsageError if no sweep has begun in their folder, or if Slurm does not answer.
+    Raises UsageError if no job of theirs is in the queue, or if Slurm does not answer.
     """
     file = cancel_file(cells)
     if not file.parent.is_dir():
@@ -308,7 +308,7 @@ def cancel(cells: list[Cell]) -> None:
             raise UsageError(complaint or f"nothing to cancel: there is no {file.parent}, and no job")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()  # before the look: a sweep must not submit anything after it
-    counts = dict.fromkeys(CANCEL, 0)
+    counts, seen = dict.fromkeys(CANCEL, 0), False
     for state, how in CANCEL.items():
         queue, complaint = look(cells)
         ending = [job.number for job in queue if job.state == "COMPLETING"]
@@ -319,7 +319,12 @@ def cancel(cells: list[Cell]) -> None:
         if complaint:
             raise UsageError(f"cancelled {sum(counts.values())} jobs, then: {complaint}; try again")
         counts[state] = len(jobs)
+        seen = seen or bool(queue)
         if ending:  # Slurm may be about to requeue these; if not, its complaint does not matter
             ask("scancel", *ending)
+    if not seen:
+        file.unlink()
+        flags = "--device, --seeds-per-run and --out-dir"
+        raise UsageError(f"nothing to cancel: no job of these runs is queued; give the sweep's own {flags}")
     waiting = plural(counts["PENDING"] + counts[""], "job")
     say(f"cancelled {waiting} that did not run, and told {counts['RUNNING']} that run to save and end")

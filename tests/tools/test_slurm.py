@@ -111,12 +111,14 @@ def test_how_a_job_ended(cluster, state, code, status):
 
 
 def test_what_becomes_of_a_cell(tmp_path, cluster):
-    """Every job is submitted again until its folder has a result, or it was killed or failed too often."""
-    cells = make_cells(tmp_path / "runs", ["good", "stopped", "killed", "broken", "cancelled"])
-    good, stopped, killed, broken, cancelled = cells
+    """Every job is submitted again until its folder has a result, or it was killed without a new checkpoint,
+    or failed, too often."""
+    cells = make_cells(tmp_path / "runs", ["good", "stopped", "preempted", "killed", "broken", "cancelled"])
+    good, stopped, preempted, killed, broken, cancelled = cells
     sweeper, ends = new_sweep(cells, retries=1), {}
     ends[good] = [("COMPLETED", "0:0")]
     ends[stopped] = [("FAILED", "75:0")] * 25 + [("COMPLETED", "0:0")]
+    ends[preempted] = [("PREEMPTED", "0:15")] * 25 + [("COMPLETED", "0:0")]
     ends[killed] = [("NODE_FAIL", "0:0"), ("FAILED", "0:9"), ("COMPLETED", "0:0")]
     ends[broken] = [("FAILED", "2:0")] * 9
     ends[cancelled] = [("CANCELLED", "0:0")]
@@ -128,15 +130,16 @@ def test_what_becomes_of_a_cell(tmp_path, cluster):
             if job.state == "PENDING":
                 cell = by_name[job.name]
                 end = ends[cell].pop(0)
-                write_checkpoint(cell, number)
+                if cell is not killed:
+                    write_checkpoint(cell, number)
                 if end[0] == "COMPLETED":
                     write_result(cell)
                 cluster.set(number, *end)
-    assert sweeper.done == [good, killed, stopped] and sweeper.failed == [cancelled, broken]
+    assert sweeper.done == [good, killed, stopped, preempted] and sweeper.failed == [cancelled, broken]
     submissions = [by_name[job.name] for job in cluster.jobs().values()]
-    assert [submissions.count(cell) for cell in cells] == [1, 26, 3, 2, 1]
-    assert sum(line.startswith("stopped ") for line in lines) == 25 and not sweeper.kills[stopped]
-    assert sweeper.kills[killed] == 2 and sweeper.failures[broken] == 2
+    assert [submissions.count(cell) for cell in cells] == [1, 26, 26, 3, 2, 1]
+    assert sum(line.startswith("stopped ") for line in lines) == 25
+    assert sweeper.kills == {killed: 2} and sweeper.failures[broken] == 2
 
 
 def test_a_run_that_is_stopped_before_it_gets_anywhere_is_given_up(tmp_path, cluster):
@@ -164,13 +167,18 @@ def test_a_killed_sweep_finds_its_jobs(tmp_path, cluster):
     write_result(cells[0])
     cluster.set(2, "NODE_FAIL")
     words = [line.split()[0] for line in second.step()]
-    assert words == ["finished", "queued", "queued"] and len(cluster.jobs()) == 4
+    assert words == ["finished", "killed", "queued", "queued"] and len(cluster.jobs()) == 4
     assert second.done == [cells[0]]
-    for number, cell in ((3, cells[1]), (4, cells[2])):
-        cluster.set(number, "COMPLETED")
-        write_result(cell)
-    second.step()
-    assert second.over and second.done == cells
+    third = new_sweep(cells, most=2)
+    third.step()
+    cluster.set(3, "COMPLETED")
+    write_result(cells[2])
+    cluster.set(4, "CANCELLED")
+    for sweeper in (second, third):
+        sweeper.step()
+        assert sweeper.over and sweeper.failed == [cells[1]], (
+            "a job that was cancelled is not submitted again"
+        )
 
 
 def test_while_slurm_is_down_nothing_is_lost_or_submitted(tmp_path, cluster, capsys):
@@ -228,6 +236,20 @@ def test_a_full_queue_is_waited_for_and_a_refusal_ends_the_sweep(tmp_path, clust
     assert not capsys.readouterr().err
     cluster.unsay("sbatch_down")
     assert sweeper.step() == [f"queued   {cell.folder}"]
+
+
+def test_a_refusal_after_the_first_job_is_waited_for(tmp_path, cluster, capsys):
+    """As when Slurm's credentials expire, or it is upgraded, in the night."""
+    first, second = make_cells(tmp_path / "runs", ["a", "b"])
+    sweeper = new_sweep([first, second], most=1)
+    assert sweeper.step() == [f"queued   {first.folder}"]
+    write_result(first)
+    cluster.set(1, "COMPLETED")
+    cluster.say("sbatch_down", "sbatch: error: Protocol authentication error\n")
+    assert sweeper.step() == [f"finished {first.folder}"] and sweeper.step() == []
+    assert capsys.readouterr().err.count("Protocol authentication error; waiting, and trying again") == 1
+    cluster.unsay("sbatch_down")
+    assert sweeper.step() == [f"queued   {second.folder}"]
 
 
 def run_main(tmp_path, *words):
@@ -400,8 +422,11 @@ def test_a_sweep_after_cancel_begins_anew(tmp_path, cluster, monkeypatch, capsys
     with pytest.raises(UsageError, match="nothing to cancel: there is no .*/runs/suite, and no job"):
         run_main(tmp_path, "--cancel")
     (tmp_path / "runs" / "suite").mkdir(parents=True)
-    assert run_main(tmp_path, "--cancel") == 0
-    assert capsys.readouterr().out == CANCELLED.format("0 jobs", 0)
+    with pytest.raises(
+        UsageError, match="nothing to cancel: no job of these runs is queued; give .*--device"
+    ):
+        run_main(tmp_path, "--cancel")
+    assert not list((tmp_path / "runs" / "suite").iterdir())
     monkeypatch.setattr(sweep.signals, "received", [signal.SIGTERM])
     assert run_main(tmp_path) == STOPPED and len(cluster.jobs()) == 2
 
