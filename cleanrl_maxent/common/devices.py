@@ -77,6 +77,9 @@ def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     if deterministic and DETERMINISTIC not in (flags or ""):
         require(not backends_are_initialized(), TOO_LATE)
         flags = f"{flags or ''} {DETERMINISTIC}".strip()
+    if backends_are_initialized() and (flags or "") != os.environ.get("XLA_FLAGS", ""):
+        warn("JAX has already computed in this process; this run cannot be resumed bit for bit")
+        return
     os.environ["XLA_FLAGS"] = flags or ""
 
 

@@ -54,7 +54,7 @@ def with_frequency(args: RunArgs) -> RunArgs:
     """`args` with `eval_frequency` filled in: that of the run in `run_dir`, else the default."""
     if args.eval_frequency is not None:
         return args
-    recorded = recorded_settings(args.run_dir).get("args") if args.run_dir else None
+    recorded = recorded_settings(args.run_dir).get("args")
     given = recorded.get("eval_frequency") if isinstance(recorded, dict) else None
     return replace(args, eval_frequency=given if type(given) is int else default_frequency(args))
 

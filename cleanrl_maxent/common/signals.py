@@ -49,9 +49,10 @@ def stop_if_asked() -> None:
 def postpone() -> None:
     """From now on, signals that would end a Python program or a notebook's cell are noted, until `deliver`.
 
-    Does nothing in other threads, which get no signals, or to signals with other handlers, as after `listen`.
+    Does nothing in other threads, which get no signals, to signals with other handlers, as after `listen`, or
+    if one has arrived since.
     """
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and not received:
         for number in SIGNALS:
             handler = signal.getsignal(number)
             if handler in (signal.SIG_DFL, signal.default_int_handler):
@@ -63,8 +64,10 @@ def deliver(problem: BaseException | None) -> None:
     """Restores the signals' handlers; the first signal that arrived then has its usual effect.
 
     `problem`: the exception that ended the run, if any. After SIGINT, raises KeyboardInterrupt with the
-    message of `problem`, unless that is an error.
+    message of `problem`, unless that is an error. Does nothing in other threads.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number, handler in postponed.items():
         signal.signal(number, handler)
     came = due[:]

@@ -50,6 +50,7 @@ sac.train(args)
 )
 def test_flags_of_xla(version, given, expected, monkeypatch):
     """Eigen where YNNPACK errs; what the user chose stays, and a second run of the process adds nothing."""
+    monkeypatch.setattr(devices, "backends_are_initialized", lambda: False)
     monkeypatch.setattr(jax, "__version_info__", version)
     monkeypatch.setenv("XLA_FLAGS", given)
     for _ in range(2):
@@ -83,8 +84,9 @@ def test_a_new_run_takes_no_settings_from_the_current_folder(tmp_path, monkeypat
     assert devices.recorded_settings(None) == {} != devices.recorded_settings(str(tmp_path))
 
 
-def test_a_process_that_has_computed_before_is_told(tmp_path):
-    """Its threads and flags are unknown, and recorded as such."""
+@pytest.mark.parametrize("threads", [None, 1])
+def test_a_process_that_has_computed_before_is_told(threads, tmp_path):
+    """Flags that XLA has not seen, and threads unless NPROC gave them, are recorded as unknown."""
     args = dict(SMALL, learning_starts=16, total_timesteps=20, run_dir=str(tmp_path / "run"))
     program = f"""
 import jax
@@ -93,7 +95,8 @@ from cleanrl_maxent import sac
 sac.train(sac.Args(**{args!r}))
 """
     clean = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
+    clean |= {"NPROC": str(threads)} if threads else {}
     done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True)
     assert "JAX has already computed in this process; this run cannot be resumed bit for bit" in done.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["cpu_threads"] is None and config["xla_flags"] is None
+    assert config["cpu_threads"] == threads and config["xla_flags"] is None

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -279,6 +280,23 @@ def test_handlers_of_the_program_itself_stay(handlers):
     assert signal.getsignal(signal.SIGTERM) is own and signal.SIGINT in signals.postponed
     signals.deliver(None)
     assert not signals.postponed and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_before_the_run_leaves_the_second_interrupt_alone(handlers):
+    """On the command line, while the run starts: the next Ctrl-C ends the process."""
+    signals.listen()
+    signal.raise_signal(signal.SIGINT)
+    signals.postpone()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL and not signals.postponed
+
+
+def test_a_run_in_a_thread_leaves_the_signals_of_the_main_one(handlers):
+    signals.postpone()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(signals.deliver, None).result()
+    assert signals.postponed and signal.getsignal(signal.SIGINT) is signals.note
+    signals.deliver(None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ---- file systems that lack something
@@ -586,6 +604,10 @@ def test_options_that_change_numbers_are_recorded(options, monkeypatch):
     assert changed_options() == {} and describe_machine()["jax_options"] == {}
     assert all(jax.config.values[name] == default for name, default in OPTIONS.items())
     machine = describe_machine()
+    with pytest.raises(
+        UsageError, match="cpu_threads None, now .*: not bit-exact; add --allow-version-change"
+    ):
+        check_same_machine(machine | {"cpu_threads": None}, machine)  # begun after JAX had computed
     jax.config.update("jax_optimization_level", "O1")
     assert changed_options() == {"jax_optimization_level": "O1"}
     with pytest.raises(UsageError, match=r"jax_options \{\}, now \{'jax_optimization_level': 'O1'\}"):

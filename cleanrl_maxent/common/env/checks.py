@@ -166,7 +166,7 @@ def check_bounds(env_id: str, action: gym.spaces.Box) -> None:
             raise UsageError(f"action dimension {dim} of {env_id} has low={low} >= high={high}")
 
 
-def check_finite(step: int, seeds: list[int], **tensors: np.ndarray) -> None:
+def check_finite(step: int, seeds: list[int], /, **tensors: np.ndarray) -> None:
     """Raises NonFiniteError naming step, seed and tensor; each tensor has a leading axis `(seed,)`."""
     for name, values in tensors.items():
         if not np.isfinite(values).all():

@@ -42,7 +42,7 @@ class Filming:
         self.on = args.capture_video
         if self.on:
             with self.attempt():
-                check_video_path(Path("film.gif"))
+                check_video_path(folder / "film.gif")
                 self.make_film().close()
 
     def make_film(self) -> Film:

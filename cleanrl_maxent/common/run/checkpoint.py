@@ -87,15 +87,21 @@ class Checkpoints:
         self.remove_others({before, path} - {None})
 
     def remove_others(self, kept: set[Path]) -> None:
-        """Removes every file that no checkpoint in `kept` names, and every other checkpoint."""
+        """Removes every file that no checkpoint in `kept` names, and every other checkpoint.
+
+        Nothing if one of them cannot be read; what cannot be removed is left to a later call.
+        """
         named = set()
         for path in kept:
-            with suppress(Damaged, OSError):
+            try:
                 body = self.read_body(path)
-                named |= {path.name, body["state"]["name"], *body["segments"]}
+            except (Damaged, OSError):
+                return
+            named |= {path.name, body["state"]["name"], *body["segments"]}
         for path in self.folder.iterdir():
             if path.name not in named and path.is_file():
-                path.unlink()
+                with suppress(OSError):
+                    path.unlink()
 
     def paths(self) -> list[Path]:
         """The checkpoints' JSON files, newest first."""

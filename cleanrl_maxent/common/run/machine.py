@@ -69,14 +69,18 @@ def changed_options() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` if files differ from it; None outside git."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this source tree, with `-dirty` if files differ from it; None outside git, and where git
+    does not track this file, as in a virtual environment inside another repository."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
 
 
 def processor() -> str:
@@ -103,7 +107,7 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         if now[name] != was:
             changes.append(f"{name} {was}, now {now[name]}")
     if changes:
-        alone = len(changes) == 1 and changes[0].startswith("cpu_threads ") and "NPROC" in os.environ
+        alone = len(changes) == 1 and changes[0].startswith("cpu_threads ") and recorded.get("cpu_threads")
         exact = "unset NPROC, or " if alone else ""  # then the run gets its own number of threads again
         raise UsageError(
             f"the run was made with {'; '.join(changes)}: not bit-exact; "

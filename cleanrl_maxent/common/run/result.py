@@ -1,4 +1,4 @@
-"""What `train` returns."""
+"""What `train` returns, and what a run writes when it finishes."""
 
 import sys
 from pathlib import Path
@@ -31,3 +31,10 @@ def module_of(args: RunArgs) -> ModuleType:
     modules = [sys.modules[base.__module__] for base in type(args).__mro__]
     whole = (module for module in modules if hasattr(module, "init") and hasattr(module, "act"))
     return next(whole, modules[0])
+
+
+def remove_results(folder: Path) -> None:
+    """Removes what a run wrote when it finished."""
+    for name in ("result.json", "README.md", "policy-*.npz"):
+        for path in folder.glob(name):
+            path.unlink()

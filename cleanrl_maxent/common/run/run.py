@@ -20,14 +20,14 @@ from cleanrl_maxent.common.files import named_arrays, restore_tree, subtree, wri
 from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.policy import save_policies
 from cleanrl_maxent.common.run.card import model_card
-from cleanrl_maxent.common.run.checkpoint import Checkpoints, refill
+from cleanrl_maxent.common.run.checkpoint import Checkpoint, Checkpoints, refill
 from cleanrl_maxent.common.run.ending import add_resume, add_saved
 from cleanrl_maxent.common.run.folder import find_checkpoint, is_under_way, lock, make_run_dir, read_json
 from cleanrl_maxent.common.run.hub import upload
 from cleanrl_maxent.common.run.initial import Initial, read_initial, transfer
 from cleanrl_maxent.common.run.journal import Journal
 from cleanrl_maxent.common.run.machine import describe_machine
-from cleanrl_maxent.common.run.result import Result
+from cleanrl_maxent.common.run.result import Result, remove_results
 from cleanrl_maxent.common.signals import deliver, postpone, stop_if_asked
 
 SEGMENT_LENGTH = 10_000  # transitions that wait in memory before they are written
@@ -37,9 +37,11 @@ class Run:
     """Writes a run's files; those of seed s are in `seed-{s}/`.
 
     In a folder that holds an unfinished run of the same arguments, resumes it from its last good checkpoint:
-    `resume` then returns that state, and the record is truncated to it. In the folder of a finished run
+    `resume` then returns that state, and truncates the record to it. In the folder of a finished run
     nothing is left to do: no step follows, and `finish` returns the recorded result.
     """
+
+    journal: Journal  # from `resume` on
 
     def __init__(self, args: RunArgs, envs: SeedEnvs):
         """Makes the folder, or opens the one to resume.
@@ -74,10 +76,7 @@ class Run:
             raise
 
     def open(self) -> None:
-        """Finds the checkpoint to resume from, and opens the files, truncated to the lengths in it.
-
-        Raises Finished, and UsageError like `find_checkpoint`.
-        """
+        """Finds the checkpoint to resume from; raises Finished, and UsageError like `find_checkpoint`."""
         args = self.args
         self.machine = describe_machine(args.num_seeds)
         self.config = describe_run(args, self.envs.task) | self.machine
@@ -89,15 +88,16 @@ class Run:
         else:
             self.config["init_from"] = self.initial.source if self.initial else None
             self.write_json("config.json", self.config)
-        self.journal = Journal(args, self.folder, found.steps if found else 0, found.meta if found else {})
-        if args.num_seeds > 1 and self.machine["device"]["platform"] == "cpu":
-            advice = "on a CPU, one process per seed is faster, up to one per core: see benchmarks/sweep.py"
-            self.journal.terminal.print_line(advice)
-        if workers := self.envs.pool.workers:
-            self.journal.terminal.print_line(f"environments in {workers} process{'es' * (workers > 1)}")
         self.unsaved: tuple[int, Any] | None = None  # steps and state after the last step, until saved
         self.transitions: list[Transition] = []  # since the last segment
         self.capacity = 0  # transitions to keep: the replay's, and the last one, not yet in it
+
+    def open_journal(self, found: Checkpoint | None) -> None:
+        """Opens the record; if the run is resumed, as long as it was at the checkpoint."""
+        steps, meta = (found.steps, found.meta) if found else (0, {})
+        self.journal = Journal(self.args, self.folder, steps, meta)
+        if workers := self.envs.pool.workers:
+            self.journal.terminal.print_line(f"environments in {workers} process{'es' * (workers > 1)}")
 
     def resume(self, state, replay: Replay | None = None) -> tuple[int, Any, Any]:
         """The steps taken so far, and the state and replay at that point; the environments are restored too.
@@ -112,22 +112,22 @@ class Run:
         self.capacity = replay.capacity + 1 if replay else 0
         found, self.resumed_from = self.resumed_from, None
         if found is None:
+            self.open_journal(None)
             if self.initial:
                 where = "networks of {run_dir} after {steps:,} steps, seeds {seeds}"
                 self.journal.terminal.print_line(where.format(**self.initial.source))
                 state = transfer(state, self.initial)
             return 0, state, replay
         self.envs.restore(found.steps, found.meta["envs"], subtree("envs/", found.arrays))
-        self.journal.losses = subtree("metrics/", found.arrays)
         state = restore_tree(state, subtree("state/", found.arrays))
         if replay:
             replay = refill(replay, found.segments, found.steps)
             if self.args.env_reset == "restart":
                 self.transitions = [self.envs.transition]  # on disk it is not cut short
-        for name in ("result.json", "README.md", "policy-*.npz"):  # of the run before it was extended
-            for path in self.folder.glob(name):
-                path.unlink()
+        remove_results(self.folder)  # of the run before it was extended
         self.write_json("config.json", self.config)
+        self.open_journal(found)  # after all that can fail, since it cuts the record
+        self.journal.losses = subtree("metrics/", found.arrays)
         self.journal.terminal.steps = found.steps
         self.journal.terminal.print_line(f"resumed at step {found.steps:,}")
         return found.steps, state, replay
@@ -209,7 +209,7 @@ class Run:
         }
         films = [f"videos/{path.name}" for _, path in self.journal.filming.earlier(self.args.last_step)]
         card = model_card(self.args, self.config, result, films)
-        write_file(self.folder / "README.md", card.encode())
+        write_file(self.folder / "README.md", card.encode(errors="replace"))
         self.write_json("result.json", result)
         self.journal.tracker.finish(exit_code=0)
         if self.args.upload_model:
@@ -219,7 +219,7 @@ class Run:
     def close(self) -> None:
         """Closes the environments, and the files of a run, finished or not."""
         self.envs.close()
-        if not self.recorded:
+        if not self.recorded and hasattr(self, "journal"):
             self.journal.close()
             self.journal.tracker.finish(exit_code=1)
 

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TextIO, cast
 
+import jax
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -26,6 +27,9 @@ class Terminal:
         self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
         if args.eval_episodes and args.eval_frequency == default_frequency(args) != EVERY:
             self.console.print(f"evaluates every {args.eval_frequency:,} steps (--eval-frequency)")
+        if args.num_seeds > 1 and jax.default_backend() == "cpu":
+            advice = "on a CPU, one process per seed is faster, up to one per core: see benchmarks/sweep.py"
+            self.console.print(advice)
         listeners.append(self.print_line)
         self.live = Live(self, console=self.console, refresh_per_second=2, transient=True)
         if self.console.is_terminal:

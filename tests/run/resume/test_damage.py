@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common import files
+from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.errors import Damaged, NonFiniteError, UsageError
 from cleanrl_maxent.common.run import folder
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
@@ -36,6 +38,31 @@ def test_disk_full_keeps_the_checkpoint_before(stopped, reference, monkeypatch):
     assert not list(stopped.rglob("*.tmp"))
     train(SMALL, stopped)
     assert differences(reference, digests(stopped)) == []
+
+
+def test_a_checkpoint_outlives_a_disk_that_fails_after_it(tmp_path, monkeypatch):
+    """If it cannot be read again, nothing is removed; what cannot be removed stays until the next one."""
+    checkpoints, arrays = Checkpoints(tmp_path / "checkpoint"), {"x": np.zeros(3)}
+
+    def stale(*given):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def steps():
+        return [int(path.stem.removeprefix("checkpoint-")) for path in checkpoints.paths()]
+
+    for step, failing in ((1, ""), (2, ""), (3, "read_bytes"), (4, "unlink"), (5, "")):
+        with monkeypatch.context() as patch:
+            if failing:
+                patch.setattr(Path, failing, stale)
+            checkpoints.write(step, {}, arrays, 0)
+        kept = {1: [1], 2: [2, 1], 3: [3, 2, 1], 4: [4, 3, 2, 1], 5: [5, 4]}[step]
+        assert steps() == kept and all((tmp_path / f"checkpoint/state-{n:010}.npz").exists() for n in kept)
+
+
+def test_a_state_may_have_any_names():
+    check_finite(7, [1], step=np.ones(1), seeds=np.ones((1, 2)))
+    with pytest.raises(NonFiniteError, match="non-finite step at step 7, seed 1"):
+        check_finite(7, [1], step=np.full(1, np.nan))
 
 
 @pytest.mark.slow

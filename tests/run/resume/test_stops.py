@@ -11,7 +11,8 @@ import pytest
 
 from cleanrl_maxent import sac
 from cleanrl_maxent.common import evaluation, signals
-from cleanrl_maxent.common.errors import Stopped
+from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.errors import Stopped, UsageError, require
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
 from cleanrl_maxent.common.run.journal import Journal
 from tests.support.runs import SMALL, differences, digests, flags, interrupted, rows, scalars, start, train
@@ -129,12 +130,18 @@ def test_second_sigint_ends_the_process():
 
 
 @pytest.mark.slow
-def test_finished_run_says_so_and_a_larger_total_continues_it(reference, tmp_path, capsys):
+def test_finished_run_says_so_and_a_larger_total_continues_it(reference, tmp_path, capsys, monkeypatch):
+    """A continuation that is refused while it restores leaves all as it was."""
     run = tmp_path / "run"
     result = train(SMALL | dict(total_timesteps=333), run)
     left = digests(run)
     assert train(SMALL | dict(total_timesteps=333), run) == result and digests(run) == left
     assert capsys.readouterr().out.endswith(f"{run} is finished (333 steps); nothing to do\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(SeedEnvs, "restore", lambda *given: require(False, "cannot be restored"))
+        with pytest.raises(UsageError, match="cannot be restored"):
+            train(SMALL, run)
+    assert digests(run) == left and (run / "result.json").exists()
     train(SMALL, run)
     assert differences(reference, digests(run)) == []
     (run / "policy-1.npz").unlink()  # it is written again
