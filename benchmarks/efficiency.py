@@ -122,7 +122,8 @@ def efficiency_block(curves: list[Curve]) -> list[str]:
 
 
 def draw_efficiency(curves: list[Curve], path: Path) -> Path:
-    """Mean returns by steps and by CPU minutes of learning; by steps also thin seeds of the solid programs.
+    """Mean returns by steps and by CPU minutes of learning; by steps also, thin, the seeds of programs with
+    solid lines.
 
     Raises UsageError without matplotlib.
     """

@@ -67,10 +67,11 @@ class Compare:
     """With two sets of runs: which returns more, task by task? With any other number: does the mean of the
     seeds lie in the published band, at each published step?
 
-    The band is the 95% prediction interval for the mean of as many seeds of one more program, from the
-    spread of published seeds and between published programs. A quoted pattern is one set: "runs/cpu/*sac*".
-    The name of an algorithm, or of a variant on its page, stands for its collected runs, unless a folder has
-    that name.
+    The band is the 95% prediction interval for the mean of as many seeds of one more program, from the spread
+    of published seeds and between published programs. If only one program states a spread, it holds the means
+    that do not differ significantly from its mean (Welch's test). A quoted pattern is one set:
+    "runs/cpu/*sac*". The name of an algorithm, or of a variant on its page, stands for its collected runs,
+    unless a folder has that name.
     """
 
     run_dirs: Paths  # runs, folders of runs, patterns in quotes, or names of algorithms

@@ -105,7 +105,11 @@ class Sweep:
 
     def step(self) -> list[str]:
         """Settles the cells that ended, and starts those that fit; returns a line for each."""
-        lines = [self.settle(cell, status) for cell, status in self.executor.ended()]
+        lines = [
+            self.settle(cell, status)
+            for cell, status in self.executor.ended()
+            if cell not in self.done + self.failed  # another sweep may have submitted it again
+        ]
         others = self.executor.running.intersection(self.waiting)
         lines += [f"runs     {cell.folder} already" for cell in self.waiting if cell in others - self.others]
         self.others = others

@@ -90,7 +90,7 @@ def published_band(rows: list[dict[str, str]], returns: np.ndarray) -> tuple[flo
 
 
 def says_little(band: tuple[float, float], rows: list[dict[str, str]]) -> bool:
-    """True if 0 lies in a band, but not between the published means: it is very wide."""
+    """True if a band contains 0 although the published means all have the same sign: it is very wide."""
     means = [float(row["mean"]) for row in rows]
     return band[0] < 0 < band[1] and (min(means) > 0 or max(means) < 0)
 
@@ -193,7 +193,8 @@ def verdicts(curves: Iterable[Curve]) -> str:
         return ""
     judged = f"Of {count} means that have a band, {inside} lie inside"
     if wide:
-        judged += f", {wide} of them in bands too wide to judge by: 0 lies in them, but not between the means"
+        judged += f", {wide} of them in bands too wide to judge by: these contain 0, but the published means "
+        judged += "all have the same sign"
     return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
 
 

@@ -30,7 +30,7 @@ class Executor(Protocol):
         ...
 
     def ended(self) -> Iterator[tuple[Cell, int]]:
-        """Cells of `running` that have ended since the last look.
+        """Cells that ended since the last look: those started here and, with Slurm, by another sweep.
 
         Each with its exit status, minus the number of the signal that killed it, LOST or CANCELLED.
         """

@@ -307,6 +307,7 @@ def cancel(cells: list[Cell]) -> None:
         if not queue:
             raise UsageError(complaint or f"nothing to cancel: there is no {file.parent}, and no job")
     file.parent.mkdir(parents=True, exist_ok=True)
+    already = file.exists()  # for a sweep that may not have seen it yet
     file.touch()  # before the look: a sweep must not submit anything after it
     counts, seen = dict.fromkeys(CANCEL, 0), False
     for state, how in CANCEL.items():
@@ -323,7 +324,8 @@ def cancel(cells: list[Cell]) -> None:
         if ending:  # Slurm may be about to requeue these; if not, its complaint does not matter
             ask("scancel", *ending)
     if not seen:
-        file.unlink()
+        if not already:
+            file.unlink(missing_ok=True)
         flags = "--device, --seeds-per-run and --out-dir"
         raise UsageError(f"nothing to cancel: no job of these runs is queued; give the sweep's own {flags}")
     waiting = plural(counts["PENDING"] + counts[""], "job")

@@ -75,9 +75,9 @@ def set_up_xla(run_dir: str | None, deterministic: bool = False) -> None:
     elif (0, 10, 2) <= jax.__version_info__ < (0, 12) and EIGEN not in (flags or ""):
         flags = f"{EIGEN} {flags or ''}".strip()
     if deterministic and DETERMINISTIC not in (flags or ""):
-        require(not backends_are_initialized(), TOO_LATE)
         flags = f"{flags or ''} {DETERMINISTIC}".strip()
     if backends_are_initialized() and (flags or "") != os.environ.get("XLA_FLAGS", ""):
+        require(not deterministic, TOO_LATE)
         warn("JAX has already computed in this process; this run cannot be resumed bit for bit")
         return
     os.environ["XLA_FLAGS"] = flags or ""

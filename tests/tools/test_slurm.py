@@ -176,9 +176,20 @@ def test_a_killed_sweep_finds_its_jobs(tmp_path, cluster):
     cluster.set(4, "CANCELLED")
     for sweeper in (second, third):
         sweeper.step()
-        assert sweeper.over and sweeper.failed == [cells[1]], (
-            "a job that was cancelled is not submitted again"
-        )
+        assert sweeper.over and sweeper.failed == [cells[1]]  # what was cancelled is not submitted again
+
+
+def test_a_cell_that_was_given_up_is_not_settled_again(tmp_path, cluster):
+    """Another sweep submits it once more, and it fails once more."""
+    broken, other = make_cells(tmp_path / "runs", ["broken", "other"])
+    sweeper = new_sweep([broken, other], retries=0)
+    sweeper.step()
+    cluster.set(1, "FAILED", "2:0")
+    assert sweeper.step() == [f"gave up  {broken.folder}, status 2"]
+    new_sweep([broken, other], retries=0).step()
+    sweeper.step()
+    cluster.set(3, "FAILED", "2:0")
+    assert sweeper.step() == [] and sweeper.failed == [broken] and not sweeper.over
 
 
 def test_while_slurm_is_down_nothing_is_lost_or_submitted(tmp_path, cluster, capsys):

@@ -107,7 +107,8 @@ def check_same_machine(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         if now[name] != was:
             changes.append(f"{name} {was}, now {now[name]}")
     if changes:
-        alone = len(changes) == 1 and changes[0].startswith("cpu_threads ") and recorded.get("cpu_threads")
+        threads = recorded.get("cpu_threads") and now["cpu_threads"]  # both are known
+        alone = len(changes) == 1 and changes[0].startswith("cpu_threads ") and threads
         exact = "unset NPROC, or " if alone else ""  # then the run gets its own number of threads again
         raise UsageError(
             f"the run was made with {'; '.join(changes)}: not bit-exact; "

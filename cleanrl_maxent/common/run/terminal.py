@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 from typing import TextIO, cast
 
-import jax
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from cleanrl_maxent.common.activity import describe_activity, listeners
 from cleanrl_maxent.common.cli import RunArgs
+from cleanrl_maxent.common.devices import chosen_device
 from cleanrl_maxent.common.evaluation import EVERY, default_frequency
 from cleanrl_maxent.common.output import SCREEN
 
@@ -27,7 +27,7 @@ class Terminal:
         self.console.print(f"{args.exp_name} on {args.env_id}, seeds {args.seeds} → {folder}", markup=False)
         if args.eval_episodes and args.eval_frequency == default_frequency(args) != EVERY:
             self.console.print(f"evaluates every {args.eval_frequency:,} steps (--eval-frequency)")
-        if args.num_seeds > 1 and jax.default_backend() == "cpu":
+        if args.num_seeds > 1 and chosen_device().platform == "cpu":
             advice = "on a CPU, one process per seed is faster, up to one per core: see benchmarks/sweep.py"
             self.console.print(advice)
         listeners.append(self.print_line)
