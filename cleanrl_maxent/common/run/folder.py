@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import platform
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def lock(folder: Path) -> TextIO:
     if no_lock:
         warn(f"{folder} cannot be locked ({no_lock}): nothing keeps a second process from writing to it")
     file.truncate(0)
-    print(os.getpid(), file=file, flush=True)
+    print(f"{os.getpid()} on {platform.node()}", file=file, flush=True)
     return file
 
 

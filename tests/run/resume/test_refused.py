@@ -133,7 +133,7 @@ def test_other_network_in_the_code(stopped, monkeypatch):
 
 def test_one_writer(tmp_path):
     held = folder.lock(tmp_path / "run")
-    with pytest.raises(UsageError, match=f"is being written by process {os.getpid()}"):
+    with pytest.raises(UsageError, match=f"is being written by process {os.getpid()} on ."):
         train(SMALL, tmp_path / "run")
     held.close()
     folder.lock(tmp_path / "run").close()
