@@ -173,9 +173,10 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         without_logs = [path for path in command.run_dirs if path.suffix != ".log" or path.is_dir()]
         sets = without_logs or command.run_dirs
         if len(sets) == 2:
+            a, b = map(compared_curves, sets)
             if shared := sources(sets[0]) & sources(sets[1]):
                 raise UsageError(f"{min(shared)} is in both sets")
-            compare_sets(*map(compared_curves, sets))
+            compare_sets(a, b)
         else:
             if len(sets) > 2:
                 print(f"{len(sets)} sets, beside published means; name two to compare them with each other")

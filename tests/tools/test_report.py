@@ -562,6 +562,8 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     assert "wide" not in out
     assert "B: wide --tau 0.02, 1 seed: 91.0" in compared(Path("sac"), Path("wide"), capsys=capsys)
     assert "B: sac, 2 seeds: 3.0 ±" in compared(Path("mine"), Path("sac"), capsys=capsys)
+    with pytest.raises(UsageError, match="there is no folder runs/none"):
+        report.main(report.Compare((Path("runs/none"), Path("runs/none"))))
     with pytest.raises(UsageError, match="sac is in both sets"):
         report.main(report.Compare((Path("sac"), Path("sac"))))
     assert report.main(report.Compare((Path("sac"),))) == 0
