@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.figures import COLORS, OTHER_COLOR, plural, pyplot, save_figure
 from benchmarks.intervals import performance_profile
 from benchmarks.records import Curve, in_last_twentieth, published_at_end
-from benchmarks.tables import score
+from benchmarks.tables import means_of, score
 
 Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
@@ -74,7 +74,7 @@ def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
     label = label_of(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
         label += f" ({curve.protocol})"
-    marks = [float(row["mean"]) for row in published_at_end(curve)]
+    marks = means_of(published_at_end(curve))
     label += f", {plural(len(curve.seeds), 'seed')}"
     return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks))
 

@@ -21,6 +21,7 @@ from benchmarks.tables import (
     aggregate_table,
     algorithm_table,
     below_average,
+    means_of,
     number,
     published_band,
     published_table,
@@ -201,7 +202,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
     evaluation = "" if curve.protocol == "deterministic" else f", {curve.protocol}"
     published = ""
     if rows:
-        low, high = (number(limit(float(row["mean"]) for row in rows)) for limit in (min, max))
+        low, high = (number(limit(means_of(rows))) for limit in (min, max))
         published = low if low == high else f"{low} to {high}"
         if band := published_band(rows, returns):
             judged = "too wide:" if says_little(band, rows) else verdict(mean, band)

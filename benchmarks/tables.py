@@ -61,6 +61,11 @@ def mean_with_interval(returns: np.ndarray) -> str:
     return number(mean) + (f" ± {number(mean_interval(returns), mean)}" if len(returns) > 1 else "")
 
 
+def means_of(rows: list[dict[str, str]]) -> list[float]:
+    """The means of published rows."""
+    return [float(row["mean"]) for row in rows]
+
+
 def rows_with_spread(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The published rows that a band is made of: evaluations of two seeds or more, with their spread."""
     return [
@@ -91,7 +96,7 @@ def published_band(rows: list[dict[str, str]], returns: np.ndarray) -> tuple[flo
 
 def says_little(band: tuple[float, float], rows: list[dict[str, str]]) -> bool:
     """True if a band contains 0 although the published means all have the same sign: it is very wide."""
-    means = [float(row["mean"]) for row in rows]
+    means = means_of(rows)
     return band[0] < 0 < band[1] and (min(means) > 0 or max(means) < 0)
 
 
@@ -113,7 +118,7 @@ def result_cells(curve: Curve) -> list[str]:
     """Seeds, evaluation, mean, IQM, published means and the verdict on them."""
     returns, rows = curve.final(), published_at_end(curve)
     mean, band = float(returns.mean()), published_band(rows, returns)
-    means = ", ".join(number(value, mean) for value in sorted(float(row["mean"]) for row in rows))
+    means = ", ".join(number(value, mean) for value in sorted(means_of(rows)))
     cells = [str(len(returns)), curve.protocol, mean_with_interval(returns)]
     cells += [number(float(interquartile_mean(returns)), mean), means]
     if band is None:
@@ -207,7 +212,7 @@ def below_average(curves: Iterable[Curve]) -> str:
     for curve in worth_a_row(curves):
         rows = published_at_end(curve)
         if rows and curve.protocol != "training":
-            below[curve.budget].append(curve.final().mean() < np.mean([float(row["mean"]) for row in rows]))
+            below[curve.budget].append(curve.final().mean() < np.mean(means_of(rows)))
     counts = [
         f"after {budget:,} steps {sum(found)} of {len(found)}" for budget, found in sorted(below.items())
     ]
