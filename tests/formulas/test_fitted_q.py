@@ -439,7 +439,7 @@ def test_a_run_killed_while_its_data_grow_resumes_exactly(tmp_path):
     for name, value in GROWING.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     assert start("fitted_q", words, tmp_path / "whole").wait(300) == 0
-    point = "cleanrl_maxent.common.env.seeds:SeedEnvs.step:283"
+    point = "cleanrl_maxent.common.env.seeds:SeedEnvs.step_wait:283"
     assert start("fitted_q", words, tmp_path / "run", point).wait(300) == -9
     assert "train" in killed_in(tmp_path / "run")
     assert start("fitted_q", words, tmp_path / "run").wait(300) == 0
