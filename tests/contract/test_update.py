@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.training.train_state import TrainState
 
 from cleanrl_maxent.common.run.start import split_keys
 from tests.support.contract import record_inputs
@@ -43,7 +44,8 @@ def states(init):
 @pytest.fixture(scope="session")
 def acts(case, states):
     """`act`, compiled, and a policy for it."""
-    return jax.jit(case.module.act, static_argnums=3), case.module.policy(last(states))
+    act = using_keys_once(jax.jit(case.module.act, static_argnums=3))
+    return act, case.module.policy(last(states))
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +62,21 @@ def among(case, args):
 def alone(case, args, inputs):
     """`update` of one seed, compiled; the host decides about every k-th update, if it does so in a run."""
     static = 0 if inputs.on_host else ()
-    return jax.jit(lambda index, *given: case.module.update(*given, index, args), static_argnums=static)
+    update = jax.jit(lambda index, *given: case.module.update(*given, index, args), static_argnums=static)
+    return using_keys_once(update)
+
+
+def using_keys_once(function):
+    """The function; where it draws twice from one key, it raises JAX's `KeyReuseError`.
+
+    Not for `update` of all seeds: JAX raises this also for a scan over keys in a `vmap`.
+    """
+
+    def call(*given):
+        with jax.debug_key_reuse(True):
+            return function(*given)
+
+    return call
 
 
 def last(tree):
@@ -88,14 +104,23 @@ def test_a_state_is_made_of_finite_arrays_and_the_key_alone_tells_states_apart(c
     assert not same_bits(first, other)
 
 
-def test_targets_begin_as_copies_and_critics_apart(states):
+def test_targets_begin_as_copies(states):
     for name, target in vars(states).items():
         if name.startswith("target_"):
             learned = getattr(states, name.removeprefix("target_")).params
             assert same_bits(target, learned), f"{name} does not begin as a copy"
-    if hasattr(states, "critics"):
-        stacked = jax.tree.leaves(last(states.critics.params))
-        assert len(stacked[0]) == 1 or any(not np.array_equal(leaf[0], leaf[1]) for leaf in stacked)
+
+
+def test_no_two_layers_begin_alike(states):
+    """Neither in one network nor in two, two critics for example: each is drawn from its own key."""
+    learned = [part.params for part in vars(last(states)).values() if isinstance(part, TrainState)]
+    kernels = [
+        np.asarray(kernel)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(learned)
+        if jax.tree_util.keystr(path).endswith("['kernel']")
+        for kernel in leaf.reshape(-1, *leaf.shape[-2:])  # critics lead with their number
+    ]
+    assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels)
 
 
 # ---- policy and act

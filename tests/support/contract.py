@@ -58,7 +58,10 @@ class Inputs:
 
 
 def record_inputs(case, patch, args):
-    """The inputs of every update of a run that learns nothing, for all of its seeds."""
+    """The inputs of every update of a run that learns nothing, for all of its seeds.
+
+    Raises JAX's `KeyReuseError` if the run draws from the key of an update, or twice from another.
+    """
     notes, kinds, played, step_wait = [], [], [], SeedEnvs.step_wait
 
     def step(envs):
@@ -72,11 +75,13 @@ def record_inputs(case, patch, args):
     def update(state, data, key, index, args):
         kinds.append(isinstance(index, int))
         jax.debug.callback(note, index, data, jax.random.key_data(key))
+        jax.random.bits(key)  # an update consumes its key
         return state, {}
 
     patch.setattr(SeedEnvs, "step_wait", step)
     patch.setattr(case.module, "update", update)
-    case.module.train(args)
+    with jax.debug_key_reuse(True):
+        case.module.train(args)
     jax.effects_barrier()
     seeds = [notes[i : i + args.num_seeds] for i in range(0, len(notes), args.num_seeds)]
     stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *of_update) for of_update in seeds]
