@@ -46,7 +46,7 @@ class Args(RunArgs):
     gae_lambda: ClassVar = 1.0  # advantages are sums of all rewards that follow
 
     num_envs: Count = 4  # environments per seed
-    num_steps: Count = 1000  # steps of each environment per rollout, at least one episode
+    num_steps: Count = 1000  # steps of each environment per rollout, one episode or more
     gamma: Discount = 0.99  # discount per step
     gamma_power: bool = False  # weight step t by γ^t
     causality: bool = True  # leave out the rewards before an action
