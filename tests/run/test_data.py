@@ -48,6 +48,15 @@ def test_samples_only_what_is_stored_and_all_of_it():
     assert np.array_equal(batch.next_obs[:, 0], batch.reward + 0.5)
 
 
+def test_samples_of_a_full_ring_are_uniform():
+    """However many transitions have been stored, each that is there is as likely as another."""
+    replay = Replay.create(4, example(2, 1))
+    for i in range(10):
+        replay = replay.store(numbered(i), i)
+    values, counts = np.unique(replay.sample(jax.random.key(0), 4000, 10).reward, return_counts=True)
+    assert values.tolist() == [6, 7, 8, 9] and counts.min() > 850
+
+
 @pytest.mark.parametrize(("count", "first"), [(3, 0), (5, 0), (10, 0), (13, 3), (20, 10)])
 def test_sequences_are_runs_of_consecutive_transitions(count, first):
     """Every one that is there, equally often; none goes over the head of a ring that is full."""
@@ -172,3 +181,17 @@ def test_returns_that_hardly_vary_are_not_blown_up():
     ones, never = np.ones((5, 3), np.float32), np.zeros((5, 3), np.float32)
     returns = DiscountedReturns.create(3).add(ones, never, np.ones((5, 3), int), 0.0)
     assert returns.std == pytest.approx(0.01, rel=1e-2)
+
+
+def test_a_new_episode_in_one_environment_leaves_the_returns_of_others():
+    """The first environment's episode ends with the first rollout, the second's goes on."""
+    tracked, ones = DiscountedReturns.create(2), np.ones((1, 2), np.float32)
+    tracked = tracked.add(ones, np.float32([[1, 0]]), np.array([[0, 0]]), 0.5)
+    tracked = tracked.add(ones, np.float32([[0, 0]]), np.array([[0, 1]]), 0.5)
+    assert tracked.running.tolist() == [1, 1.5]
+
+
+def test_normalised_rows_are_clipped_on_both_sides():
+    statistics = Statistics.create((1,)).add(jnp.array([[-1.0], [1.0]]))
+    found = statistics.normalize(jnp.array([[-99.0], [0.5], [99.0]]), 10)
+    assert np.allclose(found[:, 0], [-10, 0.5, 10])

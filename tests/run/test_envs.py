@@ -35,6 +35,15 @@ def test_counting_environment_leaves_no_false_transition():
     assert [(e.index, e.episodic_return, e.length) for e in episodes] == [(0, 3.0, 3), (1, 3.0, 3)] * 2
 
 
+def test_the_end_of_one_seed_alone_leaves_no_false_transition():
+    """The second environment is a step ahead, so no two episodes end together."""
+    envs = SeedEnvs("Counting-v0", [1, 2])
+    envs.batch.envs[1].unwrapped.buffer[0] = 1
+    trace = [transition_after(envs, np.zeros((2, 1), np.float32)) for _ in range(4)]
+    assert [t.next_obs[:, 0].tolist() for t in trace] == [[1, 2], [2, 3], [3, 1], [1, 2]]
+    assert [t.obs[:, 0].tolist() for t in trace] == [[0, 0], [1, 2], [2, 0], [0, 1]]
+
+
 def test_truncation_is_not_termination():
     envs = SeedEnvs("ConstantReward-v0", [1])
     rows = [transition_after(envs, np.zeros((1, 1), np.float32)) for _ in range(120)]

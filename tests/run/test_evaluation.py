@@ -19,6 +19,11 @@ from tests.support import probes
 from tests.support.runs import SMALL, rows, small_args, train
 
 
+def uniform(policy, obs, key, deterministic):
+    """Echo's actions: zeros, or uniform."""
+    return jnp.zeros((len(obs), 2)) if deterministic else jax.random.uniform(key, (len(obs), 2), minval=-1)
+
+
 @pytest.mark.slow
 def test_whole_episodes_of_unequal_length_count_once():
     """Mean and std of eight Hopper episodes are those of episodes that one environment plays alone."""
@@ -57,6 +62,21 @@ def test_soft_return_adds_alpha_times_minus_log_prob():
     keys = jax.random.split(jax.random.key(1), 1)
     row = evaluate(1, jnp.zeros(1), keys, np.full(1, 2.0))[0]
     assert row["eval/soft_return"] - row["eval_stochastic/return_mean"] == pytest.approx(200, abs=1e-2)
+
+
+def test_soft_returns_of_seeds_and_of_episodes_of_unequal_length(monkeypatch):
+    """Each seed has its own α, and an episode that is over adds no more nats."""
+    monkeypatch.setattr(probes.Echo, "lengths", iter(range(3, 99)))
+
+    def sample_action(policy, obs, key):
+        return uniform(policy, obs, key, False), jnp.full(len(obs), -0.5)
+
+    args = sac.Args(env_id="Echo-v0", num_seeds=2, eval_episodes=2)
+    keys, alpha = jax.random.split(jax.random.key(0), 2), np.array([1.0, 3.0])
+    rows = Evaluation(args, uniform, sample_action)(1, jnp.zeros(2), keys, alpha)
+    nats = [row["eval_stochastic/length"] / 2 for row in rows]
+    assert nats[0] != nats[1]
+    assert [row["eval/soft_return"] for row in rows] == pytest.approx(list(alpha * nats))
 
 
 def test_an_episode_that_has_ended_is_not_stepped(monkeypatch):
@@ -140,14 +160,25 @@ def test_a_policy_without_a_density_is_sampled_anew_in_every_evaluation(monkeypa
     """The deterministic action is one; no sampled one comes twice, though Echo shows one observation."""
     monkeypatch.setattr(probes.Echo, "actions", stepped := [])
 
-    def act(policy, obs, key, deterministic):
-        noise = jax.random.uniform(key, (len(obs), 2), minval=-1)
-        return jnp.zeros((len(obs), 2)) if deterministic else noise
-
-    evaluation = Evaluation(sac.Args(env_id="Echo-v0", eval_episodes=2), act)
+    evaluation = Evaluation(sac.Args(env_id="Echo-v0", eval_episodes=2), uniform)
     for steps in (1, 2):
         played = evaluation.play(steps, jnp.zeros(1), jax.random.split(jax.random.key(0), 1))
     assert len({tuple(action) for action in stepped}) == 1 + 2 * played.lengths[:, 1].sum()
+
+
+def test_every_episode_of_every_evaluation_has_its_own_seed():
+    evaluation = Evaluation(sac.Args(env_id="Echo-v0", seed=3, num_seeds=2, eval_episodes=3), uniform)
+    found = []
+    for steps in (5_000, 10_000):
+        evaluation.play(steps, jnp.zeros(2), jax.random.split(jax.random.key(0), 2))
+        found += evaluation.batch.rows.seed.tolist()
+    assert found == [
+        environment_seed(seed, EVALUATION, steps, mode, episode)
+        for steps in (5_000, 10_000)
+        for seed in (3, 4)
+        for mode in (0, 1)
+        for episode in range(3)
+    ]
 
 
 def sample_first(policy, obs, key, deterministic):

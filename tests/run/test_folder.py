@@ -14,7 +14,8 @@ import pytest
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.errors import UsageError
-from tests.support.runs import SMALL, flags
+from cleanrl_maxent.common.run.inventory import is_locked
+from tests.support.runs import SMALL, at_step, flags, train
 
 
 def test_folder(run):
@@ -78,6 +79,14 @@ def test_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):
         sac.train(sac.Args(**SMALL, run_dir=str(tmp_path / "file" / "run")))
+
+
+def test_a_run_holds_its_lock_until_it_ends(tmp_path, monkeypatch):
+    """So no second process writes to its folder."""
+    held = []
+    at_step(monkeypatch, 20, lambda: held.append(is_locked(tmp_path / "run")))
+    train(SMALL | dict(total_timesteps=40, learning_starts=30, eval_episodes=0), tmp_path / "run")
+    assert held == [True] and not is_locked(tmp_path / "run")
 
 
 @pytest.mark.slow

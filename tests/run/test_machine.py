@@ -362,6 +362,29 @@ def test_a_disk_that_fails_is_no_missing_fsync(name, of_files, tmp_path, monkeyp
         files.write_file(tmp_path / "file", b"content")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name what is flushed")
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power loss may leave a checkpoint's name without its content; then the name is flushed too. The
+    record is flushed before a checkpoint states its length."""
+    done, fsync, rename = [], os.fsync, os.replace
+
+    def flush(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        done.append(path if os.path.isdir(path) else (path, os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("renamed") or rename(*names))
+    files.write_file(tmp_path / "file", b"content")
+    assert done == [(f"{tmp_path}/file.tmp", 7), "renamed", str(tmp_path)]
+    seed = record.Record(tmp_path / "seed-1", 0, {})
+    seed.write(1, {"loss": 1.0})
+    done.clear()
+    length = seed.sync()["bytes"]
+    assert done == [(f"{tmp_path}/seed-1/metrics.jsonl", length)] and length > 0
+    seed.close()
+
+
 def test_tensorboard_and_the_wall_clock_are_no_condition(tmp_path, monkeypatch, capsys):
     """Their files cannot be opened: the run has all that it needs."""
 

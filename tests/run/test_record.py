@@ -8,6 +8,7 @@ import pytest
 import cleanrl_maxent
 from cleanrl_maxent import maxent_pg, sac
 from cleanrl_maxent.common.errors import EnvironmentFailed, NonFiniteError
+from cleanrl_maxent.common.run import timing
 from tests.support import probes
 from tests.support.runs import SMALL, record_actions, rows, scalars, small_args, train
 
@@ -167,3 +168,11 @@ def test_an_environment_that_fails_says_where_and_what_is_saved(frequency, kept,
     with pytest.raises(EnvironmentFailed, match=f"step 700, seed 1.*; {kept}") as caught:
         train(SMALL | args, tmp_path / "run")
     assert isinstance(caught.value.__cause__, ZeroDivisionError) and "\n" not in str(caught.value)
+
+
+def test_speed_is_that_since_the_last_row(tmp_path, monkeypatch):
+    now = iter([0.0, 0.0, 10.0, 10.0, 12.0, 12.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    clock = timing.Timing(tmp_path / "timing.jsonl", 0, 0.0)
+    assert [clock.measure(steps)["charts/SPS"] for steps in (1_000, 1_100)] == [100, 50]
+    clock.close()

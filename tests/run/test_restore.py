@@ -97,3 +97,25 @@ def test_refilled_ring_is_the_ring():
             one = jax.tree.map(lambda leaf, i=i: leaf[:, i], whole)
             expected = store(expected, one, i)
         assert jax.tree.all(jax.tree.map(np.array_equal, replay, expected)), capacity
+
+
+def test_a_resumed_run_does_not_play_its_first_episode_again():
+    """With `--env-reset restart`: the new episode depends on the step, and on nothing else."""
+    envs = SeedEnvs("Point-v0", [1, 2], "restart")
+    for _ in range(7):
+        envs.step(np.zeros((2, 1), np.float32))
+    others = [SeedEnvs("Point-v0", [1, 2], "restart") for _ in range(2)]
+    first = others[0].obs
+    for other in others:
+        other.restore(7, *envs.snapshot())
+    assert not np.any(others[0].obs[:, 0] == first[:, 0])
+    assert np.array_equal(others[0].obs, others[1].obs)
+
+
+def test_an_environment_in_another_random_state_is_not_resumed():
+    """Though it shows the same observation: it would go on differently at the next reset."""
+    envs, other = SeedEnvs("Point-v0", [1]), SeedEnvs("Point-v0", [1])
+    envs.step(np.zeros((1, 1), np.float32))
+    envs.batch.envs[0].unwrapped.np_random.random()
+    with pytest.raises(UsageError, match="Point-v0 of seed 1 cannot be restored exactly: 1 steps lead to"):
+        other.restore(1, *envs.snapshot())

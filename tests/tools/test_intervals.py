@@ -113,3 +113,10 @@ def test_improvement_is_averaged_over_tasks():
     assert intervals.improvement_interval([won, lost]) == (0.5, 0.5)
     low, high = intervals.improvement_interval([([0, 2], [1, 3])])
     assert (low, high) == (0, 1)
+
+
+def test_the_interval_of_an_improvement_has_95_percent():
+    """Of 16 seeds of B half beat A, so what is drawn is binomial: its quantiles are 4 and 12 of 16, those of
+    a 90% interval 5 and 11."""
+    a, b = np.zeros(16), np.repeat([1.0, -1.0], 8)
+    assert intervals.improvement_interval([(a, b)]) == (4 / 16, 12 / 16)

@@ -436,6 +436,23 @@ def test_compare_tells_a_good_run_from_one_that_learns_less(tmp_path, capsys):
     assert capsys.readouterr().out.count("outside") == 3
 
 
+def test_one_step_outside_is_enough(tmp_path, capsys):
+    """A run that learns late is inside at the last published step alone."""
+    last = max(int(row["step"]) for row in records.published_rows()
+               if row["algorithm"] == "td3" and row["env_id"].startswith("HalfCheetah-")
+               and row["protocol"].startswith("deterministic") and int(row["step"]) <= 200_000)  # fmt: skip
+    late = {
+        seed: [
+            value if 5_000 * i > 0.9 * last else 0.3 * value
+            for i, value in enumerate(published_means("td3", "HalfCheetah", scale), 1)
+        ]
+        for seed, scale in zip("123", (0.9, 1, 1.1), strict=True)
+    }
+    assert report.main(report.Compare((write_run(tmp_path / "late", late, "td3"),))) == 1
+    judged = [line.split()[3] for line in capsys.readouterr().out.splitlines() if "steps:" in line]
+    assert judged[0] == "outside" and judged[-1] == "inside"
+
+
 def test_compare_where_there_is_no_band(tmp_path, capsys):
     """Nothing published; soft Q-learning, whose two figures are of one program; returns in training."""
     pendulum = write_run(tmp_path / "pendulum", {"1": [-150.0, -150.0]}, env_id="Pendulum-v1")
@@ -508,6 +525,23 @@ def test_compare_of_two_sets(tmp_path, capsys):
     assert "A returns more" in compared(tmp_path / "b" / "cheetah", tmp_path / "a" / "cheetah", capsys=capsys)
     with pytest.raises(UsageError, match="b/hopper is in both sets"):
         report.main(report.Compare((tmp_path / "b" / "hopper", tmp_path / "b")))
+
+
+def test_two_sets_are_compared_once_and_by_number_of_steps(tmp_path, capsys):
+    """In their main protocol alone; B wins the long runs and loses the short ones."""
+    both = [row | {"return_stochastic": "0"} for row in rows_of([10_000])]
+    pairs = comparison.pairs(records.group_curves(both), records.group_curves(both))
+    assert [curve.protocol for pair in pairs for curve in pair] == ["deterministic"] * 2
+    for side, (short, long) in {"a": (5.0, 1.0), "b": (4.0, 2.0)}.items():
+        for env_id in ("HalfCheetah-v4", "Hopper-v4"):
+            for name, returns in (("short", [short]), ("long", [0.0, long])):
+                seeds = {seed: returns for seed in "12"}
+                write_run(tmp_path / side / f"{env_id}-{name}", seeds, env_id=env_id)
+    assert report.main(report.Compare((tmp_path / "a", tmp_path / "b"))) == 0
+    words = "averaged over 2 comparisons with at least two seeds a side: a seed of B beats one of A with"
+    out = capsys.readouterr().out
+    assert f"5,000 steps, {words} probability 0.00\n" in out
+    assert f"10,000 steps, {words} probability 1.00\n" in out
 
 
 def test_a_changed_task_is_another_task(tmp_path, capsys):

@@ -75,6 +75,22 @@ def test_the_value_is_the_last_evaluation_of_all_seeds(tmp_path):
     assert search.value(sampled) == 7
 
 
+def test_a_search_maximises_and_prints_the_best(tmp_path, monkeypatch, capsys):
+    study, given = Study(), []
+    study.user_attrs = {}
+    study.set_user_attr = study.user_attrs.__setitem__
+    optuna = SimpleNamespace(
+        distributions=SimpleNamespace(FloatDistribution=lambda *bounds, **given: bounds),
+        create_study=lambda **options: given.append(options) or study,
+    )
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    values = {"trial-0": 1.0, "trial-1": 3.0, "trial-2": 2.0}
+    monkeypatch.setattr(search, "train", lambda cell: values[cell.folder.name])
+    search.main(search.Args(folder=tmp_path, trials=3, device="cpu"))
+    assert given[0]["direction"] == "maximize"
+    assert capsys.readouterr().out.startswith("best of 3: trial-1, 3.0: ")
+
+
 def test_a_trial_is_a_command_in_its_own_folder(tmp_path):
     args = search.Args(algorithm="td3", flags="--learning-starts 10", folder=tmp_path, device="cpu")
     cell = search.cell_of(4, {"learning_rate": 0.001}, args)

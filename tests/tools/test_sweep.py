@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import sweep
+from benchmarks import cells, sweep
 from benchmarks.cells import SUITES, Cell, Grid
 from benchmarks.commands import ROOT
 from benchmarks.executors import local
@@ -475,6 +475,42 @@ def test_gpu_slots_share_its_memory(monkeypatch, tmp_path):
         sweep.gpu_bytes()
     fake.write_text("#!/bin/sh\necho No devices were found\n")
     assert sweep.gpu_bytes() == {}
+
+
+def test_slots_fit_the_smallest_gpu(monkeypatch):
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
+    slots = sweep.make_slots({"0": 80e9, "1": 20e9}, workers=0, largest=15e9)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1"]
+    assert {slot["XLA_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.900"}
+
+
+def test_slots_leave_each_run_the_share_that_it_may_use(monkeypatch):
+    """Two runs would get 18 GB each, of which a run uses 90% at most."""
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
+    assert [len(sweep.make_slots({"0": 40e9}, 0, largest)) for largest in (16e9, 17e9)] == [2, 1]
+
+
+def test_memory_of_a_run_is_that_of_the_replay_of_every_seed(tmp_path):
+    """Hopper's transitions have 11 + 3 + 1 + 11 + 1 + 1 numbers of four bytes."""
+    (one,) = make_cells(tmp_path, ["cell"])
+    three = replace(one, flags=(*one.flags, "--num-seeds", "3"))
+    for cell, seeds in ((one, 1), (three, 3)):
+        assert cells.memory_bytes(cell) == cells.PROCESS_BYTES + seeds * 1_000_000 * 28 * 4
+
+
+def test_a_process_has_its_slot_and_the_threads_of_its_run(tmp_path, monkeypatch):
+    """A run that has begun keeps its number of threads, else it would refuse to resume."""
+    begun, new = make_cells(tmp_path, ["begun", "new"])
+    write_config(begun, cpu_threads=5)
+    found = []
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
+    monkeypatch.setattr(local.subprocess, "Popen", lambda command, **given: found.append(given["env"]))
+    executor = local.LocalExecutor([begun, new], [{"NPROC": "1", "CUDA_VISIBLE_DEVICES": "3"}] * 2)
+    for cell in (begun, new):
+        executor.start(cell)
+    assert [environment["NPROC"] for environment in found] == ["5", "1"]
+    assert {environment["CUDA_VISIBLE_DEVICES"] for environment in found} == {"3"}
+    assert not any("XLA_PYTHON_CLIENT_MEM_FRACTION" in environment for environment in found)
 
 
 TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'

@@ -13,6 +13,7 @@ from cleanrl_maxent import sac
 from cleanrl_maxent.common import evaluation, signals
 from cleanrl_maxent.common.env.seeds import SeedEnvs
 from cleanrl_maxent.common.errors import Stopped, UsageError, require
+from cleanrl_maxent.common.run import run
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
 from cleanrl_maxent.common.run.journal import Journal
 from tests.support.runs import SMALL, differences, digests, flags, interrupted, rows, scalars, start, train
@@ -171,3 +172,29 @@ def test_zero_temperature_is_saved(tmp_path, monkeypatch):
     args = SMALL | dict(alpha=0.0, autotune=False)
     interrupted(args, tmp_path / "run", monkeypatch)
     train(args, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_transitions_between_two_checkpoints_are_written_in_parts(tmp_path, monkeypatch):
+    """As those of a run that saves less often than every 10,000 steps: none is lost, stopped or not."""
+    args = SMALL | dict(total_timesteps=200, eval_episodes=0, checkpoint_frequency=0)
+    train(args, tmp_path / "reference")
+    monkeypatch.setattr(run, "SEGMENT_LENGTH", 40)
+    interrupted(args, tmp_path / "run", monkeypatch, 137)
+    stops = [int(path.stem[8:]) for path in sorted((tmp_path / "run" / "checkpoint").glob("segment-*"))]
+    assert stops == [40, 80, 120, 137]
+    train(args, tmp_path / "run")
+    assert differences(digests(tmp_path / "reference"), digests(tmp_path / "run")) == []
+
+
+def test_the_seconds_of_earlier_processes_count(tmp_path, monkeypatch):
+    args = SMALL | dict(total_timesteps=60, learning_starts=50, eval_episodes=0)
+    interrupted(args, tmp_path / "run", monkeypatch, 30)
+    find = run.find_checkpoint
+
+    def an_hour_later(*given):
+        found = find(*given)
+        return found._replace(meta=found.meta | {"seconds": 3600.0})
+
+    monkeypatch.setattr(run, "find_checkpoint", an_hour_later)
+    assert train(args, tmp_path / "run")["seconds"] > 3600
