@@ -164,6 +164,11 @@ def read_flags(path: Path, name: str, flags: Any) -> dict[str, Any]:
     require(len(plain) == len(flags), f"{path}: {name} has a flag with - and with _")
     if taken := plain.keys() & {"env_id", "seed", "num_seeds", "run_dir", "resume", "device"}:
         raise UsageError(f"{path}: {min(taken)} is not for a suite's flags: the sweep sets it")
+    for flag, value in plain.items():
+        try:
+            json.dumps(value)
+        except TypeError as problem:  # TOML has dates
+            raise UsageError(f"{path}: {flag} of {name}: {problem}") from problem
     return plain
 
 

@@ -1,5 +1,6 @@
 """Draws any recorded metric of runs, finished or not: losses, entropy, temperature, returns in training."""
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,19 @@ import numpy as np
 
 from benchmarks.curves import Lines, draw_lines, label_of
 from benchmarks.figures import figure_name, plural
-from benchmarks.records import enter_holder, group_of, in_last_twentieth, read_lines, run_folders, task_of
-from benchmarks.tables import mean_with_interval, number
+from benchmarks.records import (
+    enter_holder,
+    group_of,
+    in_last_twentieth,
+    read_lines,
+    run_folders,
+    task_of,
+    warn_of_versions,
+)
+from benchmarks.tables import mean_with_interval
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.folder import read_json
 
 BINS = 100  # of steps, to average a metric that seeds have often or at different steps
 Points = tuple[np.ndarray, np.ndarray]  # steps and values of a seed, (points,) each
@@ -36,22 +46,25 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     """Draws a metric for each task and number of steps, and prints its mean over the last 5% of the steps.
 
     Seeds without the metric are left out, which is printed too. Returns the figures' paths. Raises UsageError
-    if no run has the metric, with the names of those there are; if it is never a finite number; or if two
-    folders hold the same seed.
+    if no run has the metric, with the names of those there are; if it is never a finite number; if two
+    folders hold the same seed; or if a finished run lacks a seed's record.
     """
     groups, known, holders, without = defaultdict(lambda: defaultdict(list)), set(), {}, Counter()
-    for folder in run_folders(run_dirs):
-        group = group_of(read_config(folder))
+    configs = {folder: read_config(folder) for folder in run_folders(run_dirs)}
+    for folder, config in configs.items():
+        group, is_finished = group_of(config), (folder / "result.json").exists()
         budget = int(group["total_timesteps"])
-        for path in sorted(folder.glob("seed-*/metrics.jsonl")):
-            name = path.parent.name.removeprefix("seed-")
+        names = {path.parent.name.removeprefix("seed-") for path in folder.glob("seed-*/metrics.jsonl")}
+        if is_finished:
+            names.update(read_json(folder / "result.json")["evaluations"])
+        for name in sorted(names, key=lambda name: (len(name), name)):
             enter_holder(group | {"seed": name}, folder, holders)
-            record = read_lines(path)
+            record = read_lines(folder / f"seed-{name}" / "metrics.jsonl")
             known.update(*record)
             points = [(row["global_step"], row[metric]) for row in record if metric in row]
             if points:
                 steps, values = np.array(points, float).T
-                end = record[-1]["global_step"] if (folder / "result.json").exists() else budget
+                end = record[-1]["global_step"] if is_finished else budget
                 kind = group["algorithm"], group["exp_name"], group["flags"]
                 task = task_of(group["env_id"], group["flags"])
                 groups[task, budget][kind].append(Seed(name, steps, values, end))
@@ -63,6 +76,7 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     seeds = [seed for kinds in groups.values() for group in kinds.values() for seed in group]
     if not any(np.isfinite(seed.values).any() for seed in seeds):
         raise UsageError(f"{metric!r} is never a finite number in these runs")
+    warn_of_versions(configs.values())
     drawn = [draw_task(metric, task, seeds, out_dir) for task, seeds in sorted(groups.items())]
     for folder, count in without.items():
         print(f"{folder}: {plural(count, 'seed')} left out, without {metric}")
@@ -91,14 +105,20 @@ def end_in_words(seeds: list[Seed]) -> str:
     ends = np.array([value for value in at_end.values() if value is not None])
     words = []
     if len(ends):
-        each = ", ".join(number(value, ends.mean()) for value in ends)
-        words.append(f"{mean_with_interval(ends)}, {plural(len(ends), 'seed')}: {each}")
+        each = ", ".join(three_digits(value, ends.mean()) for value in ends)
+        words.append(f"{mean_with_interval(ends, three_digits)}, {plural(len(ends), 'seed')}: {each}")
     words += [
         f"seed {seed.name} left out, last value at step {int(seed.steps[-1]):,}"
         for seed in seeds
         if at_end[seed.name] is None
     ]
     return "; ".join(words)
+
+
+def three_digits(value: float, like: float) -> str:
+    """A value with as many decimals as `like` has with three significant digits: `0.982`, `1.03`, `5,152`."""
+    magnitude = math.floor(math.log10(abs(like))) if like and math.isfinite(like) else 0
+    return f"{value:z,.{min(max(2 - magnitude, 0), 12)}f}".replace("-", "−")  # z: as in `number`
 
 
 def on_common_steps(seeds: list[Points]) -> Points:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.commands import words
+from benchmarks.commands import algorithm_module, words
 from benchmarks.figures import plural
-from cleanrl_maxent import algorithms
+from cleanrl_maxent import algorithm_names
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.config import read_config
 from cleanrl_maxent.common.errors import UsageError
@@ -121,10 +121,11 @@ def changed_flags(config: dict[str, Any]) -> str:
     Flags that today's version of the algorithm lacks are left out. Flags that a user's file adds to the
     algorithm it extends are kept. A file that extends none is compared with its own defaults.
     """
-    algorithm = algorithms().get(known_algorithm(config["algorithm"]))
-    defaults = json.loads(json.dumps(asdict(algorithm.Args() if algorithm else RunArgs())))
+    known = known_algorithm(config["algorithm"])
+    is_known = known in algorithm_names()
+    defaults = json.loads(json.dumps(asdict(algorithm_module(known).Args() if is_known else RunArgs())))
     given = {name: value for name, value in config["args"].items() if name not in NOT_LEARNED}
-    if algorithm is None and "changed" in config:
+    if not is_known and "changed" in config:
         return " ".join(words({name: value for name, value in given.items() if name in config["changed"]}))
     if is_ours(config):
         given = {name: value for name, value in given.items() if name in defaults}
@@ -142,7 +143,7 @@ def task_of(env_id: str, flags: str) -> str:
 
 def is_ours(config: dict[str, Any]) -> bool:
     """True if one of this project's files trained a run; False for a file of the user's."""
-    return config["algorithm"] in algorithms()
+    return config["algorithm"] in algorithm_names()
 
 
 def known_algorithm(name: str) -> str:
@@ -151,7 +152,7 @@ def known_algorithm(name: str) -> str:
     So a run of `sac_glorot.py`, a file that was not kept, is a variant of SAC.
     """
     beginnings = [
-        known for known in algorithms() if name == known or name.startswith((f"{known}_", f"{known}-"))
+        known for known in algorithm_names() if name == known or name.startswith((f"{known}_", f"{known}-"))
     ]
     return max(beginnings, key=len, default=name)
 
@@ -163,7 +164,7 @@ def group_of(config: dict[str, Any]) -> dict[str, str]:
     user's file goes by its `exp_name`, unless that is the name of one of our algorithms.
     """
     args, flags, name = config["args"], changed_flags(config), config["algorithm"]
-    if flags if is_ours(config) else args["exp_name"] not in algorithms():
+    if flags if is_ours(config) else args["exp_name"] not in algorithm_names():
         name = args["exp_name"]
     return {
         "algorithm": known_algorithm(config["algorithm"]),
@@ -230,8 +231,9 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
 def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[str, Any]]]:
     """`read_run` of each folder.
 
-    Raises UsageError if two folders hold the same seed of a curve, if seeds of a curve were trained by
-    different files, or if no folder has an evaluation.
+    Warns if seeds of a curve were trained by different versions of a file. Raises UsageError if two folders
+    hold the same seed of a curve, if seeds of a curve were trained by different files, or if no folder has an
+    evaluation.
     """
     folders, holders, files = list(folders), {}, {}
     runs = [read_run(folder) for folder in folders]
@@ -242,7 +244,18 @@ def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[
     if not any(rows for rows, _ in runs):
         more = f" and {plural(len(folders) - 1, 'more run')}" if len(folders) > 1 else ""
         raise UsageError(f"no evaluations in {folders[0]}{more}")
+    warn_of_versions([entry for _, entry in runs])
     return runs
+
+
+def warn_of_versions(configs: Iterable[dict[str, Any]]) -> None:
+    """Warns if runs that share a curve were trained by different versions of the algorithm's file."""
+    versions = defaultdict(set)
+    for config in configs:
+        versions[config["algorithm"], *group_of(config).values()].add(config.get("algorithm_sha256"))
+    for (file, _, name, env_id, *_), digests in versions.items():
+        if len(digests - {None}) > 1:
+            warn(f"seeds of {name} on {env_id} were trained by different versions of {file}.py")
 
 
 def enter_holder(row: dict[str, str], holder: Path | str, holders: dict[str, Path | str]) -> None:
@@ -436,7 +449,7 @@ def published_on_task(curve: Curve) -> list[dict[str, str]]:
     """
     if curve.changes_task:
         return []
-    names = {row["algorithm"] for row in published_rows()} - algorithms().keys()
+    names = {row["algorithm"] for row in published_rows()}.difference(algorithm_names())
     name = curve.name if curve.name in names else curve.algorithm
     return [
         row

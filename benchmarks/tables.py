@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -55,10 +55,11 @@ def code(words: str) -> str:
     return f"`{words}`" if words else ""
 
 
-def mean_with_interval(returns: np.ndarray) -> str:
-    """`5,152 ± 1,607`; without an interval if there is one seed."""
-    mean = float(returns.mean())
-    return number(mean) + (f" ± {number(mean_interval(returns), mean)}" if len(returns) > 1 else "")
+def mean_with_interval(values: np.ndarray, written: Callable[[float, float], str] = number) -> str:
+    """`5,152 ± 1,607`; without an interval if there is one seed. `written` formats a number like another."""
+    mean = float(values.mean())
+    interval = f" ± {written(mean_interval(values), mean)}" if len(values) > 1 else ""
+    return written(mean, mean) + interval
 
 
 def means_of(rows: list[dict[str, str]]) -> list[float]:

@@ -41,6 +41,7 @@ from cleanrl_maxent.common.film import Film, Window, check_video_path
 from cleanrl_maxent.common.policy import LoadedPolicy, check_same_task, load_policy
 from cleanrl_maxent.common.ranges import INTEGER, Count, Magnitude, Natural, check_ranges, integers
 from cleanrl_maxent.common.run.initial import split_seed
+from cleanrl_maxent.common.run.inventory import find_runs
 from cleanrl_maxent.common.run.start import split_keys
 
 
@@ -69,10 +70,11 @@ def find_run(args: Args) -> tuple[Path, int | None]:
 
 
 def newest_run(top: Path) -> Path:
-    """The run below `top` that finished last; raises UsageError if there is none."""
-    results = [path for path in top.rglob("result.json") if path.with_name("config.json").exists()]
-    require(bool(results), f"there is no finished run in {top}; name the folder of one")
-    return max(results, key=lambda path: path.stat().st_mtime).parent
+    """The run in `top` that finished last; raises UsageError if there is none."""
+    results = [run / "result.json" for run in find_runs(top) if (run / "config.json").exists()]
+    finished = [path for path in results if path.exists()]
+    require(bool(finished), f"there is no finished run in {top}; name the folder of one")
+    return max(finished, key=lambda path: path.stat().st_mtime).parent
 
 
 def find_algorithm(args: Args, folder: Path) -> ModuleType:

@@ -40,7 +40,6 @@ from cleanrl_maxent.common.usage import help_text, join_values
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 FOLDERS = ("run_dir", "resume", "init_from", "dataset")  # arguments that name a folder
-EXAMPLES = ("--env-id Hopper-v4 --seed 2", "--resume runs/mine")  # at the end of --help
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def parse(args_class: Any, **default: Any) -> Any:
     """
     is_algorithm = isinstance(args_class, type) and issubclass(args_class, RunArgs)
     if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
-        print(help_text(args_class, RunArgs, EXAMPLES))
+        print(help_text(args_class, RunArgs))
         sys.exit(FINISHED)
     return tyro.cli(args_class, args=join_values(sys.argv[1:], args_class), registry=READERS, **default)
 

@@ -16,11 +16,12 @@ import numpy as np
 from jax.tree_util import DictKey, GetAttrKey
 
 from cleanrl_maxent.common.cli import RunArgs, recorded_args, validate
-from cleanrl_maxent.common.config import read_config
+from cleanrl_maxent.common.config import has_changed, read_config
 from cleanrl_maxent.common.env.make import scale_action
 from cleanrl_maxent.common.env.task import Task, parse_task
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.files import dtype_in_npz, leaf_name, pack, write_file
+from cleanrl_maxent.common.output import warn_once
 
 EXTRA_BYTES = 100_000  # of an npz file besides its arrays: names, headers, the index
 
@@ -113,8 +114,9 @@ def check_same_task(folder: Path, env_id: str, task: Task, advice: str = "") -> 
 def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) -> LoadedPolicy:
     """The policy of a seed, by default the first, of the finished run in `folder`.
 
-    Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Raises UsageError, in one line,
-    if they are missing, damaged, not this run's, or written by newer code.
+    Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Warns if the algorithm's file
+    has changed since. Raises UsageError, in one line, if they are missing, damaged, not this run's, or of
+    newer code, and OSError if they cannot be read.
     """
     for name in ("Args", "init", "policy", "act"):
         file = getattr(algorithm, "__file__", None) or algorithm.__name__
@@ -123,7 +125,11 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     try:
         validate(replace(args, resume=None))
     except (UsageError, TypeError) as problem:
-        raise UsageError(f"{folder}/config.json is damaged: {problem}") from problem
+        misfit = f"{folder}/config.json is damaged, or does not fit {args.file().name}"
+        raise UsageError(f"{misfit}: {problem}") from problem
+    if has_changed(args, read_config(folder)):
+        changed = f"{args.file().name} has changed since {folder} was started"
+        warn_once(f"{changed}; its policies may act differently now")
     task = recorded_task(folder)
     last = args.seed + args.num_seeds - 1
     try:
@@ -148,13 +154,17 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
 
 
 def read_parameters(path: Path, expected: Any) -> Any:
-    """The policy in an npz file, a pytree like `expected`; raises UsageError if the file holds another."""
+    """The policy in an npz file, a pytree like `expected`.
+
+    Raises UsageError if the file holds another, and OSError if it cannot be read.
+    """
     shapes = policy_arrays(expected)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
     if path.stat().st_size > size + EXTRA_BYTES:
         raise UsageError(f"{path} is not this run's policy: it is larger than one")
+    content = path.read_bytes()
     try:
-        arrays = read_arrays(path.read_bytes(), shapes)
+        arrays = read_arrays(content, shapes)
     except Exception as problem:  # a damaged header may raise anything
         reason = repr(str(problem) or type(problem).__name__)  # which may have characters of the file
         other = "damaged, or not this run's policy, or the algorithm's file has changed since"

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from contextlib import suppress
 from dataclasses import Field, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 MEANING = 29  # column at which the meaning of a flag begins
 # groups of the flags of every run, by the prefixes of their names; the other flags are about the run itself
@@ -17,10 +17,10 @@ GROUPS = {
 }
 
 
-def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = ()) -> str:
+def help_text(args_class: Any, of_every_run: type) -> str:
     """The help text, as wide as the terminal. The meaning of a flag is the comment on its field.
 
-    `of_every_run`: the class of the arguments that all algorithms share. `examples`: flags, one command each.
+    `of_every_run`: the class of the arguments that all algorithms share.
     """
     width, script = shutil.get_terminal_size().columns, sys.argv[0]
     program = f"python {script}" if script.endswith(".py") else script
@@ -35,6 +35,7 @@ def help_text(args_class: type, of_every_run: type, examples: tuple[str, ...] = 
         lines += ["", f"{name} [default]:" if name == "algorithm" else f"{name}:"]
         for field in of_group:
             lines += describe_flag(field, kinds[field.name], meanings.get(field.name, ""), width)
+    examples = f"--env-id {args_class.env_id} --seed 2", "--resume runs/mine"
     return "\n".join([*lines, "", "examples:", *(f"  {program} {example}" for example in examples)])
 
 

@@ -55,13 +55,14 @@ def test_the_newest_finished_run_by_default(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no finished run in runs; name the folder of one"):
         enjoy.find_run(enjoy.Args())
-    for name in ("suite/older", "newer", "unfinished"):
+    for name in ("suite/older", "unfinished", "../scratch/newer"):
         shutil.copytree(run[0], tmp_path / "runs" / name)
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "scratch")
     (tmp_path / "runs" / "unfinished" / "result.json").unlink()
     os.utime(tmp_path / "runs" / "suite" / "older" / "result.json", (1, 1))
-    assert enjoy.find_run(enjoy.Args(seed=4)) == (Path("runs/newer"), 4)
+    assert enjoy.find_run(enjoy.Args(seed=4)) == (Path("runs/linked/newer"), 4)
     enjoy.main(enjoy.Args(episodes=1))
-    assert capsys.readouterr().out.startswith("the newest finished run: runs/newer\n")
+    assert capsys.readouterr().out.startswith("the newest finished run: runs/linked/newer\n")
 
 
 def test_one_seed_needs_its_own_policy_only(run, tmp_path):

@@ -135,6 +135,20 @@ def test_a_change_of_the_algorithms_file_is_said(run, tmp_path, capsys):
         assert capsys.readouterr().err == expected
 
 
+def test_a_run_that_saved_nothing_starts_anew_without_a_warning(tmp_path, capsys, monkeypatch):
+    """As after a mistake in the file, which ended its first run, was mended."""
+    args = SMALL | dict(total_timesteps=40, learning_starts=30, eval_episodes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sac, "update", lambda *given: undefined)  # noqa: F821
+        with pytest.raises(NameError):
+            train(args, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"algorithm_sha256": "0" * 64}))
+    capsys.readouterr()
+    assert train(args, tmp_path / "run")["total_timesteps"] == 40
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_run_of_other_spaces_is_not_continued(run, tmp_path):
     """As after an edit of the environment: actions of other units would enter its replay."""
     folder = shutil.copytree(run[0], tmp_path / "run")

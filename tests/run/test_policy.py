@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ import pytest
 from jax.tree_util import Partial
 
 from cleanrl_maxent import load_policy, sac
+from cleanrl_maxent.common import output
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.config import FORMAT
 from cleanrl_maxent.common.env.task import Task, describe_task, parse_task
@@ -157,8 +159,8 @@ def change_config(folder, **changes):
         (dict(algorithm="../evil"), "was trained by ../evil.py, which is not part of this package"),
         (dict(algorithm=7), "does not belong to a run"),
         (dict(algorithm="td3"), "was written by other code: td3.py has no alpha"),
-        (dict(args={"seed": "3"}), "config.json is damaged: seed must be an integer"),
-        (dict(args={"hidden_dims": "os.system"}), "config.json is damaged: hidden_dims must be a tuple"),
+        (dict(args={"seed": "3"}), "config.json is damaged, or does not fit sac.py: seed must be an integer"),
+        (dict(args={"hidden_dims": "os.system"}), "does not fit sac.py: hidden_dims must be a tuple"),
         (dict(args={"horizon": 5}), "was written by other code: sac.py has no horizon"),
         (dict(args=[]), "does not belong to a run"),
         (dict(format=FORMAT + 1), f"was written by newer code: format {FORMAT + 1}, and this version reads"),
@@ -181,6 +183,26 @@ def change_config(folder, **changes):
 def test_a_foreign_or_changed_config(copied, changes, words):
     change_config(copied, **changes)
     assert words in refused(copied)
+
+
+def test_a_change_of_the_algorithms_file_is_said(copied, capsys, monkeypatch):
+    """Shapes that still fit are no proof that the networks compute the same."""
+    monkeypatch.setattr(output, "warned", set())
+    config = change_config(copied)
+    for digest, warnings in ((None, 0), (config["algorithm_sha256"], 0), ("0" * 64, 1), ("1" * 64, 0)):
+        change_config(copied, algorithm_sha256=digest)
+        load_policy(copied)
+        said = f"warning: sac.py has changed since {copied} was started; its policies may act differently now"
+        assert capsys.readouterr().err.splitlines() == [said] * warnings
+
+
+def test_a_policy_that_cannot_be_read_is_not_called_damaged(copied, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        load_policy(copied)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[1]", b"{" * 100_000, b"null"])

@@ -463,6 +463,13 @@ def test_an_exception_of_the_constructor_is_described():
     assert said == f"cannot make Broken-v0: KeyError: 'goal' (test_wrapper.py, line {line})"
 
 
+def test_a_syntax_error_in_the_module_of_an_environment_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "unfinished_env.py").write_text("import gymnasium\nx = = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = message(UsageError, make_env, "unfinished_env:Thing-v0")
+    assert said.endswith("invalid syntax (unfinished_env.py, line 2)") and "importlib" not in said
+
+
 def test_arguments_of_a_function_that_passes_them_on_are_not_listed():
     probes.register("Passed-v0", entry_point=lambda **kwargs: probes.Point(**kwargs))
     said = message(UsageError, make_env, EnvChoice("Passed-v0", env_kwargs='{"mass": 1}'))

@@ -1,6 +1,7 @@
 """What benchmarks/report.py collects, draws and concludes."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -700,12 +701,12 @@ def test_plot_of_a_metric(tmp_path, capsys):
     assert report.main(plot) == 0
     out = capsys.readouterr().out
     assert (
-        "sac on HalfCheetah-v4, last 5% of 10,000 steps: eval/return_mean 5.0 ± 38.1, 2 seeds: 2.0, 8.0"
+        "sac on HalfCheetah-v4, last 5% of 10,000 steps: eval/return_mean 5.00 ± 38.12, 2 seeds: 2.00, 8.00"
         in out
     )
     assert (tmp_path / "out" / "eval_return_mean-HalfCheetah-v4-10000.png").exists()
     report.main(report.Plot("charts/episodic_return", (tmp_path / "runs",), tmp_path / "out"))
-    assert "charts/episodic_return 1.5, 1 seed: 1.5" in capsys.readouterr().out
+    assert "charts/episodic_return 1.50, 1 seed: 1.50" in capsys.readouterr().out
     write_run(tmp_path / "runs" / "without", {"7": [1.0, 2.0]}, "td3", metric="losses/alpha")
     report.main(report.Plot("eval/return_mean", (tmp_path / "runs",), tmp_path / "out"))
     assert "without: 1 seed left out, without eval/return_mean\n" in capsys.readouterr().out
@@ -724,10 +725,57 @@ def test_the_mean_of_a_metric_leaves_out_seeds_under_way(tmp_path, capsys):
         (run / "config.json").write_text(json.dumps(config))
     (begun / "result.json").unlink()
     assert report.main(report.Plot("eval/return_mean", (done, early, begun), tmp_path)) == 0
-    line = "eval/return_mean 3.0 ± 12.7, 2 seeds: 2.0, 4.0; "
+    line = "eval/return_mean 3.00 ± 12.71, 2 seeds: 2.00, 4.00; "
     assert line + "seed 3 left out, last value at step 9,000; seed 4 left out" in capsys.readouterr().out
     report.main(report.Plot("eval/return_mean", (begun,), tmp_path))
     assert "last 5% of 10,000 steps: eval/return_mean seed 3 left out" in capsys.readouterr().out
+
+
+def test_a_lost_record_is_named(tmp_path):
+    """It is not left out of the mean without a word."""
+    run = write_run(tmp_path / "run", {"1": [1, 2], "2": [3, 4]})
+    (run / "seed-2" / "metrics.jsonl").unlink()
+    with pytest.raises(UsageError, match="run/seed-2/metrics.jsonl is missing"):
+        report.main(report.Plot("eval/return_mean", (run,), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "text"),
+    [
+        (1.02496, 0.982, "1.025"),
+        (1.02496, 1.003, "1.02"),
+        (-12.44, 12, "−12.4"),
+        (5152.4, 980, "5,152"),
+        (-0.001, 5000, "0"),
+        (0.000123, 0.0004, "0.000123"),
+        (3, 0, "3.00"),
+        (2, math.inf, "2.00"),
+    ],
+)
+def test_a_metric_is_written_with_three_digits_of_its_mean(value, like, text):
+    assert metric.three_digits(value, like) == text
+
+
+def test_seeds_of_different_versions_of_a_file_are_named(tmp_path, capsys):
+    """They share a curve, with a warning; runs of an earlier version, without a digest, give none."""
+    runs = [write_run(tmp_path / seed, {seed: [1.0, 2.0]}, "sac_mine", lr=1) for seed in "123"]
+    said = "warning: seeds of sac_mine on HalfCheetah-v4 were trained by different versions of sac_mine.py\n"
+    for digests, warning in (((None, "a", "a"), ""), (("a", "b", None), said)):
+        for run, digest in zip(runs, digests, strict=True):
+            config = json.loads((run / "config.json").read_text())
+            (run / "config.json").write_text(json.dumps(config | {"algorithm_sha256": digest}))
+        report.main(report.Compare((tmp_path,)))
+        assert capsys.readouterr().err == warning
+        report.main(report.Plot("eval/return_mean", (tmp_path,), tmp_path))
+        assert capsys.readouterr().err == warning
+
+
+def test_files_under_way_in_the_package_do_not_keep_others_from_being_read(tmp_path, monkeypatch):
+    """A name is enough to know them by."""
+    monkeypatch.setattr(records, "algorithm_names", lambda: (*algorithms(), "sac_half"))
+    config = {"algorithm": "sac", "args": {"exp_name": "sac", "tau": 0.1}}
+    assert records.changed_flags(config) == "--tau 0.1"
+    assert records.known_algorithm("sac_half_2") == "sac_half"
 
 
 def test_a_metric_that_is_never_finite_is_refused(tmp_path, capsys):

@@ -532,6 +532,10 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         (TEXT + "flags = { gama = 0.9 }\n", "Pendulum-v1__sac__1: a flag is wrong"),
         (TEXT + "flags = { seed = 7 }\n", "seed is not for a suite's flags"),
         (TEXT + "flags = 3\n", "flags must be a table"),
+        (
+            TEXT + "flags.env_kwargs = { g = 2026-01-01 }\n",
+            "env_kwargs of flags: Object of type date is not",
+        ),
         (TEXT + "variants = 3\n", "variants must be tables of flags; got 3"),
         ("grid = [1, 2]\n", "has no [[grid]]"),
         (TEXT + TEXT, "Pendulum-v1__sac__1 is in the suite twice"),

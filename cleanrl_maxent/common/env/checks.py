@@ -35,7 +35,7 @@ def check_name(env_id: str) -> None:
         return
     lower = {known.lower(): known for known in gym.registry}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7)
-    hint = f" Did you mean {lower[near[0]]}?" if near else " See gymnasium.pprint_registry()."
+    hint = f" Did you mean {lower[near[0]]}?" if near else " One of your own is my_module:MyEnv-v0."
     raise UsageError(f"unknown environment {env_id!r}.{hint}")
 
 
@@ -69,7 +69,12 @@ def lacks_render_mode(problem: BaseException, kwargs: dict[str, Any]) -> bool:
 
 
 def source_line(problem: BaseException) -> str:
-    """File and line that raised an exception; empty if Gymnasium did, as for arguments that do not fit."""
+    """File and line that raised an exception.
+
+    Empty if Gymnasium did, as for arguments that do not fit, and for a syntax error, which names them itself.
+    """
+    if isinstance(problem, SyntaxError):
+        return ""
     *_, frame = traceback.extract_tb(problem.__traceback__) or [None]
     inside = frame is None or Path(frame.filename).is_relative_to(Path(gym.__file__).parent)
     return "" if frame is None or inside else f"{Path(frame.filename).name}, line {frame.lineno}"

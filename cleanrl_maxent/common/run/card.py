@@ -155,9 +155,10 @@ def score_table(args: RunArgs, result: Mapping[str, Any]) -> str:
     for seed, row in rows.items():
         scores = [f"{row[f'{mode}/return_mean']:,.1f} ± {row[f'{mode}/return_std']:,.1f}" for mode in modes]
         lines.append(" | ".join([f"| {seed}", *scores]) + " |")
+    episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
     lines += [
         "",
-        f"Return at the last step: mean ± standard deviation over {args.eval_episodes} episodes.",
+        f"Return at the last step: mean ± standard deviation over {episodes}.",
         "",
     ]
     return "\n".join(lines)

@@ -134,7 +134,8 @@ def find_checkpoint(
     if isinstance(recorded.get("task"), dict):  # not in runs of earlier versions
         advice = "; undo the change of the environment, or name another --run-dir"
         check_same_task(folder, args.env_id, parse_task(config["task"]), advice)
-    if has_changed(args, recorded):
+    has_begun = (folder / "result.json").exists() or checkpoints.paths()
+    if has_begun and has_changed(args, recorded):
         warn(f"{args.file().name} has changed since {folder} was started; another --run-dir starts it anew")
     if (folder / "result.json").exists():
         done = read_json(folder / "result.json")["total_timesteps"]
