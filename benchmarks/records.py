@@ -224,16 +224,20 @@ def in_last_twentieth(steps: ArrayLike, end: int) -> np.ndarray:
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Rows of the finished runs among `paths` and one level below. Raises UsageError."""
-    return [row for rows, _ in read_runs(finished_runs(paths)) for row in rows]
+    """Rows of the finished runs among `paths` and one level below.
+
+    Warns if seeds of a curve were trained by different versions of a file. Raises UsageError.
+    """
+    runs = read_runs(finished_runs(paths))
+    warn_of_versions(entry for _, entry in runs)
+    return [row for rows, _ in runs for row in rows]
 
 
 def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[str, Any]]]:
     """`read_run` of each folder.
 
-    Warns if seeds of a curve were trained by different versions of a file. Raises UsageError if two folders
-    hold the same seed of a curve, if seeds of a curve were trained by different files, or if no folder has an
-    evaluation.
+    Raises UsageError if two folders hold the same seed of a curve, if seeds of a curve were trained by
+    different files, or if no folder has an evaluation.
     """
     folders, holders, files = list(folders), {}, {}
     runs = [read_run(folder) for folder in folders]
@@ -244,7 +248,6 @@ def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[
     if not any(rows for rows, _ in runs):
         more = f" and {plural(len(folders) - 1, 'more run')}" if len(folders) > 1 else ""
         raise UsageError(f"no evaluations in {folders[0]}{more}")
-    warn_of_versions([entry for _, entry in runs])
     return runs
 
 
@@ -320,7 +323,8 @@ def identity(row: dict[str, str]) -> str:
 def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
     """Reads every run into evaluations.csv and manifest.json.
 
-    Returns how many seeds it read, and how many of them were there before. Raises UsageError.
+    Returns how many seeds it read, and how many of them were there before. Warns as `read_rows` does. Raises
+    UsageError.
     """
     rows, manifest = read_results(results)
     before, read, files = manifest.keys(), set(), {}
@@ -333,6 +337,7 @@ def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
         read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added
         manifest = manifest | dict.fromkeys(identities, entry)
+    warn_of_versions(manifest.values())
     order = ("exp_name", "env_id", "total_timesteps", "algorithm", "flags", "seed", "step")
     numbers = {"total_timesteps", "seed", "step"}
     rows.sort(key=lambda row: [int(row[name]) if name in numbers else row[name] for name in order])

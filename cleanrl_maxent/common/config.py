@@ -29,8 +29,8 @@ def changed_arguments(args: Any) -> list[str]:
 
 
 def digest_of(file: Path) -> str | None:
-    """The SHA-256 of a file's content; None if there is no such file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    """The SHA-256 of a file's content with Unix line ends; None if there is no such file."""
+    return hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest() if file.is_file() else None
 
 
 def has_changed(args: Any, recorded: dict[str, Any]) -> bool:

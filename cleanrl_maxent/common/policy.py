@@ -115,8 +115,8 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     """The policy of a seed, by default the first, of the finished run in `folder`.
 
     Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Warns if the algorithm's file
-    has changed since. Raises UsageError, in one line, if they are missing, damaged, not this run's, or of
-    newer code, and OSError if they cannot be read.
+    has changed since. Raises UsageError, in one line, if they are missing, damaged, not this run's, or
+    written by newer code, and OSError if the policy cannot be read.
     """
     for name in ("Args", "init", "policy", "act"):
         file = getattr(algorithm, "__file__", None) or algorithm.__name__

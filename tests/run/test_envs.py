@@ -101,7 +101,7 @@ def test_streams_of_neighbours_do_not_overlap():
     ("env_id", "words"),
     [
         ("Hoper-v4", "Did you mean Hopper-v"),
-        ("Balance-v0", "unknown environment 'Balance-v0'. One of your own is my_module:MyEnv-v0."),
+        ("Balance-v0", "unknown environment 'Balance-v0'. Write one of your own as my_module:MyEnv-v0."),
         ("Hopper", "would silently become Hopper-v5"),
         ("Hopper-v3", "use Hopper-v4 or Hopper-v5"),
         ("Pusher-v4", "use Pusher-v5"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cleanrl_maxent import sac
-from cleanrl_maxent.common.config import FORMAT
+from cleanrl_maxent.common.config import FORMAT, digest_of
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.run.inventory import is_locked
 from tests.support.runs import SMALL, at_step, flags, train
@@ -133,6 +133,15 @@ def test_a_change_of_the_algorithms_file_is_said(run, tmp_path, capsys):
         (folder / "config.json").write_text(json.dumps(config | {"algorithm_sha256": digest}))
         sac.train(args)
         assert capsys.readouterr().err == expected
+
+
+def test_line_ends_are_no_change_of_a_file(tmp_path):
+    """Git writes Windows' own there."""
+    digests = []
+    for name, content in (("unix", b"a\nb\n"), ("windows", b"a\r\nb\r\n"), ("other", b"ab\n")):
+        (tmp_path / name).write_bytes(content)
+        digests.append(digest_of(tmp_path / name))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_run_that_saved_nothing_starts_anew_without_a_warning(tmp_path, capsys, monkeypatch):

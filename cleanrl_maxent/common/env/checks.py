@@ -35,7 +35,7 @@ def check_name(env_id: str) -> None:
         return
     lower = {known.lower(): known for known in gym.registry}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7)
-    hint = f" Did you mean {lower[near[0]]}?" if near else " One of your own is my_module:MyEnv-v0."
+    hint = f" Did you mean {lower[near[0]]}?" if near else " Write one of your own as my_module:MyEnv-v0."
     raise UsageError(f"unknown environment {env_id!r}.{hint}")
 
 
