@@ -52,11 +52,11 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     groups, known, holders, without = defaultdict(lambda: defaultdict(list)), set(), {}, Counter()
     configs = {folder: read_config(folder) for folder in run_folders(run_dirs)}
     for folder, config in configs.items():
-        group, is_finished = group_of(config), (folder / "result.json").exists()
-        budget = int(group["total_timesteps"])
+        group, result = group_of(config), folder / "result.json"
+        budget, is_finished = int(group["total_timesteps"]), result.exists()
         names = {path.parent.name.removeprefix("seed-") for path in folder.glob("seed-*/metrics.jsonl")}
         if is_finished:
-            names.update(read_json(folder / "result.json")["evaluations"])
+            names.update(read_json(result)["evaluations"])
         for name in sorted(names, key=lambda name: (len(name), name)):
             enter_holder(group | {"seed": name}, folder, holders)
             record = read_lines(folder / f"seed-{name}" / "metrics.jsonl")
