@@ -28,7 +28,7 @@ from cleanrl_maxent.common.data import create_replays, store
 from cleanrl_maxent.common.devices import per_seed
 from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import Evaluation
-from cleanrl_maxent.common.ranges import Count, Decay, Discount, Magnitude, Natural, Number, Rate, Widths
+from cleanrl_maxent.common.ranges import Count, Discount, Magnitude, Natural, Number, Rate, Widths
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
 from cleanrl_maxent.common.schedule import equivalent_index, every
@@ -48,7 +48,7 @@ class Args(RunArgs):
     policy_lr: Rate = 1e-3  # Adam, actor and temperature
     q_lr: Rate = 1e-3  # Adam, critics
     adam_b1: Discount = 0.5  # Adam's momentum, actor and critics
-    bn_momentum: Decay = 0.99  # weight of the old running statistics
+    bn_momentum: Discount = 0.99  # weight of the old running statistics
     bn_warmup: Natural = 100_000  # updates of each network before renormalisation
     alpha: Magnitude = 1.0  # temperature, in reward per nat; the initial one if autotune
     autotune: bool = True  # learn the temperature
@@ -62,11 +62,13 @@ class Args(RunArgs):
         starts, batch, total = self.learning_starts, self.batch_size, self.total_timesteps
         late = f"learning would never start: learning_starts {starts} >= total_timesteps {total}"
         require(starts < total, late)
+        require(batch > 1, "a batch of one transition has no variance to normalise by; raise --batch-size")
         require(batch <= self.buffer_size, f"batch_size {batch} > buffer_size {self.buffer_size}")
         few = f"only {starts} transitions when learning starts, fewer than batch_size {batch}"
         require(batch <= starts, f"{few}; raise --learning-starts")
         tunable = self.alpha > 0 or not self.autotune
         require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
+        require(self.target_entropy_scale > -math.log(2), "target_entropy_scale must be > -log 2")
 
 
 class BatchRenorm(nn.Module):
@@ -220,13 +222,12 @@ def init(key, task, args):
         return jax.vmap(lambda member: critic.apply(member, obs, action, **mode))(variables)
 
     policy_adam, q_adam = (optax.adam(rate, b1=args.adam_b1) for rate in (args.policy_lr, args.q_lr))
+    alpha_adam = optax.adam(args.policy_lr)  # with the usual momentum
     log_alpha = jnp.log(jnp.float32(max(args.alpha, 1e-37)))  # finite also if alpha is 0
     return State(
         actor=Network.create(apply_fn=actor.apply, **actor.init(actor_key, obs), tx=policy_adam),
         critics=Network.create(apply_fn=apply_critics, **critic_variables, tx=q_adam),
-        alpha=TrainState.create(
-            apply_fn=None, params={"log_alpha": log_alpha}, tx=optax.adam(args.policy_lr)
-        ),
+        alpha=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=alpha_adam),
     )
 
 
@@ -236,7 +237,7 @@ def temperature(state):
 
 
 def critic_loss(params, state, batch, key, args):
-    """Soft Bellman residual of both critics (eq. 5), with V of eq. 3 from the smaller one, without targets.
+    """Soft Bellman residual of both critics (eq. 5); V as in eq. 3, with the smaller critic, not a target.
 
     Both Q(s, a) and Q(s', a') come from one pass, normalised by the statistics of the joint batch.
     """

@@ -122,7 +122,7 @@ def gather(values, action):
 
 
 def sample_action(policy, obs, key):
-    """A number, `(...)`, from exp(Q/α)/Z, and its log π in nats."""
+    """An action's number, `(...)`, from exp(Q/α)/Z, and its log π in nats."""
     logits = policy(obs) / policy.alpha
     action = jax.random.categorical(key, logits)
     return action, gather(nn.log_softmax(logits), action)
@@ -160,7 +160,7 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)`, or the largest Q if α is 0; `q`: `(..., action_dim)`."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)`, less α log n if `uniform_prior`; if α is 0, max Q."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
@@ -203,14 +203,14 @@ def update(state, batches, key, index, args):
 
 
 def warn_of_divergence(replay, losses, num_actions, args):
-    """Warns if Q of a seed is more than twice as large as any soft return can be; returns whether it did."""
+    """Warns if |Q| of a seed is over twice the largest |soft return| possible; returns whether it did."""
     reward = np.asarray(jnp.abs(replay.rows.reward).max(axis=-1))  # (seed,)
     entropy = 0 if args.uniform_prior else math.log(num_actions)
     largest = (reward + args.alpha * entropy) / (1 - args.gamma)
     q = np.abs(losses["losses/best_values"])
     diverging = np.flatnonzero((q > 2 * largest) & (largest > 0))
     for index in diverging:
-        values = f"{q[index]:,.1f} on average, where no return can exceed {largest[index]:,.1f}"
+        values = f"|Q| is {q[index]:,.1f} on average, but no |return| exceeds {largest[index]:,.1f}"
         warn(f"Q of seed {args.seeds[index]} is diverging: {values}")
     return len(diverging) > 0
 
@@ -245,7 +245,7 @@ def train(args):
         rows = replay.sample(sample_key, args.updates_per_iteration * args.batch_size, count)
         batches = jax.tree.map(lambda x: x.reshape(-1, args.batch_size, *x.shape[1:]), rows)
         state, metrics = update(state, batches, update_key, index, args)
-        best_q = policy(state)(rows.obs).max(axis=-1)
+        best_q = policy(state)(batches.obs[-1]).max(axis=-1)
         return state, metrics | {"losses/best_values": best_q.mean()}
 
     # vectorised: from here on all arrays lead with the axis (seed,)

@@ -7,8 +7,8 @@ Schulman et al. 2017 (PPO), https://arxiv.org/abs/1707.06347. What is particular
     `--no-backup-entropy`: a state's entropy is a bonus to that state alone, as in A3C and PPO;
   - the policy is a squashed Gaussian with a standard deviation for every state, or categorical;
   - a time limit does not end the return, only the trace of advantages;
-  - `--normalize-reward` scales r alone, so that α is in scaled reward per nat; `--norm-adv` scales advantages
-    and α alike.
+  - `--normalize-reward` scales r alone, so that α is in scaled reward per nat; `--norm-adv`
+    normalises advantages, and divides α by their std.
 
     python cleanrl_maxent/maxent_pg.py --env-id Hopper-v4
 """
@@ -51,14 +51,14 @@ class Args(RunArgs):
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
     clip_coef: Magnitude = 0.2  # clip of probability ratios; 0: none
-    norm_adv: bool = True  # scale advantages and α alike
+    norm_adv: bool = True  # normalise advantages: mean 0, std 1; divide α by the same std
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
     alpha: Magnitude = 0.01  # temperature, in (scaled) reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: Number = 0.5  # target: this times -action_dim, or log n for n actions; nats
+    target_entropy_scale: Number = 0.5  # target is -scale * action_dim nats; scale * log n for n actions
     backup_entropy: bool = True  # count the entropy of later states
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return

@@ -4,7 +4,7 @@ Schulman et al., "Proximal Policy Optimization Algorithms", 2017, https://arxiv.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own Adam and its own gradient clipping;
-  - advantages are normalised over the rollout, not over each minibatch;
+  - advantages are normalised, over the rollout (in the authors' code over each minibatch);
   - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
 
     python cleanrl_maxent/ppo.py --env-id Hopper-v4
@@ -273,7 +273,7 @@ def make_samples(state, rollout, args):
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against V^targ: L^VF of eq. 9."""
+    """Half the mean squared error of V against V^targ, ½ L^VF of eq. 9."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 

@@ -1,11 +1,11 @@
 """REINFORCE: the gradient of the return from whole episodes, Σ_t ∇log π(a_t|s_t) G_t, with a baseline.
 
 Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning", 1992,
-https://doi.org/10.1007/BF00992696. Three estimators of the gradient:
-  - `--no-causality --no-baseline`: every score times the return of the whole episode;
+https://doi.org/10.1007/BF00992696. Estimators of the gradient:
+  - `--no-causality`: every score times the return of the whole episode, minus γ^t V(s_t) with the baseline;
   - `--no-baseline`: every score times the return from its step on, G_t;
   - by default: every score times G_t - V(s_t).
-The last two are exact only with the weights γ^t of `--gamma-power`; without them later states weigh more.
+Those with G_t are exact only with the weights γ^t of `--gamma-power`; without them later states weigh more.
 Deliberate deviations, with reasons in docs/algorithms/:
   - if the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
     follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out;

@@ -58,6 +58,7 @@ class Args(RunArgs):
         require(batch <= starts, f"{few}; raise --learning-starts")
         tunable = self.alpha > 0 or not self.autotune
         require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
+        require(self.target_entropy_scale > -math.log(2), "target_entropy_scale must be > -log 2")
 
 
 def linear(x, features):
@@ -149,7 +150,7 @@ def temperature(state):
 
 
 def critic_loss(params, state, batch, key, args):
-    """Soft Bellman residual of both critics (eq. 5), with V of eq. 3 from the smaller target."""
+    """Soft Bellman residual of both critics (eq. 5); V as in eq. 3, with the smaller target critic."""
     next_action, next_log_prob = sample_action(policy(state), batch.next_obs, key)
     next_q = state.critics.apply_fn(state.target_critics, batch.next_obs, next_action)  # (2, batch)
     next_value = next_q.min(axis=0) - temperature(state) * next_log_prob

@@ -118,7 +118,7 @@ def gather(values, action):
 
 
 def sample_action(policy, obs, key):
-    """A number, `(...)`, and its log π in nats."""
+    """An action's number, `(...)`, and its log π in nats."""
     logits = policy(obs)
     action = jax.random.categorical(key, logits)
     return action, gather(nn.log_softmax(logits), action)
@@ -164,12 +164,12 @@ def temperature(state):
 
 
 def reduce_critics(q, args):
-    """The smaller of both critics' values, or their mean; `q`: `(2, ...)`."""
+    """The smaller of the two critics' values, or their mean; `q`: `(2, ...)`."""
     return q.min(axis=0) if args.critic_reduce == "min" else q.mean(axis=0)
 
 
 def critic_loss(params, state, batch, args):
-    """Soft Bellman residual of the critics; V = π(s)ᵀ (Q(s) - α log π(s)) of the target critics (eq. 10)."""
+    """Soft Bellman residual of the critics; V as in eq. 10, without -α log π if not `backup_entropy`."""
     next_log_prob = nn.log_softmax(policy(state)(batch.next_obs))
     next_q = reduce_critics(state.critics.apply_fn(state.target_critics, batch.next_obs), args)
     soft_q = next_q - temperature(state) * next_log_prob if args.backup_entropy else next_q

@@ -134,7 +134,7 @@ def gather(values, action):
 
 
 def sample_action(policy, obs, key):
-    """A number, `(...)`, from exp(Q/α)/Z, and its log π in nats."""
+    """An action's number, `(...)`, from exp(Q/α)/Z, and its log π in nats."""
     logits = policy(obs) / policy.alpha
     action = jax.random.categorical(key, logits)
     return action, gather(nn.log_softmax(logits), action)
@@ -170,7 +170,7 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), or the largest Q if α is 0; `q`: `(..., action_dim)`."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), less α log n if `uniform_prior`; if α is 0, max Q."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0

@@ -120,7 +120,7 @@ def soft_evaluate(P, R, gamma, alpha, pi):
 
 
 def soft_policy_iteration(P, R, gamma, alpha) -> Iterator[tuple]:
-    """Yields π, Q^π and V^π without end, from the uniform policy on; the next π is exp(Q/α)/Z.
+    """Yields π, Q^π and V^π endlessly, starting from the uniform policy; the next π is exp(Q/α)/Z.
 
     Without entropy this is policy iteration.
     """
@@ -196,14 +196,14 @@ def bonus_gradient(P, R, gamma, alpha, start, pi):
 
 
 def natural_gradient(P, R, gamma, alpha, pi):
-    """The soft advantage over 1 - γ: it solves F x = `maxent_gradient` with the Fisher matrix F of a positive
-    policy, states weighted by (1 - γ) d (Agarwal et al. 2021, https://arxiv.org/abs/1908.00261)."""
+    """The soft advantage divided by 1 - γ. It solves F x = `maxent_gradient` with the Fisher matrix F of a
+    positive policy, states weighted by (1 - γ) d (Agarwal et al. 2021, https://arxiv.org/abs/1908.00261)."""
     Q, V = soft_evaluate(P, R, gamma, alpha, pi)
     return (Q - alpha * log_prob(pi) - V[:, None]) / (1 - gamma)
 
 
 def ascend(gradient: Callable, logits, step_size) -> Iterator[np.ndarray]:
-    """Yields the policies of θ ← θ + step_size · gradient(π), without end."""
+    """Yields the policies of θ ← θ + step_size · gradient(π), endlessly."""
     while True:
         pi = boltzmann(logits, 1)
         yield pi
@@ -218,7 +218,7 @@ def mei_step_size(gamma, alpha, num_actions):
 def bonus_policy(P, R, gamma, alpha):
     """The policy at which `bonus_gradient` vanishes: π = softmax(Q^π/α) with the plain Q of π itself.
 
-    Raises ValueError if iterating this does not converge.
+    Raises ValueError if the iteration does not converge.
     """
     check_mdp(P, R, gamma, alpha)
     pi = uniform_policy(R)
@@ -252,14 +252,16 @@ def trpo_bound(P, R, gamma, start, pi, new_pi):
 
 
 def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
-    """Yields policies whose return never falls, without end: each is the best by `trpo_bound` along the
-    natural gradient, π exp(β A)/Z with β from 2⁻⁴⁰ to 1, or π itself."""
+    """Yields policies endlessly; their return never falls. Each is the best by `trpo_bound` along the natural
+    gradient, π exp(β A)/Z with β from 2⁻⁴⁰ to 1, or π itself."""
     check_mdp(P, R, gamma)
     pi = uniform_policy(R)
     while True:
         yield pi
         Q, _ = evaluate(P, R, gamma, pi)
-        candidates = [pi] + [boltzmann(log_prob(pi) + 2.0**-k * Q, 1) for k in range(41)]
+        with np.errstate(divide="ignore"):
+            log_pi = np.log(pi)  # -∞ where π is 0, and so it stays
+        candidates = [pi] + [boltzmann(log_pi + 2.0**-k * Q, 1) for k in range(41)]
         pi = max(candidates, key=lambda new_pi: trpo_bound(P, R, gamma, start, pi, new_pi))
 
 
@@ -291,13 +293,13 @@ def soft_values_to_go(P, R, horizon):
 
 
 def worst_reward(P, R, gamma, alpha, start, pi, epsilon):
-    """r̃ = R - α log π - c, `(S, A)`: of all rewards within `epsilon` the one that pays `pi` least (Theorem
-    4.1 of Eysenbach & Levine); `pi` is positive, c is `epsilon` over the discounted number of steps."""
+    """r̃ = R - α log π - c, `(S, A)`: the reward under which `pi` earns least, in the robust set of size
+    `epsilon` (Theorem 4.1 of Eysenbach & Levine). `pi` is positive; c is `epsilon` / E Σ γ^t."""
     return R - alpha * log_prob(pi) - epsilon / visits(P, gamma, start, pi).sum()
 
 
 def reward_distance(P, R, gamma, alpha, start, pi, chosen):
-    """E_π Σ γ^t α log Σ_a exp((R - r̃)/α) of r̃ = `chosen`, which is in the robust set where this is ≤ ε."""
+    """E_π Σ γ^t α log Σ_a exp((R - r̃)/α), r̃ = `chosen`; r̃ is in the robust set if this is at most ε."""
     return visits(P, gamma, start, pi) @ soft_value(R - chosen, alpha)
 
 

@@ -299,7 +299,7 @@ def conjugate_gradient(product, g, iterations):
 def natural_step(state, batch, args):
     """√(2δ / xᵀFx) x with x ≈ F⁻¹g, the step of appendix C, and |Fx - g|² / |g|²; F includes the damping.
 
-    So its divergence, to second order, is at most δ. From g = 0 it is NaN, which `line_search` refuses.
+    To second order the divergence of this step is at most δ. If g = 0 it is NaN, which `line_search` refuses.
     """
     g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
     subset = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
@@ -310,7 +310,7 @@ def natural_step(state, batch, args):
 
 
 def line_search(full_step, state, batch, args):
-    """θ after the longest candidate step that raises L with KL ≤ δ, or θ_old if none does; and metrics."""
+    """θ after the longest acceptable step, or θ_old if there is none; and metrics."""
     theta, unravel = ravel_pytree(state.actor.params)
     count = args.backtrack_iters if args.line_search else 1
     fractions = jnp.append(args.backtrack_coef ** jnp.arange(count), 0)

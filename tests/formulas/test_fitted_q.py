@@ -252,7 +252,7 @@ def test_a_warning_when_no_return_can_be_as_large(given, largest, capsys):
         for factor, warned in ((1.98, False), (2.02, True)):
             losses = {"losses/best_values": np.float32([0, sign * factor * largest])}
             assert fitted_q.warn_of_divergence(Replay(rows), losses, 4, args) == warned
-            values = f"{factor * largest:.1f} on average, where no return can exceed {largest:.1f}"
+            values = f"|Q| is {factor * largest:.1f} on average, but no |return| exceeds {largest:.1f}"
             assert (f"Q of seed 5 is diverging: {values}" in "".join(capsys.readouterr())) == warned
     nothing = Replay(rows.replace(reward=0 * rewards))
     hard, losses = replace(args, alpha=0.0), {"losses/best_values": np.float32([0.1, 0.1])}

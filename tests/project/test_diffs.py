@@ -21,20 +21,20 @@ class Pair(NamedTuple):
 
 NATURAL = "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step line_search"
 PAIRS = [
-    Pair("ddpg", "td3", 26, 50),
-    Pair("td3", "sac", 65, 77, "next_noise", "sample_action temperature alpha_loss"),
+    Pair("ddpg", "td3", 27, 50),
+    Pair("td3", "sac", 65, 78, "next_noise", "sample_action temperature alpha_loss"),
     Pair(
         *("sac", "sql", 95, 146),
         "sample_action temperature alpha_loss improve_policy",
         "reward_scale repeat soft_value sample_particles log_density lower_median stein_direction",
     ),
-    Pair("sac", "sac_v1", 65, 82, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
+    Pair("sac", "sac_v1", 66, 82, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
     Pair(
         *("sac", "crossq", 61, 150),
         "linear move_targets",
         "BatchRenorm NormalizedLinear sample_squashed Network",
     ),
-    Pair("sac", "sac_discrete", 60, 85, new="gather reduce_critics"),
+    Pair("sac", "sac_discrete", 61, 85, new="gather reduce_critics"),
     Pair(
         *("sql", "sql_discrete", 174, 168),
         "reward_scale Actor repeat sample_particles log_density lower_median stein_direction actor_loss",

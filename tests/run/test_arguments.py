@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 import cleanrl_maxent
-from cleanrl_maxent import fitted_q, maxent_pg, sac, sql, sql_discrete
+from cleanrl_maxent import crossq, fitted_q, maxent_pg, sac, sql, sql_discrete
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, check_file, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
@@ -85,7 +85,11 @@ CASES = [
 ]
 OF_ONE = [
     (sac, dict(alpha=0.0), "--no-autotune"),
-    (sql, dict(alpha=0.0), "alpha must be > 0: soft Q-learning divides by it"),
+    (sac, dict(target_entropy_scale=-1.0), "target_entropy_scale must be > -log 2"),
+    (crossq, dict(target_entropy_scale=-0.7), "target_entropy_scale must be > -log 2"),
+    (crossq, dict(batch_size=1), "a batch of one transition has no variance to normalise by"),
+    (crossq, dict(bn_momentum=1.0), "bn_momentum must be in [0, 1); got 1.0"),
+    (sql, dict(alpha=1e-7), "alpha must be at least 1e-6; got 1e-07"),
     (
         sql_discrete,
         dict(alpha=0.0, end_e=0.1, uniform_prior=True),

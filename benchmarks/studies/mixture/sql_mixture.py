@@ -75,7 +75,7 @@ class Args(RunArgs):
         moved, fixed = self.particles
         split = f"update_ratio {self.update_ratio} moves {moved} of svgd_particles {self.svgd_particles}"
         require(moved >= 1 and fixed >= 2, f"{split}, leaves {fixed}; at least 1 and 2 are needed")
-        require(self.alpha > 0, "alpha must be > 0: soft Q-learning divides by it")
+        require(self.alpha >= 1e-6, f"alpha must be at least 1e-6; got {self.alpha}")
         even = f"value_particles must be even, half of each kind; got {self.value_particles}"
         require(self.value_particles % 2 == 0, even)
 
@@ -308,7 +308,7 @@ def train(args):
     rows = max(args.n_critics * max(args.value_particles, fixed), args.svgd_particles)
     floats = args.num_seeds * args.batch_size * max(rows * max(args.hidden_dims), moved * fixed)
     flags = "--batch-size, --num-seeds, --n-critics, --value-particles or --svgd-particles"
-    check_memory(4 * floats, "an update with so many particles", flags)
+    check_memory(4 * floats, "an update with so many particles", flags, args.num_seeds)
     evaluate = Evaluation(args, act)
 
     def warm_up(key, step):
