@@ -54,7 +54,7 @@ class Cell:
     device: str
 
     def command(self) -> list[str]:
-        """The command that a person would type, with absolute paths; giving it again resumes the run."""
+        """What a person would type, with the absolute path of the script; giving it again resumes the run."""
         destination = ("--device", self.device, "--run-dir", str(self.folder))
         return [sys.executable, script(self.algorithm), *self.flags, *destination]
 

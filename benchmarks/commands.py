@@ -4,6 +4,7 @@ An algorithm is given by name, `sac`, or by the path of a user's file, `my/sac_m
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cache
@@ -55,6 +56,14 @@ def words(flags: dict[str, Any]) -> Iterator[str]:
             yield f"--{flag}"
             value = json.dumps(value) if isinstance(value, dict) else value  # --env-kwargs
             yield from map(str, value if isinstance(value, list) else [value])
+
+
+def split_flags(flags: str) -> list[str]:
+    """The words of a `--flags`, as a shell would split it; raises UsageError if a quote is left open."""
+    try:
+        return shlex.split(flags)
+    except ValueError as problem:
+        raise UsageError(f"--flags {flags!r}: {problem}") from problem
 
 
 def applicable_flags(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from benchmarks.commands import applicable_flags, check_algorithms, script, words
-from cleanrl_maxent import algorithms
+from benchmarks.commands import applicable_flags, check_algorithms, script, split_flags, words
+from cleanrl_maxent import algorithm_names, algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import create_replays
 from cleanrl_maxent.common.devices import per_seed
@@ -101,7 +101,7 @@ def differences(reference: dict[str, str], other: dict[str, str]) -> list[str]:
 class Kill:
     """Kills runs with SIGKILL at random moments, resumes them, and compares what they end with."""
 
-    algorithms: tuple[str, ...] = tuple(algorithms())  # files of cleanrl_maxent
+    algorithms: tuple[str, ...] = algorithm_names()  # files of cleanrl_maxent
     env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each algorithm on each
     kills: Count = 25  # SIGKILLs of each algorithm on each environment
     total_timesteps: Count = 1200  # steps of a run
@@ -114,7 +114,7 @@ class Kill:
 def kill_repeatedly(algorithm: str, env_id: str, args: Kill, folder: Path) -> tuple[int, int, list[str]]:
     """Kills that landed, runs completed, and what differed from the reference. Raises UsageError."""
     small = {"env_id": env_id, "total_timesteps": args.total_timesteps, **applicable_flags(algorithm, SMALL)}
-    flags = [*words(small), *args.flags.split()]
+    flags = [*words(small), *split_flags(args.flags)]
     reference = folder / "reference"
     for name in ("warm", "reference"):  # the first one fills the compilation cache
         began = time.perf_counter()

@@ -33,7 +33,7 @@ from benchmarks.tables import (
     verdicts,
     worth_a_row,
 )
-from cleanrl_maxent import algorithms
+from cleanrl_maxent import algorithm_names
 from cleanrl_maxent.common.errors import UsageError
 
 PAGE = ROOT / "docs" / "results.md"
@@ -214,7 +214,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
 def refresh_readme(text: str, curves: list[Curve]) -> str:
     """README.md with the last three cells of each algorithm's row as the results give them."""
     lines = text.splitlines()
-    for algorithm in algorithms():
+    for algorithm in algorithm_names():
         for place, line in enumerate(lines):
             if line.startswith("|") and f"(cleanrl_maxent/{algorithm}.py)" in line:
                 cells = line.split("|")[1:4]
@@ -230,7 +230,7 @@ def refreshed_pages(curves: list[Curve]) -> dict[Path, str]:
         README: refresh_readme(README.read_text(), curves),
         RESULTS / "report.md": report(curves),
     }
-    for algorithm in algorithms():
+    for algorithm in algorithm_names():
         path = ROOT / "docs" / "algorithms" / f"{algorithm}.md"
         if path.exists():
             block = algorithm_block(curves, algorithm)

@@ -201,7 +201,7 @@ def collected_curves(results: Path) -> list[Curve]:
 
 def refresh_documents() -> None:
     """Draws the collected results and writes them where documents show them. Raises UsageError."""
-    curves = group_curves(read_results(RESULTS)[0])
+    curves = collected_curves(RESULTS)
     pages = refreshed_pages(curves)  # raises before a figure is drawn
     drawn = draw_results(curves, RESULTS)
     for path in set(RESULTS.glob("*.png")) - set(drawn):

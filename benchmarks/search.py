@@ -11,7 +11,6 @@ Exit status 2 for bad input, 75 if a trial was stopped.
 """
 
 import importlib
-import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cells import Cell, check
-from benchmarks.commands import applicable_flags, check_algorithms, words
+from benchmarks.commands import applicable_flags, check_algorithms, split_flags, words
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import Stopped, UsageError, can_resume, require
 from cleanrl_maxent.common.run.folder import read_json
+from cleanrl_maxent.common.run.inventory import return_of
 from cleanrl_maxent.common.run.locking import acquire
 
 
@@ -60,8 +60,7 @@ def space(optuna: Any) -> dict[str, Any]:
 def value(folder: Path) -> float:
     """What is maximised: the last evaluation of a finished run, averaged over its seeds."""
     evaluations = read_json(folder / "result.json")["evaluations"].values()
-    names = ("eval/return_mean", "eval_stochastic/return_mean")  # the first that the algorithm has
-    return float(np.mean([next(last[name] for name in names if name in last) for last in evaluations]))
+    return float(np.mean([return_of(last) for last in evaluations]))
 
 
 def round_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -69,17 +68,9 @@ def round_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in parameters.items()}
 
 
-def split_flags(args: Args) -> list[str]:
-    """The words of `--flags`; raises UsageError if a quote is left open."""
-    try:
-        return shlex.split(args.flags)
-    except ValueError as problem:
-        raise UsageError(f"--flags {args.flags!r}: {problem}") from problem
-
-
 def flag_names(args: Args) -> set[str]:
     """The names that `--flags` sets, `gae_lambda`; raises UsageError for those that the search sets."""
-    given = [word.partition("=")[0] for word in split_flags(args) if word.startswith("--")]
+    given = [word.partition("=")[0] for word in split_flags(args.flags) if word.startswith("--")]
     names = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in given}
     if taken := names & {"env_id", "total_timesteps", "num_seeds", "run_dir", "resume", "device"}:
         raise UsageError(f"{min(taken)} is not for --flags: the search sets it")
@@ -89,7 +80,7 @@ def flag_names(args: Args) -> set[str]:
 def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
     """The run of a trial."""
     shared = {name: asdict(args)[name] for name in ("env_id", "total_timesteps", "num_seeds")}
-    flags = *words(shared | round_parameters(parameters)), *split_flags(args)
+    flags = *words(shared | round_parameters(parameters)), *split_flags(args.flags)
     return Cell(args.algorithm, flags, args.folder / f"trial-{number}", args.device)
 
 

@@ -14,7 +14,6 @@ retries (its command and last lines are printed); 2, the suite cannot be run; 75
 """
 
 import itertools
-import json
 import math
 import os
 import shlex
@@ -45,7 +44,7 @@ from benchmarks.executors.slurm import (
     job_script,
 )
 from benchmarks.figures import plural
-from benchmarks.records import known_algorithm
+from benchmarks.records import known_algorithm, read_manifest
 from cleanrl_maxent.common import signals
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import STOPPED, UsageError, can_resume, require
@@ -230,7 +229,7 @@ def seconds_per_step(cell: Cell, runs: list[dict[str, Any]]) -> float:
 
 def estimate(cells: list[Cell], workers: int) -> str:
     """Time and memory that cells will need, at the pace of the committed results."""
-    committed = json.loads((HERE / "results" / "manifest.json").read_text()).values()
+    committed = read_manifest(HERE / "results" / "manifest.json").values()
     runs = [run for run in committed if run["device"]["platform"] == "cpu"]
     seconds = sum(
         seconds_per_step(cell, runs) * cell.args.total_timesteps * cell.args.num_seeds for cell in cells

@@ -44,7 +44,7 @@ class Args:
     commit: tyro.conf.Positional[str]  # to compare this tree with
     algorithms: tuple[str, ...] = ()  # files of cleanrl_maxent; none: all that both trees have
     num_seeds: tuple[int, ...] = (1, 2)  # seeds side by side, a run for each
-    keep: Path | None = None  # folder in which the commit's runs are kept; those already there are reused
+    keep: Path | None = None  # folder in which each commit's runs are kept; those already there are reused
     workers: int = 2  # runs at the same time
 
 
@@ -89,11 +89,15 @@ def differences(before: Path, after: Path) -> list[str]:
 def main(args: Args) -> int:
     """Prints a Markdown table; returns 1 if a run differs, else 0. Raises UsageError."""
     check_algorithms(args.algorithms)
+    require(args.workers >= 1, f"workers must be at least 1; got {args.workers}")
+    require(min(args.num_seeds, default=0) > 0, f"num_seeds must be at least 1; got {args.num_seeds}")
     with tempfile.TemporaryDirectory() as name:
         folder, tree = Path(name), Path(name) / "tree"
         for git in (["clone", "--quiet", ROOT, tree], ["-C", tree, "checkout", "--quiet", args.commit, "--"]):
             done = subprocess.run(["git", *git], capture_output=True, text=True)
             require(not done.returncode, f"git: {done.stderr.strip()}")
+        asked = ["git", "-C", tree, "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         shared = {
             algorithm: module
             for algorithm, module in algorithms().items()
@@ -109,7 +113,7 @@ def main(args: Args) -> int:
         ]
 
         def compare(case: tuple[str, str, int]) -> list[str]:
-            before = (args.keep or folder / "before") / "-".join(map(str, case))
+            before = (args.keep or folder) / commit / "-".join(map(str, case))
             after = folder / "after" / "-".join(map(str, case))
             train(tree, before, case)
             train(ROOT, after, case)

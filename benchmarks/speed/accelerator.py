@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.commands import words
+from benchmarks.commands import check_algorithms, words
 from benchmarks.figures import plural
 from benchmarks.speed.compare import environment, finish, ours
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import cpu_count
 from cleanrl_maxent.common.errors import UsageError, require
+from cleanrl_maxent.common.files import write_file
 
 MILLION = 1_000_000
 
@@ -99,6 +100,8 @@ def table(figures: dict[str, dict[str, float]], workers: int) -> str:
 
 def main(args: Args) -> None:
     """Takes what is missing, and prints the table. Raises UsageError."""
+    check_algorithms([args.algorithm])
+    require(min(args.num_seeds, default=0) > 0, f"num_seeds must be at least 1; got {args.num_seeds}")
     require(
         args.warm % 1000 == 0 and args.warm >= 2000,
         f"warm must be a multiple of 1,000, at least 2,000; got {args.warm}",
@@ -107,8 +110,10 @@ def main(args: Args) -> None:
     require(about is not None, "JAX does not start here; see above")
     machine = {"cores": cpu_count(), **about}
     kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
-    before = kept.get("machine", machine)
-    require(before == machine, f"{args.out} holds figures of another machine or version; name another file")
+    about_figures = {"machine": machine, "algorithm": args.algorithm, "env_id": args.env_id}
+    changed = [name for name, value in about_figures.items() if kept.get(name, value) != value]
+    others = f"{args.out} holds figures of another {' and '.join(changed)}; name another file"
+    require(not changed, others)
     figures: dict[str, dict[str, float]] = kept.get("figures", {})
     for name, command in measurements(args).items():
         if name in figures:
@@ -119,9 +124,8 @@ def main(args: Args) -> None:
             figures[name] = found
             print(f"{name}: {found}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             if args.out:
-                kept = {"machine": machine, "algorithm": args.algorithm}
-                kept |= {"env_id": args.env_id, "figures": figures}
-                args.out.write_text(json.dumps(kept, indent=1) + "\n")
+                text = json.dumps(about_figures | {"figures": figures}, indent=1) + "\n"
+                write_file(args.out, text.encode())
     title = f"{args.algorithm} on {args.env_id}, {machine['device']['kind']}, {plural(cpu_count(), 'core')}"
     print(f"\n{title}\n\n{table(figures, cpu_count())}", flush=True)
 

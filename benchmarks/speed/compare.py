@@ -23,10 +23,11 @@ from benchmarks.commands import ROOT, check_algorithms
 from benchmarks.figures import plural
 from benchmarks.speed.batches import learns_from_batches
 from benchmarks.speed.rates import Figures, table
-from cleanrl_maxent import algorithms
+from cleanrl_maxent import algorithm_names, algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.devices import cpu_count
 from cleanrl_maxent.common.errors import UsageError, require
+from cleanrl_maxent.common.files import write_file
 
 OURS, PEER = (str(Path(__file__).with_name(f"{name}.py")) for name in ("ours", "peer"))
 PEERS = {"SBX": "sbx", "SB3": "stable_baselines3", "SB3-contrib": "sb3_contrib"}
@@ -56,7 +57,7 @@ BESIDE_SAC = ("crossq",)  # timed beside our SAC although peers have it
 class Args:
     """What to time, against what, and how long."""
 
-    algorithms: tuple[str, ...] = tuple(algorithms())  # files of cleanrl_maxent
+    algorithms: tuple[str, ...] = algorithm_names()  # files of cleanrl_maxent
     env_id: str = "Hopper-v4"
     num_seeds: tuple[int, ...] = (1, 4, 10)  # vmapped in one process
     evaluated: tuple[int, ...] = (1, 4, 10)  # numbers of seeds to time with evaluation too
@@ -205,6 +206,7 @@ def main(args: Args) -> None:
     steps = args.steps % 1000 == 0 and args.steps > 0
     require(steps, f"steps must be a multiple of 1,000; got {args.steps}")
     require(args.rounds >= 1, f"rounds must be at least 1; got {args.rounds}")
+    require(min(args.num_seeds, default=0) > 0, f"num_seeds must be at least 1; got {args.num_seeds}")
     require(not args.peer_script or args.peer_python is not None, "peer_script needs --peer-python")
     machine = describe(args)
     on_cpu = machine["ours"]["device"]["platform"] == "cpu"
@@ -219,7 +221,8 @@ def main(args: Args) -> None:
                 print(algorithm, name, done[name], file=sys.stderr, flush=True)
             rounds.append(done)
             if args.out:
-                args.out.write_text(json.dumps({"machine": machine, "rounds": kept}, indent=1) + "\n")
+                text = json.dumps({"machine": machine, "rounds": kept}, indent=1) + "\n"
+                write_file(args.out, text.encode())
         print(f"\n{algorithm} on {args.env_id}, {len(rounds)} rounds\n\n{table(rounds)}", flush=True)
 
 

@@ -172,8 +172,8 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     `errors`, and Ctrl-C, are printed as one line and set that status.
     """
     make_output_lossy()
-    put_current_folder_first()
     try:
+        put_current_folder_first()
         result = function(parse(args_class))
         sys.exit(result if type(result) is int else FINISHED)
     except Stopped as stop:

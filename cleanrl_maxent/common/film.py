@@ -195,7 +195,7 @@ def explain_missing(env_id: str, problem: Exception) -> str:
     """One line about a missing library that an environment needs to render."""
     if "pygame" in str(problem):
         return f"{env_id} needs pygame to be drawn: pip install 'gymnasium[classic-control]' {OR_ALL}"
-    return f"{env_id} cannot be rendered: {' '.join(str(problem).split())}"
+    return f"{env_id} cannot be rendered: {one_line(problem)}"
 
 
 def encode_gif(frames: list[np.ndarray], fps: float) -> bytes:
@@ -222,7 +222,7 @@ def encode_mp4(frames: list[np.ndarray], fps: float) -> bytes:
     try:
         executable = get_ffmpeg_exe()
     except RuntimeError as problem:  # imageio-ffmpeg has none for this platform
-        raise UsageError(f".mp4 films need FFmpeg: {' '.join(str(problem).split())}") from problem
+        raise UsageError(f".mp4 films need FFmpeg: {one_line(problem)}") from problem
     height, width = (side // 2 * 2 for side in frames[0].shape[:2])  # H.264 needs even sides
     pictures = np.stack(frames)[:, :height, :width]
     rate = str(Fraction(fps).limit_denominator(1000))

@@ -400,6 +400,21 @@ def test_tensorboard_and_the_wall_clock_are_no_condition(tmp_path, monkeypatch, 
     assert err.count("warning: the run continues without timing.jsonl: [Errno 21] Is a directory") == 1
 
 
+def test_tensorboard_on_a_full_disk(tmp_path, capsys):
+    """One warning, then none."""
+
+    def refuse(event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    mirror = record.TensorBoardFile(tmp_path)
+    mirror.file.close()
+    mirror.file = SimpleNamespace(write_event=refuse, close=lambda: None)
+    for steps in (10, 20):
+        mirror.add(steps, None)
+    said = f"warning: {tmp_path.name} is no longer shown in TensorBoard: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_wall_clock_on_a_full_disk(tmp_path, capsys):
     """And with rows of something else in its file."""
     path = tmp_path / "timing.jsonl"

@@ -581,6 +581,15 @@ def test_compare_of_small_returns(tmp_path, capsys):
     assert "Every seed of B returns more than every seed of A, but" in out
 
 
+def test_without_collected_runs_no_document_is_touched(tmp_path, monkeypatch):
+    """A lost evaluations.csv would empty every table."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "curve.png").touch()
+    with pytest.raises(UsageError, match="has no collected runs"):
+        report.refresh_documents()
+    assert (tmp_path / "curve.png").exists()
+
+
 def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monkeypatch):
     """Without its variants, which have names too; on either side, or on both. A folder of that name comes
     first."""

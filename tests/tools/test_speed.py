@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.speed import clock, compare, ours, rates
+from benchmarks.speed import accelerator, clock, compare, ours, rates
 from benchmarks.speed.batches import BatchUpdate, learns_from_batches
 from cleanrl_maxent import algorithms, ddpg, sac, td3
 from cleanrl_maxent.common.env.make import EnvChoice
@@ -47,6 +47,21 @@ def test_the_time_in_the_environments_is_taken_off():
     )
     assert "| SB3 | 60 (60–60) | 1.50 (1.50–1.50) | 90 (90–90) | 3.00 (3.00–3.00) | 7 |" in text
     assert "| a script | 45 (45–45) | 2.00 (2.00–2.00) |  |  |  |" in text
+
+
+def test_figures_of_another_algorithm_are_not_mixed(tmp_path, monkeypatch):
+    """Measurements have the same names for every algorithm and environment."""
+    monkeypatch.setattr(accelerator, "measure", lambda command, limit: {"device": {"kind": "H200"}})
+    out = tmp_path / "speed.json"
+    accelerator.main(accelerator.Args(algorithm="sac", num_seeds=(1,), measure=("process",), out=out))
+    for given, words in (
+        (dict(algorithm="td3"), "another algorithm"),
+        (dict(env_id="Ant-v4"), "another env_id"),
+        (dict(algorithm="scc"), "unknown algorithm 'scc'"),
+        (dict(num_seeds=(0,)), "num_seeds must be at least 1"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            accelerator.main(accelerator.Args(**given, out=out))
 
 
 def test_the_clock_of_the_environments(monkeypatch):

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.cells import Cell
 from benchmarks.studies.initialisation import sac_orthogonal, sac_uniform
+from benchmarks.studies.multigoal import multigoal
 from benchmarks.studies.particles import particles
 from benchmarks.trained import trained_state
 from cleanrl_maxent import load_policy, sac, sql, td3
@@ -85,3 +87,13 @@ def test_initial_weights_of_the_variants(tmp_path):
     assert all(0.9 / 8 < np.abs(array).max() <= 1 / 8 for array in (kernel, bias))
     kernel, bias = layers["orthogonal"]
     assert np.allclose(kernel @ kernel.T, np.eye(64), rtol=0, atol=1e-5) and np.abs(bias).max() < 1e-20
+
+
+def test_runs_of_the_four_goals_that_are_not_finished_are_named(tmp_path, monkeypatch, capsys):
+    """The finished ones are compared; the others are left out, each with a line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Cell, "finished", lambda cell: cell.algorithm == "sql")
+    finished = multigoal.finished_cells()
+    assert finished and {cell.algorithm for cell in finished} == {"sql"}
+    left_out = capsys.readouterr().err.splitlines()
+    assert left_out and all(line.endswith(" is not finished: left out") for line in left_out)

@@ -11,7 +11,6 @@ Needs matplotlib (the extra `plots`).
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ from benchmarks.figures import plural, pyplot, save_figure
 from cleanrl_maxent import load_policy, maxent_pg
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.signals import listen
-from cleanrl_maxent.environments.finite import Corridor, corridor
+from cleanrl_maxent.environments.finite import corridor
 from cleanrl_maxent.tabular import bonus_policy, optimal_policy
 
 ALPHA, GAMMA = 0.1, 0.99
@@ -39,12 +38,10 @@ class Args:
 
 def learned(depth: int, backup: bool, seed: int, args: Args) -> float:
     """P(right branch) of a trained policy; trains it unless its run is finished. Raises as `train`."""
-    env_id = f"CorridorOfDepth{depth}-v0"
-    if env_id not in gym.registry:
-        gym.register(env_id, Corridor, kwargs={"depth": depth})
     run_dir = Path("runs/corridor") / f"depth-{depth}__{'backed-up' if backup else 'bonus'}__{seed}"
     chosen = maxent_pg.Args(
-        env_id=env_id,
+        env_id="cleanrl_maxent/Corridor-v0",
+        env_kwargs={"depth": depth},
         seed=seed,
         total_timesteps=args.total_timesteps,
         alpha=ALPHA,

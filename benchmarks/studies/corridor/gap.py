@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 
 from benchmarks.studies.corridor.corridor import ALPHA, GAMMA, probabilities
 from cleanrl_maxent import maxent_pg
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.signals import listen
-from cleanrl_maxent.environments.finite import Corridor, corridor
+from cleanrl_maxent.environments.finite import corridor
 from cleanrl_maxent.tabular import (
     boltzmann,
     bonus_policy,
@@ -95,11 +94,9 @@ def trials() -> Iterator[Trial]:
 
 def train(trial: Trial, seeds: int) -> None:
     """Trains all seeds side by side, unless the run is finished. Raises as `maxent_pg.train`."""
-    env_id = f"CorridorOfDepth{trial.depth}-v0"
-    if env_id not in gym.registry:
-        gym.register(env_id, Corridor, kwargs={"depth": trial.depth})
     chosen: dict[str, Any] = dict(
-        env_id=env_id,
+        env_id="cleanrl_maxent/Corridor-v0",
+        env_kwargs={"depth": trial.depth},
         num_seeds=seeds,
         total_timesteps=100_000,
         alpha=ALPHA,
@@ -185,6 +182,7 @@ def main(args: Args) -> None:
     """
     listen()
     rows = [*trained_rows(args.seeds), *table_rows(args.seeds)]
+    args.rows.parent.mkdir(parents=True, exist_ok=True)
     with args.rows.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

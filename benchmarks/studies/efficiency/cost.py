@@ -50,7 +50,7 @@ def main(args: Args) -> None:
     first = 1 + max((int(row["round"]) for row in rows), default=0)
     with args.rows.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if not rows:
+        if not file.tell():
             writer.writerow(COLUMNS)
         for number in range(first, first + args.rounds):
             for program in list(commands)[:: 1 if number % 2 else -1]:

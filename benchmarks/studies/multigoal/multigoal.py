@@ -180,7 +180,7 @@ def draw(shown: list[tuple], path: Path) -> Path:
 def finished_cells() -> list[sweep.Cell]:
     """The suite's finished runs; names the others. Raises UsageError if none is finished."""
     name, grids = sweep.read_suite("multigoal")
-    cells = sweep.expand(grids, Path("runs") / name, "cpu", 1)
+    cells = list(sweep.expand(grids, Path("runs") / name, "cpu", 1))
     finished = [cell for cell in cells if cell.finished()]
     if not finished:
         raise UsageError(f"no run in {Path('runs') / name} is finished; leave --no-train out to train them")

@@ -28,6 +28,7 @@ class TensorBoardFile:
 
     def __init__(self, folder: Path):
         """Starts a new file."""
+        self.name = folder.name
         self.file: EventsWriter | None = None
         self.flushed = time.perf_counter()
         try:
@@ -46,7 +47,8 @@ class TensorBoardFile:
                     with flushing_if_possible():
                         self.file.flush()
                     self.flushed = time.perf_counter()
-            except OSError:
+            except OSError as problem:
+                warn(f"{self.name} is no longer shown in TensorBoard: {problem}")
                 self.close()
 
     def close(self) -> None:
