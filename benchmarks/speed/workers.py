@@ -23,6 +23,7 @@ from benchmarks.commands import applicable_flags, check_algorithms
 from cleanrl_maxent import algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.env.seeds import SeedEnvs
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.evaluation import EVERY, default_frequency
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -62,6 +63,8 @@ def cpu_seconds(pid: int) -> float:
 
 def steps(chosen: Steps) -> int:
     """Prints steps per second of all environments, and CPU time per step with workers; 1 if bits differ."""
+    least = min(chosen.num_envs, chosen.steps, chosen.rounds)
+    require(least > 0, "num_envs, steps and rounds must be at least 1")
     seeds = list(range(chosen.num_envs))
     envs = {workers: SeedEnvs(chosen.env_id, seeds, workers=workers) for workers in chosen.workers}
     rates: dict[int, list[float]] = {workers: [] for workers in envs}

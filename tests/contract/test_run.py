@@ -65,6 +65,11 @@ def test_a_run_leaves_its_record_and_its_result(case, run):
         last = {run.args.last_step} if run.args.length_is_fixed else set()
         learned = [step for step in ends if run.args.crosses_multiple_of(100, step) or step in last]
         assert steps["losses"] == learned[-len(steps["losses"]) :] and len(steps["losses"]) >= 3
+        if case.kind == "Box":  # episodes of 200 steps, of all copies together
+            copies = getattr(run.args, "num_envs", 1)
+            ends = range(200 * copies, run.args.last_step + 1, 200 * copies)
+            finished = [row["global_step"] for row in table if "charts/episodic_return" in row]
+            assert finished == [end for end in ends for _ in range(copies)] and finished
 
 
 def test_a_policy_is_loaded_as_it_was_saved(case, run):

@@ -1,6 +1,7 @@
 """What REINFORCE, A2C, A3C, TRPO and PPO share: distributions, advantages, and gradients that coincide."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +14,7 @@ from flax.training.train_state import TrainState
 from cleanrl_maxent import a2c, a3c, maxent_pg, ppo, reinforce, trpo
 from cleanrl_maxent.common.data import Statistics, Transition
 from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.errors import UsageError
 from tests.support.contract import Case, record_inputs
 from tests.support.probes import Echo
 from tests.support.pytrees import distance
@@ -28,11 +30,13 @@ from tests.support.rollouts import (
     make_state,
     new_state,
     numeric_gradient,
+    reference_entropy,
     reference_log_prob,
     reference_value,
     tabular_state,
     with_optimiser,
 )
+from tests.support.runs import small_args
 
 FAMILY = (reinforce, a2c, a3c, trpo, ppo)
 STATISTICS = Statistics(jnp.array([1.0, 2, 3]), jnp.array([4, 1, 0.25]), jnp.float32(5))
@@ -444,3 +448,46 @@ def test_observations_and_rewards_are_scaled_by_what_was_seen(algorithm):
         seen += list(np.float64(steps.obs).reshape(24, 3))
     assert np.allclose(state.observations.mean, np.mean(seen, axis=0), atol=1e-5)
     assert np.allclose(state.observations.var, np.var(seen, axis=0), rtol=1e-4)
+
+
+@each(reinforce, trpo, ppo, maxent_pg)
+def test_metrics_of_several_gradient_steps_are_means(algorithm, monkeypatch):
+    """Of all passes and minibatches: of the mean value target of each, that of the rollout."""
+    args = make_args(algorithm, update_epochs=2, num_minibatches=3)
+    rollout, state = jax.tree.map(jnp.asarray, make_rollout(algorithm, args)), make_state(algorithm, args)
+
+    def note(params, state, batch):
+        nothing = 0.0 * sum(leaf.sum() for leaf in jax.tree.leaves(params))
+        return nothing, {"losses/value_loss": batch.value_target.mean()}
+
+    monkeypatch.setattr(algorithm, "critic_loss", note)
+    expected = algorithm.make_samples(state, rollout, args).value_target.mean()
+    _, metrics = algorithm.update(state, rollout, jax.random.key(0), 0, args)
+    assert metrics["losses/value_loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
+@each(reinforce, trpo)
+@KINDS
+def test_recorded_entropy(algorithm, task):
+    """Of the policy before its step, averaged over all steps of the rollout; PPO's is with its loss."""
+    args = make_args(algorithm)
+    rollout = jax.tree.map(jnp.asarray, make_rollout(algorithm, args, task))
+    state = make_state(algorithm, args, task)
+    entropy = reference_entropy(state.actor.params, algorithm.make_samples(state, rollout, args).obs).mean()
+    _, metrics = algorithm.update(state, rollout, jax.random.key(0), 0, args)
+    assert metrics["losses/entropy"] == pytest.approx(entropy, rel=1e-5)
+
+
+@each(a2c, a3c, ppo, maxent_pg)
+def test_an_annealed_run_is_not_extended(algorithm, tmp_path):
+    """Its learning rates depend on its length; with a constant rate a longer run goes on from a shorter."""
+    given = dict(env_id="CartPole-v1", total_timesteps=240, eval_episodes=0)
+    for anneal in (True, False):
+        args = small_args(algorithm, **given, anneal_lr=anneal, run_dir=str(tmp_path / str(anneal)))
+        algorithm.train(args)
+        longer = replace(args, total_timesteps=480)
+        if anneal:
+            with pytest.raises(UsageError, match="its steps so far depend on its length"):
+                algorithm.train(longer)
+        else:
+            assert algorithm.train(longer)["total_timesteps"] == longer.last_step

@@ -85,7 +85,7 @@ def run(request, tmp_path_factory):
     """Name, indices and losses of all updates, and the rows with losses, of a short run; updates 89, 189 and
     289 are recorded, and the policy learns at every second update where it can."""
     module = ALGORITHMS[request.param]
-    delays = dict(policy_frequency=2, target_network_frequency=2)
+    delays = dict(policy_frequency=2, target_network_frequency=3)
     given = {name: frequency for name, frequency in delays.items() if hasattr(module.Args, name)}
     folder = tmp_path_factory.mktemp(request.param) / "run"
     given |= dict(env_id="Pendulum-v1" if "Box" in module.Args.action_spaces else "CartPole-v1")

@@ -233,6 +233,7 @@ def test_actor_loss_moves_samples_along_their_direction(space):
     """Its gradient is the mean over states and particles of -direction · df/dφ, in float64."""
     args = replace(ARGS, svgd_space=space, update_ratio=0.6)
     assert args.particles == (4, 3)  # four move, three stay
+    assert replace(args, update_ratio=0.29, svgd_particles=100).particles == (29, 71)
     state, batch, key = make_state(), make_batch(), jax.random.key(3)
     fixed_key, moved_key = jax.random.split(key)
 
@@ -360,6 +361,9 @@ def test_noise_is_another_one_for_every_state_and_particle():
     [
         ("Hopper-v4", 30),
         ("Hopper-v5", 30),
+        ("HalfCheetah-v4", 30),
+        ("Swimmer-v4", 30),
+        ("Humanoid-v4", 100),
         ("Ant-v4", 300),
         ("Pendulum-v1", 1),
         ("my_module:Walker2d-v4", 10),

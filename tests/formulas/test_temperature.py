@@ -51,6 +51,7 @@ def test_soft_returns_are_in_reward_per_nat(name, given, expected, tmp_path, mon
         return state, {}
 
     def evaluate(self, evaluation, steps, policies, keys, temperature=0.0):
+        assert evaluation.sample_action is case.module.sample_action
         seen.append(float(np.ravel(temperature)[0]))
         raise KeyboardInterrupt
 
@@ -59,3 +60,12 @@ def test_soft_returns_are_in_reward_per_nat(name, given, expected, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         case.module.train(case.args(alpha=0.6, **given, run_dir=str(tmp_path / "run")))
     assert seen == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("name", ["sac", "crossq", "sac_discrete", "maxent_pg"])
+def test_temperature_zero(name):
+    """Not learned; its logarithm is finite, as a checkpoint needs."""
+    case = CASE[name]
+    state = case.module.init(jax.random.key(0), case.task, case.args(alpha=0.0, autotune=False))
+    log_alpha = float(state.alpha.params["log_alpha"])
+    assert np.isfinite(log_alpha) and case.module.temperature(state) < 1e-30

@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 import cleanrl_maxent
-from cleanrl_maxent import crossq, fitted_q, maxent_pg, sac, sql, sql_discrete
+from cleanrl_maxent import crossq, fitted_q, maxent_pg, ppo, sac, sql, sql_discrete
 from cleanrl_maxent.common import devices
 from cleanrl_maxent.common.cli import RunArgs, check_file, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
@@ -69,6 +69,8 @@ BAD = [
     (dict(reward_scale=0.0), "reward_scale must be a finite number > 0; got 0.0"),
     (dict(update_ratio=0.0), "update_ratio must be in (0, 1); got 0.0"),
     (dict(update_ratio=1.0), "update_ratio must be in (0, 1); got 1.0"),
+    (dict(num_minibatches=7), "into 7 equal num_minibatches"),
+    (dict(alpha=0.0, autotune=True), "--no-autotune"),
     (dict(gae_lambda=1.5), "gae_lambda must be in [0, 1]; got 1.5"),
     (dict(target_entropy_scale=float("inf")), "target_entropy_scale must be "),
     (dict(noise="Gaussian"), "noise must be gaussian or ou; got 'Gaussian'"),
@@ -84,7 +86,6 @@ CASES = [
     if given.keys() <= {field.name for field in fields(module.Args)}
 ]
 OF_ONE = [
-    (sac, dict(alpha=0.0), "--no-autotune"),
     (sac, dict(target_entropy_scale=-1.0), "target_entropy_scale must be > -log 2"),
     (crossq, dict(target_entropy_scale=-0.7), "target_entropy_scale must be > -log 2"),
     (crossq, dict(batch_size=1), "a batch of one transition has no variance to normalise by"),
@@ -107,7 +108,6 @@ OF_ONE = [
         dict(svgd_particles=3, update_ratio=0.7),
         "moves 2 of svgd_particles 3, leaves 1; at least 1 and 2 are needed",
     ),
-    (maxent_pg, dict(alpha=0.0, autotune=True), "--no-autotune"),
     (maxent_pg, dict(alpha=5.0, autotune=True), "alpha is tuned within [0.0001, 1]; got 5.0"),
     (maxent_pg, dict(total_timesteps=1000), "total_timesteps 1000 is less than one rollout of 2048 steps"),
     (
@@ -115,6 +115,8 @@ OF_ONE = [
         dict(num_minibatches=30),
         "cannot split num_envs 8 x num_steps 256 into 30 equal num_minibatches",
     ),
+    (ppo, dict(kl_coef=1e-5, kl_target=0.01), "kl_coef is adapted within [0.0001, 10000]; got 1e-05"),
+    (ppo, dict(update_epochs=200_000), "more than 2147483647 gradient steps"),
     (maxent_pg, dict(update_epochs=200_000), "more than 2147483647 gradient steps"),
 ]
 CASES += [pytest.param(*case, id=f"{case[0].Args.exp_name} {case[1]}") for case in OF_ONE]

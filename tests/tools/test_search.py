@@ -124,14 +124,25 @@ def test_flags_that_a_search_refuses(flags, words, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_waits_until_the_trial_has_saved(tmp_path, monkeypatch):
-    program = f"import signal, sys; signal.signal(2, lambda *_: sys.exit({STOPPED})); signal.pause()"
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    program = f"""
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path({str(saved)!r}).touch()
+    sys.exit({STOPPED})
+signal.signal(signal.SIGINT, save)
+pathlib.Path({str(ready)!r}).touch()
+signal.pause()
+"""
     monkeypatch.setattr(search.Cell, "command", lambda cell: [sys.executable, "-c", program])
     wait, interrupted = subprocess.Popen.wait, []
 
     def wait_until_interrupted(process, timeout=None):
         if not interrupted:
             interrupted.append(process)
-            time.sleep(0.5)  # its handler is set
+            while not ready.exists():
+                time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             raise KeyboardInterrupt
         return wait(process, timeout)
@@ -139,6 +150,7 @@ def test_ctrl_c_waits_until_the_trial_has_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess.Popen, "wait", wait_until_interrupted)
     with pytest.raises(Stopped, match="is stopped; the same command resumes it"):
         search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
+    assert saved.exists()
 
 
 def test_a_second_search_in_a_folder_is_refused(tmp_path):
