@@ -40,9 +40,11 @@ from cleanrl_maxent import algorithm_names, algorithms
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import create_replays
 from cleanrl_maxent.common.devices import per_seed
-from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError
+from cleanrl_maxent.common.env.make import EnvChoice, make_env
+from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError, require
 from cleanrl_maxent.common.ranges import Count, Natural, Rate, check_ranges
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
+from cleanrl_maxent.common.run.folder import file_name
 from cleanrl_maxent.common.run.run import Run
 from cleanrl_maxent.common.run.start import start
 
@@ -185,16 +187,28 @@ def failure(status: int, folder: Path) -> UsageError:
     return UsageError(f"status {status}: {folder.with_suffix('.log').read_text()[-2000:]}")
 
 
+def kind_of_actions(env_id: str) -> str:
+    """`Box`, `Discrete`, … Raises UsageError if there is no such environment."""
+    with contextlib.closing(make_env(EnvChoice(env_id, ("Box", "Discrete")))) as env:
+        return type(env.action_space).__name__
+
+
 def kill(args: Kill) -> int:
-    """Prints a Markdown table; returns the number of differences. Raises UsageError."""
+    """Prints a Markdown table of each algorithm on each environment whose actions it takes.
+
+    Returns the number of differences. Raises UsageError.
+    """
     check_algorithms(args.algorithms)
-    cells = [(algorithm, env_id) for algorithm in args.algorithms for env_id in args.env_ids]
+    fits = {algorithm: algorithms()[algorithm].Args.action_spaces for algorithm in args.algorithms}
+    kinds = {env_id: kind_of_actions(env_id) for env_id in args.env_ids}
+    cells = [(name, env_id) for name in args.algorithms for env_id in kinds if kinds[env_id] in fits[name]]
+    require(bool(cells), "no algorithm takes the actions of these environments")
     print("| algorithm | environment | SIGKILLs | runs completed | differences |\n|---|---|---|---|---|")
     total = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
 
         def one(cell: tuple[str, str]) -> tuple[int, int, list[str]]:
-            place = Path(folder) / "-".join(cell)
+            place = Path(folder) / "-".join(map(file_name, cell))
             place.mkdir()
             return kill_repeatedly(*cell, args, place)
 
@@ -324,6 +338,8 @@ class Cost:
 def cost(args: Cost) -> int:
     """Prints a Markdown table of medians over the checkpoints; returns 0. Raises UsageError."""
     check_algorithms([args.algorithm])
+    has_replay = hasattr(algorithms()[args.algorithm].Args, "buffer_size")
+    require(has_replay, f"{args.algorithm} has no replay, which is what is timed")
     print("| seeds | s a checkpoint | MB of replay | MB of state | s to resume |\n|---|---|---|---|---|")
     for num_seeds in args.num_seeds:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -335,14 +351,16 @@ def cost(args: Cost) -> int:
 def time_checkpoints(args: Cost, num_seeds: int, folder: str) -> list[float]:
     """Seconds of a checkpoint, megabytes of its transitions and of its state, seconds to resume."""
     algorithm = algorithms()[args.algorithm]
-    chosen = algorithm.Args(env_id=args.env_id, num_seeds=num_seeds, eval_episodes=0, run_dir=folder)
+    shared = dict(env_id=args.env_id, num_seeds=num_seeds, eval_episodes=0, run_dir=folder)
+    chosen = algorithm.Args(**shared, total_timesteps=max(args.every * args.checkpoints, 1_000_000))
     envs, keys = start(chosen)
     state = per_seed(algorithm.init, shared=2, static_argnums=(1, 2))(keys.init, envs.task, chosen)
 
     def empty_replays():
         return create_replays(num_seeds, chosen.buffer_size, envs.example, "--num-seeds")
 
-    envs.step(np.zeros((num_seeds, envs.task.action_dim), np.float32))
+    shape, kind = ((), np.int32) if envs.task.discrete else ((envs.task.action_dim,), np.float32)
+    envs.step(np.zeros((num_seeds, *shape), kind))
     transition: Any = envs.transition
     seconds = []
     with Run(chosen, envs) as run:

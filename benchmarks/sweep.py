@@ -157,12 +157,14 @@ class Sweep:
             table.add_column(title, justify="right")
         running = sorted(self.executor.running, key=lambda cell: cell.folder)
         waiting = [cell for cell in self.waiting if cell not in self.executor.running]
-        speed, steps_left = 0.0, sum(cell.args.total_timesteps for cell in waiting)
+        # of all seeds; a run's own numbers are those of one
+        speed = 0.0
+        steps_left = sum(cell.args.total_timesteps * cell.args.num_seeds for cell in waiting)
         for cell in running:
             row, total = cell.progress(), cell.args.total_timesteps
             step, sps = int(row.get("global_step", 0)), row.get("charts/SPS", 0.0)
             speed += sps * cell.args.num_seeds
-            steps_left += total - step
+            steps_left += (total - step) * cell.args.num_seeds
             left = duration((total - step) / sps) if sps else ""
             table.add_row(cell.folder.name, f"{step:,}/{total:,}", f"{step / total:.0%}", f"{sps:.0f}", left)
         counts = f"{len(self.done)} done, {len(waiting)} waiting, {len(self.failed)} failed"
@@ -302,7 +304,10 @@ def suite_cells(args: Args) -> tuple[list[Cell], dict[str, float]]:
         folder = Path(os.path.abspath(folder))
     elif args.device in ("auto", "cuda"):
         gpus = gpu_bytes()
-        require(bool(gpus) or args.device == "auto", "nvidia-smi finds no GPU; use --device cpu")
+        require(
+            bool(gpus) or args.device == "auto",
+            "no GPU is visible (see nvidia-smi, CUDA_VISIBLE_DEVICES); use --device cpu",
+        )
         device = "cuda" if gpus else "cpu"
     seeds_per_run = args.seeds_per_run or (0 if device in ("cuda", "tpu") else 1)
     return list(expand(grids, folder, device, seeds_per_run)), gpus
@@ -328,7 +333,9 @@ def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> No
         print(job_script(cells[0], args.save_seconds, check_arguments(args.sbatch)))
     else:
         for cell, slot in zip(cells, itertools.cycle(slots), strict=False):
-            variables = (f"{variable}={value}" for variable, value in slot.items())
+            threads = cell.threads()  # with which a begun run must go on
+            given = slot | ({"NPROC": str(threads)} if threads else {})
+            variables = (f"{variable}={value}" for variable, value in given.items())
             print(*variables, command_line(cell.command()))
     print(estimate(cells, len(slots)))
 

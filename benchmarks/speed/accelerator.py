@@ -1,6 +1,6 @@
 """Seeds side by side on a GPU or TPU: steps per second with and without processes for the environments.
 
-    python benchmarks/speed/accelerator.py --out benchmarks/results/speed-gpu.json
+    python benchmarks/speed/accelerator.py --out speed-gpu.json
 
 For each number of seeds, it times a run, as a user would start it, with a process per core for the
 environments and with none; then the update, the action and the environments alone, which show what bounds the
@@ -98,8 +98,8 @@ def table(figures: dict[str, dict[str, float]], workers: int) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
-    """Takes what is missing, and prints the table. Raises UsageError."""
+def main(args: Args) -> int:
+    """Takes what is missing, and prints the table; returns 1 if something was left out. Raises UsageError."""
     check_algorithms([args.algorithm])
     require(min(args.num_seeds, default=0) > 0, f"num_seeds must be at least 1; got {args.num_seeds}")
     require(
@@ -109,8 +109,11 @@ def main(args: Args) -> None:
     about: Any = measure(["about"], args.limit)
     require(about is not None, "JAX does not start here; see above")
     machine = {"cores": cpu_count(), **about}
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
-    about_figures = {"machine": machine, "algorithm": args.algorithm, "env_id": args.env_id}
+    chosen = {name: getattr(args, name) for name in ("algorithm", "env_id", "warm", "steps")}
+    about_figures = {"machine": machine, **chosen}
     changed = [name for name, value in about_figures.items() if kept.get(name, value) != value]
     others = f"{args.out} holds figures of another {' and '.join(changed)}; name another file"
     require(not changed, others)
@@ -128,6 +131,7 @@ def main(args: Args) -> None:
                 write_file(args.out, text.encode())
     title = f"{args.algorithm} on {args.env_id}, {machine['device']['kind']}, {plural(cpu_count(), 'core')}"
     print(f"\n{title}\n\n{table(figures, cpu_count())}", flush=True)
+    return int(not figures.keys() >= measurements(args).keys())
 
 
 if __name__ == "__main__":

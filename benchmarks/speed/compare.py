@@ -208,6 +208,8 @@ def main(args: Args) -> None:
     require(args.rounds >= 1, f"rounds must be at least 1; got {args.rounds}")
     require(min(args.num_seeds, default=0) > 0, f"num_seeds must be at least 1; got {args.num_seeds}")
     require(not args.peer_script or args.peer_python is not None, "peer_script needs --peer-python")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     machine = describe(args)
     on_cpu = machine["ours"]["device"]["platform"] == "cpu"
     kept = rounds_of(args, machine, on_cpu)

@@ -55,7 +55,7 @@ class Run:
     num_seeds: int = 1  # vmapped
     warm: int = 2_000  # steps before the clock starts, 1,000 of them random; a multiple of 1,000
     steps: int = 20_000  # timed environment steps of each seed; a multiple of 1,000
-    eval_episodes: int = 0  # episodes of each evaluation, every 5,000 steps of one seed, less often of more
+    eval_episodes: int = 0  # episodes of each evaluation, every 5,000 steps
     env_workers: int = 0  # processes that step the environments; 0: this one
 
 
@@ -79,13 +79,17 @@ class Profile(Parts):
     """Share of the threads' busy time that each kind of operation takes in an update (CPU)."""
 
 
+def settings(algorithm: str) -> dict[str, Any]:
+    """The flags with which an algorithm is timed."""
+    return DQN if algorithm == "sql_discrete" else {}
+
+
 def run(chosen: Run) -> dict[str, float]:
     """Environment steps per second of all seeds together, and the most memory that the process held.
 
     Without evaluation and workers, which have other environments, also the rate outside the environments.
     """
     algorithm, clock = algorithm_module(chosen.algorithm), EnvironmentClock(EnvBatch, "step_wait")
-    flags = {"learning_starts": 1_000, **(DQN if chosen.algorithm == "sql_discrete" else {})}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         algorithm.train(
             algorithm.Args(
@@ -93,13 +97,17 @@ def run(chosen: Run) -> dict[str, float]:
                 num_seeds=chosen.num_seeds,
                 total_timesteps=chosen.warm + chosen.steps,
                 eval_episodes=chosen.eval_episodes,
+                eval_frequency=5_000,
                 run_dir=f"{folder}/run",
                 env_workers=chosen.env_workers,
-                **applicable_flags(chosen.algorithm, flags),
+                **settings(chosen.algorithm) | applicable_flags(chosen.algorithm, {"learning_starts": 1_000}),
             )
         )
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
-    timed = [row for row in rows if row["global_step"] >= chosen.warm]  # a rollout may end later than `warm`
+    speeds = [row for row in rows if "charts/SPS" in row]  # before the evaluation at the same step
+    timed = [
+        row for row in speeds if row["global_step"] >= chosen.warm
+    ]  # a rollout may end later than `warm`
     require(len(timed) >= 2, f"{chosen.steps} steps are too few to be timed; raise --steps")
     first, last = timed[0], timed[-1]
     elapsed = last["seconds"] - first["seconds"]
@@ -144,7 +152,8 @@ def make_envs(chosen: Parts) -> SeedEnvs:
 
 def time_update(algorithm: ModuleType, chosen: Parts, envs: SeedEnvs) -> dict[str, float]:
     """Times the update of `algorithm` on batches that stay on the device, and its action."""
-    update = BatchUpdate(algorithm, algorithm.Args(), envs)
+    args = algorithm.Args(**settings(chosen.algorithm))
+    update = BatchUpdate(algorithm, args, envs)
     began = time.perf_counter()
     update.compile()
     compile_seconds = time.perf_counter() - began
@@ -161,15 +170,15 @@ def time_update(algorithm: ModuleType, chosen: Parts, envs: SeedEnvs) -> dict[st
     return {
         "compile_seconds": compile_seconds,
         "updates_per_second": chosen.num_seeds * chosen.updates / elapsed,
-        "gigaflop": gigaflop(algorithm, envs),
+        "gigaflop": gigaflop(algorithm, args, envs),
         "action_microseconds": 1e6 * statistics.median(actions),
     }
 
 
-def gigaflop(algorithm: ModuleType, envs: SeedEnvs) -> float:
+def gigaflop(algorithm: ModuleType, args: Any, envs: SeedEnvs) -> float:
     """10⁹ floating-point operations of an update as XLA counts them, averaged over a cycle of its delays."""
     with jax.default_device(jax.devices("cpu")[0]):  # elsewhere XLA does not count products in libraries
-        return BatchUpdate(algorithm, algorithm.Args(), envs).flops() / 1e9
+        return BatchUpdate(algorithm, args, envs).flops() / 1e9
 
 
 def about(chosen: About) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def profile(chosen: Profile) -> dict[str, float]:
     """Kind of operation, as XLA names it → share of the busy time of its threads; from 1%, largest first."""
     set_up_device("cpu")
     algorithm = algorithm_module(chosen.algorithm)
-    update = BatchUpdate(algorithm, algorithm.Args(), make_envs(chosen))
+    update = BatchUpdate(algorithm, algorithm.Args(**settings(chosen.algorithm)), make_envs(chosen))
     for index in range(50):
         update(index)
     update.wait()

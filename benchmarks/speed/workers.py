@@ -110,7 +110,7 @@ def evaluation(chosen: Evaluation) -> int:
 
 
 def measure(chosen: Evaluation, num_seeds: int) -> tuple:
-    """The arguments of a run, the seconds of its second evaluation, and those of a training step."""
+    """The arguments of a run, the seconds of its last evaluation, and those of a training step before it."""
     algorithm = algorithms()[chosen.algorithm]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         args = algorithm.Args(
@@ -124,10 +124,12 @@ def measure(chosen: Evaluation, num_seeds: int) -> tuple:
         )
         algorithm.train(args)
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
-    spent = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row][-1]
-    # from the end of the first evaluation to the start of the second, without the logging of either
-    between = [row["seconds"] for row in rows if row["global_step"] >= chosen.half]
-    return args, spent, (between[-1] - spent - between[1]) / chosen.half
+    evaluations = [row for row in rows if "evaluation_seconds" in row]
+    require(len(evaluations) >= 2, f"{chosen.half} steps are too few for {chosen.algorithm}; raise --half")
+    before, last = evaluations[-2:]
+    # from the end of one evaluation to the start of the next
+    seconds = last["seconds"] - last["evaluation_seconds"] - before["seconds"]
+    return args, last["evaluation_seconds"], seconds / (last["global_step"] - before["global_step"])
 
 
 def main(chosen: Steps | Evaluation) -> int:

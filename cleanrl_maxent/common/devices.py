@@ -104,7 +104,8 @@ def set_up_device(device: str, run_dir: str | None = None, deterministic: bool =
         chosen = None if device == "auto" else jax.devices(device)[0]
         jax.config.update("jax_default_device", chosen)
     except RuntimeError as problem:
-        raise UsageError(f"no {device.upper()} device found; available: {list_platforms()}") from problem
+        found = f"available: {list_platforms()}"
+        raise UsageError(f"no {device.upper()} device found; {found}; add --device cpu") from problem
 
 
 def list_platforms() -> str:

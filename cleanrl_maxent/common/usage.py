@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -23,7 +24,7 @@ def help_text(args_class: Any, of_every_run: type) -> str:
     `of_every_run`: the class of the arguments that all algorithms share.
     """
     width, script = shutil.get_terminal_size().columns, sys.argv[0]
-    program = f"python {script}" if script.endswith(".py") else script
+    program = f"python {shlex.quote(script)}" if script.endswith(".py") else script
     shared = {field.name for field in fields(of_every_run)}
     groups: dict[str, list[Field]] = {name: [] for name in ("algorithm", "run", *GROUPS)}
     for field in fields(args_class):

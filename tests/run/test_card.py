@@ -255,6 +255,15 @@ def test_a_failed_upload_is_one_line_with_the_command_for_later(offline, run, ca
     assert (again.resume, again.upload_model, again.hf_entity) == (str(run[0]), True, "me")
 
 
+def test_later_names_the_users_file_from_here(offline, run, capsys, monkeypatch):
+    """The file need not lie in the current folder."""
+    monkeypatch.setattr(hub, "is_ours", lambda args: False)
+    hub.upload(run[0], SHARED)
+    _, later = capsys.readouterr().out.split("; later: ")
+    _, file, *_ = shlex.split(later)
+    assert Path(file).resolve() == Path(sac.__file__).resolve()
+
+
 class Hub:
     """In the place of the library's client: notes what is asked of it."""
 

@@ -57,6 +57,7 @@ def test_figures_of_another_algorithm_are_not_mixed(tmp_path, monkeypatch):
     for given, words in (
         (dict(algorithm="td3"), "another algorithm"),
         (dict(env_id="Ant-v4"), "another env_id"),
+        (dict(steps=16_000), "another steps"),
         (dict(algorithm="scc"), "unknown algorithm 'scc'"),
         (dict(num_seeds=(0,)), "num_seeds must be at least 1"),
     ):
@@ -162,7 +163,7 @@ def test_bad_settings(changes, words):
 @pytest.mark.parametrize(("algorithm", "by_hand"), [(ddpg, 686_336), (td3, 788_608), (sac, 1_102_080)])
 def test_operations_of_an_update(algorithm, by_hand):
     """Multiply-adds of all products for a row of Hopper's batch, as docs/develop/speed.md counts them."""
-    counted = ours.gigaflop(algorithm, SeedEnvs("Hopper-v4", [1]))
+    counted = ours.gigaflop(algorithm, algorithm.Args(), SeedEnvs("Hopper-v4", [1]))
     assert counted == pytest.approx(2 * 256 * by_hand / 1e9, rel=0.03)
 
 

@@ -261,6 +261,17 @@ def test_an_algorithm_without_runs_is_as_slow_as_the_slowest():
     assert [sweep.seconds_per_step(cell, runs) for cell in cells] == [0.02, 0.9, 0.6]
 
 
+def test_the_time_left_is_that_of_whole_runs(tmp_path, monkeypatch):
+    """Ten seeds side by side take a step a second each: an hour for the run, and one for that which waits."""
+    flags = ("--total-timesteps", "3600", "--learning-starts", "300", "--num-seeds", "10")
+    cells = [Cell("sac", flags, tmp_path / name, "cpu") for name in ("running", "waiting")]
+    monkeypatch.setattr(Cell, "progress", lambda cell: {"global_step": 0, "charts/SPS": 1.0})
+    executor = FakeExecutor({})
+    executor.running.add(cells[0])
+    _, counts = sweep.Sweep(cells, executor, retries=0).table().renderables
+    assert counts.endswith("; all done in about 2:00 h")
+
+
 def test_dry_run_prints_commands_time_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(local, "cpu_count", lambda: 2)
     args = sweep.Args("smoke", out_dir=tmp_path, device="cpu", workers=2, dry_run=True)

@@ -17,6 +17,8 @@ from benchmarks.records import read_csv
 from benchmarks.speed.compare import PEER, measure, ours
 from cleanrl_maxent.common.cli import run_script
 
+ONE_CORE = dict(NPROC="1", OMP_NUM_THREADS="1", JAX_PLATFORMS="cpu")
+
 HERE = Path(__file__).parent
 COLUMNS = ("round", "program", "milliseconds")
 
@@ -55,7 +57,7 @@ def main(args: Args) -> None:
         for number in range(first, first + args.rounds):
             for program in list(commands)[:: 1 if number % 2 else -1]:
                 if commands[program]:
-                    rate = measure(commands[program], NPROC="1", OMP_NUM_THREADS="1")["steps_per_second"]
+                    rate = measure(commands[program], **ONE_CORE)["steps_per_second"]
                     writer.writerow([number, program, f"{1e3 / rate:.3f}"])
                     file.flush()
                     print(f"{program}: {1e3 / rate:.2f} ms a step", flush=True)

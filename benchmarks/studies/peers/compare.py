@@ -84,6 +84,7 @@ def differences(
         for earlier, mine, peer in zip([before, *ours], ours, theirs, strict=False):
             require(mine.keys() == peer.keys(), f"results differ in kind: {mine.keys() ^ peer.keys()}")
             for name in filter(belongs, mine):
+                require(bool(np.isfinite([mine[name], peer[name]]).all()), f"{name} is not finite")
                 start = earlier[name] if name.startswith("after/") else 0
                 difference = max(difference, float(np.abs(mine[name] - peer[name]).max()))
                 size = max(size, float(np.abs(mine[name] - start).max()))
@@ -107,6 +108,7 @@ def main(args: Args) -> None:
             figures = [n for n in ("losses/clipfrac", "losses/step_fraction", "losses/kl") if n in metrics[0]]
             print(name, actions, {n: [round(m[n], 3) for m in metrics] for n in figures})
     header = ("algorithm", "peer", "actions", "quantity", "largest_difference", "size")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
     print(args.out.read_text(), end="")

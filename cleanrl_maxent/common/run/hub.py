@@ -1,5 +1,6 @@
 """Uploads a finished run to the Hugging Face hub: `--upload-model --hf-entity NAME`, with the extra `hub`."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from cleanrl_maxent.common.cli import RunArgs
 from cleanrl_maxent.common.errors import UsageError, require
 from cleanrl_maxent.common.output import say
-from cleanrl_maxent.common.run.card import program
+from cleanrl_maxent.common.run.card import defining_class, is_ours, program
 from cleanrl_maxent.common.run.folder import file_name
 
 FILES = ["README.md", "config.json", "result.json", "policy-*.npz", "videos/*"]
@@ -64,4 +65,5 @@ def upload(folder: Path, args: RunArgs) -> None:
     except Exception as problem:  # whatever it is, the run is complete
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0].rstrip(".")
         flags = ["--resume", str(folder), "--upload-model", "--hf-entity", str(args.hf_entity)]
-        say(f"warning: not uploaded: {reason}; later: {shlex.join([*program(args), *flags])}")
+        command = program(args) if is_ours(args) else ["python", os.path.relpath(defining_class(args)[1])]
+        say(f"warning: not uploaded: {reason}; later: {shlex.join([*command, *flags])}")
