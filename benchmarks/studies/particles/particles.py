@@ -169,16 +169,16 @@ def compare_samplers(steps: int) -> None:
 
 
 def compare_proposals() -> None:
-    """Prints the bias of the soft value for Q/α = κ Σ a, whose value is D log(2 sinh κ/κ), in nats.
+    """Prints the bias of the soft value for Q/α = b Σ a, whose value is D log(2 sinh b/b), in nats.
 
     The Gaussian of the mixture is fitted to exact samples of exp(Q/α)/Z, as many as there are proposals.
     """
-    print("| κ | D | proposals | uniform | mixture | mixture, standard deviation |\n" + "| --- " * 6 + "|")
-    for kappa, dim in ((1, 1), (10, 1), (3, 6), (10, 6)):
-        exact = dim * math.log(2 * math.sinh(kappa) / kappa)
+    print("| b | D | proposals | uniform | mixture | mixture, standard deviation |\n" + "| --- " * 6 + "|")
+    for b, dim in ((1, 1), (10, 1), (3, 6), (10, 6)):
+        exact = dim * math.log(2 * math.sinh(b) / b)
 
-        def energy(action, kappa=kappa):
-            return kappa * action.sum(axis=-1)
+        def energy(action, b=b):
+            return b * action.sum(axis=-1)
 
         for count in (16, 50, 256):
             args = sql.Args(value_particles=count)
@@ -186,11 +186,11 @@ def compare_proposals() -> None:
             state = with_energy(args, energy, dim)
             uniform = sql.soft_value(state, jnp.zeros((STATES, 1)), dim, uniform_key, args)
             share = np.random.default_rng(0).uniform(1e-6, 1, (STATES, count, dim))
-            action = 1 + np.log(share + (1 - share) * math.exp(-2 * kappa)) / kappa  # inverse of the cdf
+            action = 1 + np.log(share + (1 - share) * math.exp(-2 * b)) / b  # inverse of the cdf
             samples = jnp.arctanh(jnp.clip(jnp.float32(action), -1 + 1e-6, 1 - 1e-6))
             mixture = mixture_value(energy, samples, mixture_key, count)
             print(
-                f"| {kappa} | {dim} | {count} | {uniform.mean() - exact:.2f} | {mixture.mean() - exact:.2f} "
+                f"| {b} | {dim} | {count} | {uniform.mean() - exact:.2f} | {mixture.mean() - exact:.2f} "
                 f"| {mixture.std():.2f} |"
             )
 
