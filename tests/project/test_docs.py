@@ -125,6 +125,15 @@ def test_every_link_leads_somewhere(name):
 
 
 @pytest.mark.parametrize("name", TEXTS)
+def test_no_line_of_a_paragraph_begins_like_a_list(name):
+    """As a formula may that is broken before its minus: the page would show an item."""
+    lines = BLOCK.sub("", TEXTS[name]).split("\n")
+    for before, line in zip(lines, lines[1:], strict=False):
+        if re.match(r"[-+*=] ", line):
+            assert not before or re.match(r"[-+*] | ", before), line
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_every_file_named_exists(name):
     """`NAME` stands for that of any algorithm to come."""
     roots = "cleanrl_maxent|common|environments|benchmarks|docs|tests"
