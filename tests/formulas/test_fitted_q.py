@@ -259,6 +259,25 @@ def test_a_warning_when_no_return_can_be_as_large(given, largest, capsys):
     assert not fitted_q.warn_of_divergence(nothing, losses, 4, hard)
 
 
+def test_a_diverging_run_warns_once(tmp_path, monkeypatch, capsys):
+    """Every fit adds 10,000 to Q, of all data of a run or of those that it collects."""
+    original = fitted_q.update
+
+    def update(*given):
+        state, metrics = original(*given)
+        params = jax.tree.map(lambda leaf: leaf + 1e4, state.critics.params)
+        return state.replace(critics=state.critics.replace(params=params)), metrics
+
+    monkeypatch.setattr(fitted_q, "update", update)
+    small = dict(total_timesteps=200, iterations=1, updates_per_iteration=1, batch_size=4, eval_episodes=0)
+    args = fitted_q.Args(env_id="CartPole-v1", collect_steps=100, **small, run_dir=str(tmp_path / "run"))
+    fitted_q.train(args)
+    assert capsys.readouterr().err.count(" is diverging: |Q| is ") == 1
+    offline = replace(args, collect_steps=200, dataset=args.run_dir, run_dir=str(tmp_path / "offline"))
+    fitted_q.train(offline)
+    assert capsys.readouterr().err.count(" is diverging: |Q| is ") == 1
+
+
 # ---- learning
 
 

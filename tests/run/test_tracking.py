@@ -423,7 +423,7 @@ def test_a_signal_ends_the_wait(server, folder, monkeypatch):
         began = time.perf_counter()
         run.finish(0)
     signals.received.clear()
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < LIMIT / 2
     assert lines == [
         f"warning: W&B lacks some of the record; send the rest: python -m cleanrl_maxent.track {folder}"
     ]

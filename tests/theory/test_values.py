@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cleanrl_maxent import tabular
+from cleanrl_maxent.environments.finite import random_mdp
 from tests.support.mdps import ALPHA, GAMMA, SEEDS, assert_close, average, make_mdp
 
 
@@ -265,3 +266,20 @@ def test_what_is_no_mdp_is_refused(P, R, gamma, alpha, words):
     for function in (tabular.soft_value_iteration, tabular.soft_optimum, tabular.bonus_policy):
         with pytest.raises(ValueError, match=words):
             function(P, R, gamma, alpha)
+
+
+def test_fixed_point_of_alternating_steps_is_the_soft_optimum():
+    """Q = c R + γ P V̄, π = exp Q/Z, V = E_π [Q - log π], V̄ by Polyak: α/c times these are optimal at α/c."""
+    c, gamma = 2.0, 0.9
+    for seed in range(3):
+        P, R, _ = random_mdp(seed, 6, 4)
+        target = np.zeros(6)
+        for _ in range(4000):
+            Q = c * R + gamma * P @ target
+            pi = tabular.boltzmann(Q, 1)
+            V = np.sum(pi * (Q - tabular.log_prob(pi)), axis=-1)
+            target = 0.1 * V + 0.9 * target
+        exact_pi, exact_Q, exact_V = tabular.soft_optimum(P, R, gamma, 1 / c)
+        assert_close(Q / c, exact_Q, atol=1e-10)
+        assert_close(V / c, exact_V, atol=1e-10)
+        assert_close(pi, exact_pi, atol=1e-10)

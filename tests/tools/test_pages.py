@@ -184,6 +184,9 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     shades = [("sac", 0.0), ("sac", curves.TINTS[1]), ("td3", 0.0)]
     expected = [curves.tinted(curves.COLORS[name], share) for name, share in shades]
     assert [line.get_color() for line in (sac, variant, td3)] == expected
+    assert sac.get_ydata().tolist() == [5_500.0]  # the mean
+    thin = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linewidth() < 1]
+    assert sorted(thin) == 3 * [5_000.0] + 3 * [6_000.0]
     assert sac.get_linestyle() == td3.get_linestyle() == "-" != variant.get_linestyle()
     alone = curves.lines_of(made_up(name="sac-x"), [])
     assert curves.line_styles([alone])[0][0] != "-"
@@ -313,6 +316,18 @@ def test_sampled_evaluations_have_a_figure_where_something_is_published():
     ]
     assert pages.figure_of(group, Path("x"), sampled=True) == Path("x/Hopper-v4-300000-sampled.png")
     assert pages.sampled_groups(both[1:2]) == []  # its only evaluation, which the main figure shows
+
+
+def test_a_profile_is_the_share_of_runs_above_each_score(tmp_path, monkeypatch):
+    """One seed of each task has score 0.3, the other 0.9."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    monkeypatch.setattr(curves, "score", lambda curve: np.array([0.3, 0.9]))
+    curves.draw_profiles({"sac": [made_up(), made_up("Hopper-v4")]}, tmp_path / "profiles.png")
+    (line,) = drawn[0].axes[0].lines
+    thresholds, shares = line.get_data()
+    assert np.array_equal(shares, (thresholds < 0.3) / 2 + (thresholds < 0.9) / 2)
+    curves.pyplot().close(drawn[0])
 
 
 def test_profiles_are_drawn(tmp_path):

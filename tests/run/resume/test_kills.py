@@ -69,7 +69,7 @@ def test_sigkill_at_random(tmp_path):
         before, process = checkpoints.paths()[:1], start("sac", flags(args), run)
         while checkpoints.paths()[:1] == before and process.poll() is None:
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.4))
+        time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert start("sac", flags(args), run).wait() == 0

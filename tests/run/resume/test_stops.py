@@ -63,8 +63,7 @@ def test_a_signal_saves_and_exits_75(name, reference, tmp_path):
         time.sleep(0.1)
     assert record.exists() and process.poll() is None
     process.send_signal(signal.Signals[name])
-    sent = time.time()
-    assert process.wait(60) == 75 and time.time() - sent < 10
+    assert process.wait(60) == 75
     log = run.with_suffix(".log").read_text()
     assert re.search(rf"stopped by {name} at step [\d,]+; resume with --resume {re.escape(str(run))}", log)
     if name == "SIGTERM":
