@@ -260,12 +260,16 @@ def test_a_warning_when_no_return_can_be_as_large(given, largest, capsys):
 
 
 def test_a_diverging_run_warns_once(tmp_path, monkeypatch, capsys):
-    """Every fit adds 10,000 to Q, of all data of a run or of those that it collects."""
+    """Every fit adds 10,000 to Q of one action of two, on data that the run collects or is given."""
     original = fitted_q.update
+
+    def enlarge(leaf):
+        is_last_bias = leaf.ndim == 2 and leaf.shape[-1] == 2  # (critic, action)
+        return leaf + jnp.array([1e4, 0]) if is_last_bias else leaf
 
     def update(*given):
         state, metrics = original(*given)
-        params = jax.tree.map(lambda leaf: leaf + 1e4, state.critics.params)
+        params = jax.tree.map(enlarge, state.critics.params)
         return state.replace(critics=state.critics.replace(params=params)), metrics
 
     monkeypatch.setattr(fitted_q, "update", update)
