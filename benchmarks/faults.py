@@ -42,6 +42,7 @@ from cleanrl_maxent.common.data import create_replays
 from cleanrl_maxent.common.devices import per_seed
 from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.errors import FINISHED, WORKER_DIED, UsageError, require
+from cleanrl_maxent.common.output import warn
 from cleanrl_maxent.common.ranges import Count, Natural, Rate, check_ranges
 from cleanrl_maxent.common.run.checkpoint import Checkpoints
 from cleanrl_maxent.common.run.folder import file_name
@@ -104,8 +105,13 @@ class Kill:
     """Kills runs with SIGKILL at random moments, resumes them, and compares what they end with."""
 
     algorithms: tuple[str, ...] = algorithm_names()  # files of cleanrl_maxent
-    env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")  # each algorithm on each
-    kills: Count = 25  # SIGKILLs of each algorithm on each environment
+    env_ids: tuple[str, ...] = (
+        "Hopper-v4",
+        "Ant-v4",
+        "Humanoid-v4",
+        "Pendulum-v1",
+    )  # each algorithm on those that fit it
+    kills: Count = 25  # SIGKILLs of each algorithm on each of these
     total_timesteps: Count = 1200  # steps of a run
     flags: str = ""  # further flags; they override the small defaults
     victim: Literal["run", "worker"] = "run"  # the run, or one of two processes that step its environments
@@ -203,6 +209,8 @@ def kill(args: Kill) -> int:
     kinds = {env_id: kind_of_actions(env_id) for env_id in args.env_ids}
     cells = [(name, env_id) for name in args.algorithms for env_id in kinds if kinds[env_id] in fits[name]]
     require(bool(cells), "no algorithm takes the actions of these environments")
+    if left_out := [name for name in args.algorithms if name not in dict(cells)]:
+        warn(f"left out, for actions of another kind: {', '.join(left_out)}")
     print("| algorithm | environment | SIGKILLs | runs completed | differences |\n|---|---|---|---|---|")
     total = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:

@@ -3,7 +3,7 @@
 Lillicrap et al., "Continuous control with deep reinforcement learning", 2016, https://arxiv.org/abs/1509.02971.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1], and all quantities are in these units;
-  - networks and settings are those of Fujimoto et al. (2018): no batch normalisation, no weight decay;
+  - networks and settings are those of TD3's code: no batch normalisation, no weight decay;
   - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
 
     python cleanrl_maxent/ddpg.py --env-id Hopper-v4

@@ -181,7 +181,7 @@ def value_loss(params, state, batch, key, args):
 
 
 def critic_loss(params, state, batch, args):
-    """Soft Bellman residual of both critics (eq. 7) against c r + γ V(s') (eq. 8), V the target."""
+    """Soft Bellman residual of both critics (eq. 7) against c r + γ V(s') (eq. 8), V the target network."""
     next_value = state.value.apply_fn(state.target_value, batch.next_obs)
     target = reward_scale(args) * batch.reward + args.gamma * (1 - batch.terminated) * next_value
     q = state.critics.apply_fn(params, batch.obs, batch.action)  # (2, batch)

@@ -72,7 +72,7 @@ class Args(RunArgs):
         moved, fixed = self.particles
         split = f"update_ratio {self.update_ratio} moves {moved} of svgd_particles {self.svgd_particles}"
         require(moved >= 1 and fixed >= 2, f"{split}, leaves {fixed}; at least 1 and 2 are needed")
-        require(self.alpha >= 1e-6, f"alpha must be at least 1e-6; got {self.alpha}")
+        require(self.alpha >= 1e-6, f"alpha, a divisor, must be at least 1e-6; got {self.alpha}")
 
     @property
     def particles(self):

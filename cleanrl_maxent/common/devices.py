@@ -104,8 +104,10 @@ def set_up_device(device: str, run_dir: str | None = None, deterministic: bool =
         chosen = None if device == "auto" else jax.devices(device)[0]
         jax.config.update("jax_default_device", chosen)
     except RuntimeError as problem:
-        found = f"available: {list_platforms()}"
-        raise UsageError(f"no {device.upper()} device found; {found}; add --device cpu") from problem
+        hint = "" if device == "cpu" else "; add --device cpu"
+        raise UsageError(
+            f"no {device.upper()} device found; available: {list_platforms()}{hint}"
+        ) from problem
 
 
 def list_platforms() -> str:

@@ -480,7 +480,7 @@ def test_recorded_entropy(algorithm, task):
 
 @each(a2c, a3c, ppo, maxent_pg)
 def test_an_annealed_run_is_not_extended(algorithm, tmp_path):
-    """Its learning rates depend on its length; with a constant rate a longer run goes on from a shorter."""
+    """Its learning rates depend on its length; with a constant rate a run can be extended."""
     given = dict(env_id="CartPole-v1", total_timesteps=240, eval_episodes=0)
     for anneal in (True, False):
         args = small_args(algorithm, **given, anneal_lr=anneal, run_dir=str(tmp_path / str(anneal)))

@@ -586,6 +586,7 @@ def test_compare_of_small_returns(tmp_path, capsys):
 def test_without_collected_runs_no_document_is_touched(tmp_path, monkeypatch):
     """A lost evaluations.csv would empty every table."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "refreshed_pages", lambda curves: {})  # never those of this tree
     (tmp_path / "curve.png").touch()
     with pytest.raises(UsageError, match="has no collected runs"):
         report.refresh_documents()

@@ -141,7 +141,7 @@ signal.pause()
     def wait_until_interrupted(process, timeout=None):
         if not interrupted:
             interrupted.append(process)
-            while not ready.exists():
+            while not ready.exists() and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             raise KeyboardInterrupt

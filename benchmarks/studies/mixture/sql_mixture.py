@@ -75,7 +75,7 @@ class Args(RunArgs):
         moved, fixed = self.particles
         split = f"update_ratio {self.update_ratio} moves {moved} of svgd_particles {self.svgd_particles}"
         require(moved >= 1 and fixed >= 2, f"{split}, leaves {fixed}; at least 1 and 2 are needed")
-        require(self.alpha >= 1e-6, f"alpha must be at least 1e-6; got {self.alpha}")
+        require(self.alpha >= 1e-6, f"alpha, a divisor, must be at least 1e-6; got {self.alpha}")
         even = f"value_particles must be even, half of each kind; got {self.value_particles}"
         require(self.value_particles % 2 == 0, even)
 

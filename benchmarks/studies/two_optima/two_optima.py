@@ -136,7 +136,7 @@ def main(args: Args) -> None:
         for algorithm, values in found.items():
             name, optimum = algorithm.Args.algorithm(), f"{exact[algorithm]:.4f}"
             writer.writerows([name, seed, optimum, f"{x:.4f}"] for seed, x in enumerate(values, 1))
-    print("| command | exact P(right room) | learned | median |\n| --- | --- | --- | --- |")
+    print("| algorithm | exact P(right room) | learned | median |\n| --- | --- | --- | --- |")
     for algorithm, label in LABELS.items():
         values = ", ".join(f"{x:.3f}" for x in found[algorithm])
         print(f"| {label} | {exact[algorithm]:.3f} | {values} | {np.median(found[algorithm]):.3f} |")
