@@ -60,7 +60,7 @@ def space(optuna: Any) -> dict[str, Any]:
 def value(folder: Path) -> float:
     """What is maximised: the last evaluation of a finished run, averaged over its seeds."""
     evaluations = read_json(folder / "result.json")["evaluations"].values()
-    return float(np.mean([return_of(last) for last in evaluations]))
+    return float(np.array([return_of(last) for last in evaluations], float).mean())
 
 
 def round_parameters(parameters: dict[str, Any]) -> dict[str, Any]:

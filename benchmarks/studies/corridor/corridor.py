@@ -8,6 +8,7 @@ depth, in runs/corridor/, and writes docs/figures/corridor-learned.png, both in 
 Needs matplotlib (the extra `plots`).
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def learned(depth: int, backup: bool, seed: int, args: Args) -> float:
     run_dir = Path("runs/corridor") / f"depth-{depth}__{'backed-up' if backup else 'bonus'}__{seed}"
     chosen = maxent_pg.Args(
         env_id="cleanrl_maxent/Corridor-v0",
-        env_kwargs={"depth": depth},
+        env_kwargs=json.dumps({"depth": depth}),
         seed=seed,
         total_timesteps=args.total_timesteps,
         alpha=ALPHA,
