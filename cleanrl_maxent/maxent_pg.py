@@ -51,7 +51,7 @@ class Args(RunArgs):
     update_epochs: Count = 10  # passes over each rollout
     num_minibatches: Count = 32  # gradient steps per pass
     clip_coef: Magnitude = 0.2  # clip of probability ratios; 0: none
-    norm_adv: bool = True  # normalise advantages: mean 0, std 1; divide α by the same std
+    norm_adv: bool = True  # normalise advantages; divide α by their std
     learning_rate: Rate = 3e-4  # Adam, actor and critic
     anneal_lr: bool = True  # linearly to 0 at total_timesteps
     max_grad_norm: Rate = 0.5  # largest gradient norm, of each network
