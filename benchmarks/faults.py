@@ -105,12 +105,8 @@ class Kill:
     """Kills runs with SIGKILL at random moments, resumes them, and compares what they end with."""
 
     algorithms: tuple[str, ...] = algorithm_names()  # files of cleanrl_maxent
-    env_ids: tuple[str, ...] = (
-        "Hopper-v4",
-        "Ant-v4",
-        "Humanoid-v4",
-        "Pendulum-v1",
-    )  # each algorithm on those that fit it
+    # each algorithm on those whose actions it takes
+    env_ids: tuple[str, ...] = ("Hopper-v4", "Ant-v4", "Humanoid-v4", "Pendulum-v1")
     kills: Count = 25  # SIGKILLs of each algorithm on each of these
     total_timesteps: Count = 1200  # steps of a run
     flags: str = ""  # further flags; they override the small defaults

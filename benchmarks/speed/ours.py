@@ -100,14 +100,14 @@ def run(chosen: Run) -> dict[str, float]:
                 eval_frequency=5_000,
                 run_dir=f"{folder}/run",
                 env_workers=chosen.env_workers,
-                **settings(chosen.algorithm) | applicable_flags(chosen.algorithm, {"learning_starts": 1_000}),
+                **settings(chosen.algorithm),
+                **applicable_flags(chosen.algorithm, {"learning_starts": 1_000}),
             )
         )
         rows = [json.loads(row) for row in Path(folder, "run", "timing.jsonl").open()]
     speeds = [row for row in rows if "charts/SPS" in row]  # before the evaluation at the same step
-    timed = [
-        row for row in speeds if row["global_step"] >= chosen.warm
-    ]  # a rollout may end later than `warm`
+    # a rollout may end later than `warm`
+    timed = [row for row in speeds if row["global_step"] >= chosen.warm]
     require(len(timed) >= 2, f"{chosen.steps} steps are too few to be timed; raise --steps")
     first, last = timed[0], timed[-1]
     elapsed = last["seconds"] - first["seconds"]

@@ -8,6 +8,7 @@ with drawn ones. A row for each seed goes to gap.csv.
 """
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def train(trial: Trial, seeds: int) -> None:
     """Trains all seeds side by side, unless the run is finished. Raises as `maxent_pg.train`."""
     chosen: dict[str, Any] = dict(
         env_id="cleanrl_maxent/Corridor-v0",
-        env_kwargs={"depth": trial.depth},
+        env_kwargs=json.dumps({"depth": trial.depth}),
         num_seeds=seeds,
         total_timesteps=100_000,
         alpha=ALPHA,
