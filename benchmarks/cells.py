@@ -92,6 +92,11 @@ class Cell:
         """XLA's CPU threads when the run began, which exact resume needs again; None before it began."""
         return recorded_settings(str(self.folder)).get("cpu_threads")
 
+    def variables(self, slot: dict[str, str]) -> dict[str, str]:
+        """The environment variables of a slot, with the threads that a begun run needs."""
+        threads = self.threads()
+        return slot | ({"NPROC": str(threads)} if threads else {})
+
     def progress(self) -> dict[str, float]:
         """The last values in `timing.jsonl`: global_step, seconds, charts/SPS; {} before the first."""
         try:

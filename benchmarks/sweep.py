@@ -333,9 +333,7 @@ def print_plan(cells: list[Cell], slots: list[dict[str, str]], args: Args) -> No
         print(job_script(cells[0], args.save_seconds, check_arguments(args.sbatch)))
     else:
         for cell, slot in zip(cells, itertools.cycle(slots), strict=False):
-            threads = cell.threads()  # of a begun run, which resumes with as many
-            given = slot | ({"NPROC": str(threads)} if threads else {})
-            variables = (f"{variable}={value}" for variable, value in given.items())
+            variables = (f"{variable}={value}" for variable, value in cell.variables(slot).items())
             print(*variables, command_line(cell.command()))
     print(estimate(cells, len(slots)))
 

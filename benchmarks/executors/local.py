@@ -87,10 +87,8 @@ class LocalExecutor:
         """Starts a process in a free slot; its output is added to the cell's log."""
         slot = self.slots.pop()
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **slot}
+        environment = {**os.environ, **cell.variables(slot)}
         environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the older name of the same variable
-        if threads := cell.threads():
-            environment["NPROC"] = str(threads)
         with open(cell.log(), "ab") as log:
             process = subprocess.Popen(
                 cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True
