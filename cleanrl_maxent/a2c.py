@@ -5,7 +5,7 @@ A2C is the synchronous form of the paper's A3C: the gradients of all environment
 averaged into one step. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
-  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
 
     python cleanrl_maxent/a2c.py --env-id Hopper-v4
 """
@@ -205,7 +205,7 @@ class Rollout:
 
     transition: Transition
     ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
-    elapsed: jax.Array  # steps of the episode before this one
+    elapsed: jax.Array  # steps taken in the episode before this step
 
 
 @struct.dataclass
@@ -245,7 +245,7 @@ def make_samples(state, rollout, args):
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against R, the bootstrapped return (Algorithm S3)."""
+    """Half the mean squared error of V against its target, which is R of Algorithm S3 if λ = 1."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 

@@ -1,13 +1,13 @@
 """Asynchronous advantage actor-critic (A3C), with workers in a fixed order.
 
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016, https://arxiv.org/abs/1602.01783.
-Its Algorithm S3 is `worker_update`: every worker has its own environment and copy of the parameters, acts
-and computes gradients with that copy, and applies them to the shared parameters, which other workers have
-updated since. Deliberate deviations, with reasons in docs/algorithms/:
+Every worker has its own environment and copy of the parameters, acts with that copy (in `train`), computes
+gradients with it and applies them to the shared parameters, which other workers have updated since
+(`worker_update`): Algorithm S3. Deliberate deviations, with reasons in docs/algorithms/:
   - workers take turns instead of running at their own speed, so that a run can be repeated bit for bit;
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
-  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
 
     python cleanrl_maxent/a3c.py --env-id Hopper-v4
 """
@@ -184,6 +184,8 @@ class Worker:
 class State:
     """Everything learned, for one seed."""
 
+    not_transferred: ClassVar = ("workers",)  # by --init-from: copies of what is
+
     actor: TrainState
     critic: TrainState
     workers: Worker  # (worker, ...)
@@ -231,7 +233,7 @@ class Rollout:
 
     transition: Transition
     ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
-    elapsed: jax.Array  # steps of the episode before this one
+    elapsed: jax.Array  # steps taken in the episode before this step
 
 
 @struct.dataclass
@@ -271,7 +273,7 @@ def make_samples(state, rollout, args):
 
 
 def critic_loss(params, state, batch):
-    """Half the mean squared error of V against R, the bootstrapped return (Algorithm S3)."""
+    """Half the mean squared error of V against its target, which is R of Algorithm S3 if λ = 1."""
     loss = 0.5 * jnp.mean((state.critic.apply_fn(params, batch.obs) - batch.value_target) ** 2)
     return loss, {"losses/value_loss": loss}
 
@@ -336,7 +338,7 @@ def train(args):
 
     with Run(args, envs) as run:
         first, state, _ = run.resume(state)
-        if args.init_from and first == 0:  # the other run's workers came too, with stale copies
+        if args.init_from and first == 0:  # only the shared networks were loaded
             state = per_seed(synchronize, shared=1, static_argnums=1)(state, args)
         for step in range(first, args.last_step + 1, args.steps_per_update):
             # comes first, so that a run resumed here repeats an evaluation that was interrupted

@@ -100,7 +100,7 @@ def policy(state):
 
 
 def next_noise(noise, elapsed, key, args):
-    """Exploration noise of Algorithm 1 after `noise`, `(action_dim,)`; every episode starts from 0."""
+    """Exploration noise of Algorithm 1 after `noise`, `(action_dim,)`; after 0 if the episode begins."""
     noise, normal = jnp.where(elapsed == 0, 0, noise), jax.random.normal(key, noise.shape)
     if args.noise == "gaussian":
         return args.exploration_noise * normal
@@ -108,7 +108,7 @@ def next_noise(noise, elapsed, key, args):
 
 
 def act(policy, obs, key, deterministic):
-    """Action in [-1, 1], `(..., action_dim)`: μ(s), whatever `key` and `deterministic`."""
+    """Action in [-1, 1], `(..., action_dim)`: μ(s); `key` and `deterministic` are ignored."""
     return policy(obs)
 
 

@@ -52,7 +52,7 @@ class Args(RunArgs):
     q_lr: Rate = 1e-3  # Adam, critics
     reinitialize: bool = False  # start every iteration from the initial critics
     alpha: Magnitude = 0.0  # temperature, in reward per nat; 0: hard Q-iteration
-    uniform_prior: bool = False  # subtract α log n from V; needs alpha > 0
+    uniform_prior: bool = False  # subtract α log A from V; needs alpha > 0
     n_critics: Count = 2  # critics; the minimum of their values is used
     epsilon: Decay | None = None  # share of uniform actions; None: 0.1 if alpha is 0, else 0
     hidden_dims: Widths = (256, 256)  # widths of the hidden layers
@@ -160,7 +160,7 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)`, less α log n if `uniform_prior`; if α is 0, max Q."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)`, less α log A if `uniform_prior`; if α is 0, max Q."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
@@ -224,7 +224,7 @@ def train(args):
         args = replace(args, total_timesteps=length or data.reward.shape[1])
     flags = "--num-seeds" if args.dataset else "--total-timesteps or --num-seeds"
     replay = create_replays(args.num_seeds, args.total_timesteps, envs.example, flags)
-    evaluate = Evaluation(args, act, sample_action if args.alpha else None)
+    evaluate = Evaluation(args, act, sample_action)
     iterations = args.iterations or (200 if args.single_fit else 20)
     default_epsilon = 0.0 if args.alpha else 0.1  # a hard policy does not explore by itself
     epsilon = default_epsilon if args.epsilon is None else args.epsilon

@@ -58,7 +58,7 @@ class Args(RunArgs):
     alpha: Magnitude = 0.01  # temperature, in (scaled) reward per nat
     autotune: bool = False  # learn the temperature, within [1e-4, 1]
     alpha_lr: Rate = 3e-3  # Adam, temperature, once a rollout
-    target_entropy_scale: Number = 0.5  # target is -scale * action_dim nats; scale * log n for n actions
+    target_entropy_scale: Number = 0.5  # target is -scale * action_dim nats; scale * log A for A actions
     backup_entropy: bool = True  # count the entropy of later states
     normalize_observation: bool = True  # by mean and std, clipped to ±10
     normalize_reward: bool = True  # by the std of the return
@@ -259,7 +259,7 @@ class Rollout:
     transition: Transition
     u: jax.Array  # sampled actions, before tanh
     ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
-    elapsed: jax.Array  # steps of the episode before this one
+    elapsed: jax.Array  # steps taken in the episode before this step
 
 
 @struct.dataclass
@@ -339,7 +339,7 @@ def alpha_loss(params, entropy, target_entropy):
 
 
 def adapt_temperature(state, samples, args):
-    """A step of the temperature, at the entropy that the policy had in the rollout."""
+    """A step of the temperature if `autotune`, at the entropy of the policy in the rollout; and metrics."""
     target_entropy = args.target_entropy_scale * policy(state).actor(samples.obs).entropy_unit()
     entropy = -samples.log_prob.mean()
     grads, metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)

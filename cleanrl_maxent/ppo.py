@@ -4,8 +4,8 @@ Schulman et al., "Proximal Policy Optimization Algorithms", 2017, https://arxiv.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own Adam and its own gradient clipping;
-  - advantages are normalised, over the rollout (in the authors' code over each minibatch);
-  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
+  - advantages are normalised over the rollout (in the authors' ppo2 over each minibatch);
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
 
     python cleanrl_maxent/ppo.py --env-id Hopper-v4
 """
@@ -232,7 +232,7 @@ class Rollout:
 
     transition: Transition
     ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
-    elapsed: jax.Array  # steps of the episode before this one
+    elapsed: jax.Array  # steps taken in the episode before this step
 
 
 @struct.dataclass

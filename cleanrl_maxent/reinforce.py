@@ -9,7 +9,7 @@ Those with G_t are exact only with the weights γ^t of `--gamma-power`; without 
 Deliberate deviations, with reasons in docs/algorithms/:
   - if the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
     follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out;
-  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
 
     python cleanrl_maxent/reinforce.py --env-id CartPole-v1 --num-steps 512
 """
@@ -209,7 +209,7 @@ class Rollout:
 
     transition: Transition
     ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
-    elapsed: jax.Array  # steps of the episode before this one
+    elapsed: jax.Array  # steps taken in the episode before this step
 
 
 @struct.dataclass
@@ -236,7 +236,7 @@ def advantages(reward, value, next_value, terminated, ended, args):
 
 
 def past_rewards(reward, ended, args):
-    """Σ γ^k r_k over the steps of the episode before this one, `(num_steps, num_envs)`."""
+    """Σ_{k<t} γ^k r_k of the episode, `(num_steps, num_envs)`; meaningful if it began in this rollout."""
 
     def step(carry, row):
         past, discount = carry

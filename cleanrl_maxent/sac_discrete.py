@@ -3,8 +3,8 @@
 Christodoulou, "Soft Actor-Critic for Discrete Action Settings", 2019, https://arxiv.org/abs/1910.07207.
 Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - the temperature is learned through its logarithm, and stays within [1e-4, alpha_max];
-  - the target entropy is half the largest one, not 0.98 of it;
-  - `--no-backup-entropy`: no entropy in the critics' target, Asad et al. 2025, https://arxiv.org/abs/2509.09838.
+  - the target entropy is half the largest one, not 0.98 of it; batches, widths and targets are as in sac.py.
+Variant: `--no-backup-entropy`, no entropy in the critics' target, Asad et al. 2025, https://arxiv.org/abs/2509.09838.
 
     python cleanrl_maxent/sac_discrete.py --env-id CartPole-v1 --total-timesteps 50000
 """
@@ -49,7 +49,7 @@ class Args(RunArgs):
     alpha: Magnitude = 0.2  # temperature, in reward per nat; the initial one if autotune
     autotune: bool = True  # learn the temperature
     alpha_max: Rate = 10.0  # largest temperature that is learned, in reward per nat
-    target_entropy_scale: Discount = 0.5  # κ: target is κ log n nats, for n actions
+    target_entropy_scale: Discount = 0.5  # κ: target is κ log A nats, for A actions
     backup_entropy: bool = True  # count the entropy of later states
     critic_reduce: Literal["min", "mean"] = "min"  # how the two critics are combined
     train_frequency: Count = 1  # environment steps per update
@@ -205,7 +205,7 @@ def improve_policy(state, batch, args):
     """One step of the actor, then one of the temperature, at the entropy before the actor's step."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, args)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    num_actions = policy(state)(batch.obs).shape[-1]
+    num_actions = jax.eval_shape(policy(state), batch.obs).shape[-1]
     entropy, target_entropy = metrics["losses/entropy"], args.target_entropy_scale * math.log(num_actions)
     grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
     if args.autotune:

@@ -47,7 +47,7 @@ class Args(RunArgs):
     tau: Share = 0.005  # weight of new parameters in targets
     q_lr: Rate = 1e-3  # Adam, critics
     alpha: Magnitude = 0.1  # temperature, in reward per nat; 0: DQN
-    uniform_prior: bool = False  # subtract α log n from V; needs alpha > 0
+    uniform_prior: bool = False  # subtract α log A from V; needs alpha > 0
     n_critics: Count = 1  # critics; the minimum of their values is used
     double: bool = False  # critics choose the next action, targets evaluate it
     n_steps: Count = 1  # rewards summed in a target
@@ -170,7 +170,7 @@ def init(key, task, args):
 
 
 def soft_value(q, args):
-    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), less α log n if `uniform_prior`; if α is 0, max Q."""
+    """V = α log Σ_a exp(Q(a)/α), `(...)` (eq. 5), less α log A if `uniform_prior`; if α is 0, max Q."""
     if args.alpha == 0:
         return q.max(axis=-1)
     prior = math.log(q.shape[-1]) if args.uniform_prior else 0
@@ -178,7 +178,7 @@ def soft_value(q, args):
 
 
 def double_value(q, online_q, args):
-    """Value under `q` of the greedy or Boltzmann policy of `online_q`: at most `soft_value(q)`."""
+    """Soft value under `q` of `online_q`'s policy, Boltzmann or (α = 0) greedy: ≤ `soft_value(q)`."""
     if args.alpha == 0:
         return gather(q, online_q.argmax(axis=-1))
     log_prob = nn.log_softmax(online_q / args.alpha)
@@ -198,7 +198,7 @@ def bellman_target(state, steps, args):
     next_value = soft_value(next_q, args)
     if args.double:
         next_value = double_value(next_q, policy(state)(next_obs), args)
-    # Q - V is α log π, plus α log n with a uniform prior; if α is 0, minus the action's gap
+    # Q - V is α log π, plus α log A with a uniform prior; if α is 0, minus the action's gap
     advantage = gather(q, steps.action) - soft_value(q, args)
     bonus = jnp.maximum(advantage, -args.munchausen_clip) if args.munchausen_clip else advantage
     reward = steps.reward + args.munchausen * bonus if args.munchausen else steps.reward
@@ -213,13 +213,13 @@ def bellman_target(state, steps, args):
 
 
 def policy_entropy(q, args):
-    """Mean entropy of exp(Q/α)/Z, in nats."""
+    """Mean entropy of exp(Q/α)/Z in nats; `q`: `(batch, action_dim)`."""
     log_prob = nn.log_softmax(q / args.alpha)
     return -jnp.sum(jnp.exp(log_prob) * log_prob, axis=-1).mean()
 
 
 def critic_loss(params, state, batch, args):
-    """Soft Bellman residual of the critics (eq. 11), with the soft value of the target critics."""
+    """Soft Bellman residual (eq. 11) against `bellman_target`; `batch`: `(batch, ...)`, `(batch, n, ...)`."""
     steps = batch if args.n_steps > 1 else jax.tree.map(lambda x: x[:, None], batch)
     target = bellman_target(state, steps, args)
     first = jax.tree.map(lambda x: x[:, 0], steps)
@@ -259,7 +259,7 @@ def train(args):
     """Trains all seeds side by side; returns the run's `Result`. Raises as `start` and `Run` do."""
     envs, keys = start(args)
     replay = create_replays(args.num_seeds, args.buffer_size, envs.example, "--buffer-size or --num-seeds")
-    evaluate = Evaluation(args, act, sample_action if args.alpha else None)
+    evaluate = Evaluation(args, act, sample_action)
     temperature = (1 - args.munchausen) * args.alpha  # of the optimum that is learned
 
     def warm_up(key, step):

@@ -10,7 +10,8 @@ Everywhere `P` is `(S, A, S)`, probabilities of the next state; the rest of a ro
 `R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
 actions; `start` is `(S,)`, probabilities of the first state; `alpha` = 0 is the limit without entropy.
 Arrays are float64, entropies and divergences in nats. Value iteration, policy iteration,
-`soft_optimum`, `bonus_policy` and `trpo_penalty_iteration` raise ValueError for other shapes and ranges.
+`soft_optimum`, `bonus_policy` and `trpo_penalty_iteration` raise ValueError for other shapes and ranges,
+those that yield at the first `next`.
 
     python cleanrl_maxent/tabular.py
 """
@@ -59,7 +60,7 @@ def uniform_policy(R):
     return np.full(np.shape(R), 1 / np.shape(R)[1])
 
 
-# soft values: docs/explain/tabular.md 1
+# soft values: section 1 of docs/explain/tabular.md
 
 
 def soft_value(Q, alpha):
@@ -173,7 +174,7 @@ def fitted_q_iteration(features, batch, gamma, alpha, iterations):
     return features @ weights
 
 
-# policy gradients, of logits θ `(S, A)` with π = softmax(θ): docs/explain/tabular.md 2
+# policy gradients, of logits θ `(S, A)` with π = softmax(θ): section 2 of docs/explain/tabular.md
 
 
 def visits(P, gamma, start, pi):
@@ -265,7 +266,7 @@ def trpo_penalty_iteration(P, R, gamma, start) -> Iterator[np.ndarray]:
         pi = max(candidates, key=lambda new_pi: trpo_bound(P, R, gamma, start, pi, new_pi))
 
 
-# control as inference, and the robust reward: docs/explain/tabular.md 3
+# control as inference, and the robust reward: section 3 of docs/explain/tabular.md
 
 
 def messages(P, R, horizon):
@@ -298,9 +299,9 @@ def worst_reward(P, R, gamma, alpha, start, pi, epsilon):
     return R - alpha * log_prob(pi) - epsilon / visits(P, gamma, start, pi).sum()
 
 
-def reward_distance(P, R, gamma, alpha, start, pi, chosen):
-    """E_π Σ γ^t α log Σ_a exp((R - r̃)/α), r̃ = `chosen`; r̃ is in the robust set if this is at most ε."""
-    return visits(P, gamma, start, pi) @ soft_value(R - chosen, alpha)
+def reward_distance(P, R, gamma, alpha, start, pi, reward):
+    """E_π Σ γ^t α log Σ_a exp((R - r̃)/α), r̃ = `reward`; r̃ is in the robust set if this is at most ε."""
+    return visits(P, gamma, start, pi) @ soft_value(R - reward, alpha)
 
 
 def error(left, right):
@@ -309,8 +310,8 @@ def error(left, right):
 
 
 def claims() -> Iterator[tuple[str, str, str, str]]:
-    """Yields rows: lecture, what it claims, whether that is right, and what is computed. The MDP has 6 states
-    and 4 actions; the policy is random."""
+    """Yields rows: lecture, what it claims, whether that is right (open: the lecture asks), and what is
+    computed. The MDP has 6 states and 4 actions; the policy is random."""
     P, R, start = random_mdp(seed=0, num_states=6, num_actions=4)
     pi = np.random.default_rng(0).dirichlet(np.ones(4), size=6)
     yield from claims_of_values(P, R, 0.9, 0.5, pi)
@@ -339,7 +340,7 @@ def claims_of_values(P, R, gamma, alpha, pi):
     yield "CMU", "entropy can go to s or to s'", "right", computed
     at_s, at_a = boltzmann(at_state, alpha), boltzmann(log_prob(pi) + at_action / alpha, 1)
     computed = f"exp(Q/α)/Z at s: {error(at_s, next_pi)}; π exp(Q/α)/Z at the action: {error(at_a, next_pi)}"
-    yield "CMU", "… what improvement looks like then", "asked", computed
+    yield "CMU", "… what improvement looks like then", "open", computed
     stated = np.sum(pi * (R + gamma * P @ V), axis=-1)
     computed = f"off by {error(stated, V)}; + α H(π(·|s)): {error(stated + alpha * entropy(pi), V)}"
     yield "Diwan", "V = Σ π Σ P (R + γ V(s'))", "wrong", computed
@@ -482,6 +483,7 @@ def main(args):
     if args.figure in ("all", "none"):
         for row in (("lecture", "claim", "verdict", "computed"), *claims()):
             print("{:<10}  {:<42}  {:<7}  {}".format(*row))
+        print("lectures and proofs: docs/explain/tabular.md")
     if args.figure == "all" and find_spec("matplotlib") is None:
         print(NEEDS_MATPLOTLIB)
         return

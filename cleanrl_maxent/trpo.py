@@ -1,11 +1,11 @@
-"""Trust region policy optimisation: the longest natural-gradient step within a bound on the KL divergence.
+"""Trust region policy optimisation: a natural-gradient step within a bound on the KL divergence.
 
 Schulman et al., "Trust Region Policy Optimization", 2015, https://arxiv.org/abs/1502.05477.
 Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a critic and GAE (Schulman et al. 2016, https://arxiv.org/abs/1506.02438) replace the paper's Q;
   - the line search evaluates all candidates at once;
   - a time limit does not end the return, only the trace of advantages;
-  - observations are scaled by statistics of earlier rollouts, rewards by those of this one too.
+  - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
 
     python cleanrl_maxent/trpo.py --env-id Hopper-v4
 """
@@ -215,7 +215,7 @@ class Rollout:
 
     transition: Transition
     ended: jax.Array  # 1 if the episode ended here, by termination or a time limit
-    elapsed: jax.Array  # steps of the episode before this one
+    elapsed: jax.Array  # steps taken in the episode before this step
 
 
 @struct.dataclass
@@ -299,7 +299,7 @@ def conjugate_gradient(product, g, iterations):
 def natural_step(state, batch, args):
     """√(2δ / xᵀFx) x with x ≈ F⁻¹g, the step of appendix C, and |Fx - g|² / |g|²; F includes the damping.
 
-    To second order the divergence of this step is at most δ. If g = 0 it is NaN, which `line_search` refuses.
+    To second order the divergence of this step, `(num_params,)`, is at most δ. If g = 0 it is NaN.
     """
     g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
     subset = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)
@@ -310,7 +310,7 @@ def natural_step(state, batch, args):
 
 
 def line_search(full_step, state, batch, args):
-    """θ after the longest acceptable step, or θ_old if there is none; and metrics."""
+    """θ, a pytree, after the longest acceptable step, or θ_old if there is none; and metrics."""
     theta, unravel = ravel_pytree(state.actor.params)
     count = args.backtrack_iters if args.line_search else 1
     fractions = jnp.append(args.backtrack_coef ** jnp.arange(count), 0)

@@ -94,9 +94,6 @@ def assert_finite_arrays(tree):
         assert np.isfinite(leaf).all(), f"{name} is not finite"
 
 
-# ---- init
-
-
 def test_a_state_is_made_of_finite_arrays_and_the_key_alone_tells_states_apart(case, init, states):
     assert_finite_arrays(states)
     assert same_bits(states, init(jax.random.split(jax.random.key(0), 3)))
@@ -121,9 +118,6 @@ def test_no_two_layers_begin_alike(states):
         for kernel in leaf.reshape(-1, *leaf.shape[-2:])  # critics lead with their number
     ]
     assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels)
-
-
-# ---- policy and act
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -156,9 +150,6 @@ def test_a_deterministic_policy_ignores_the_key_and_a_stochastic_one_does_not(ca
         one, same, other = (act(policy, same_obs, jax.random.key(key), False) for key in (2, 2, 3))
         assert np.array_equal(one, same) and not np.array_equal(one, other)
         assert any(len(np.unique(rows, axis=0)) > 1 for rows in one)
-
-
-# ---- update
 
 
 def test_alone_and_among_others_on_host_and_device_an_update_is_the_same(
@@ -199,9 +190,6 @@ def test_one_seed_alone_stays_that_seed_among_others(inputs, states, among, alon
     assert_close(last(states), state, 1e-3)
     assert_finite_arrays(state)
     assert among._cache_size() == 1
-
-
-# ---- what a run gives to `update`
 
 
 def bytes_of(tree):

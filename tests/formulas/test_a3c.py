@@ -187,10 +187,11 @@ def test_workers_draw_noise_of_their_own(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_from_another_begins_with_workers_that_agree(monkeypatch, tmp_path):
-    """The first workers of the other run were left with parameters that later ones changed."""
-    shared = dict(num_envs=3, num_steps=4, total_timesteps=12, env_id="tests.support.probes:Echo-v0")
+    """Even if it has more of them; the other run's were left with parameters that later ones changed."""
+    shared = dict(num_steps=4, total_timesteps=12, env_id="tests.support.probes:Echo-v0", eval_episodes=0)
     first, second = (
-        make_args(a3c, **shared, eval_episodes=0, run_dir=str(tmp_path / name)) for name in ("a", "b")
+        make_args(a3c, **shared, num_envs=num_envs, run_dir=str(tmp_path / str(num_envs)))
+        for num_envs in (2, 3)
     )
     a3c.train(first)
     seen = []

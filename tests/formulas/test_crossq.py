@@ -40,7 +40,7 @@ def init(module, args):
 
 @cache
 def make_state(updates=15):
-    """A state after so many updates of the critics and a third as many of the actor."""
+    """A state after `updates` updates of the critics and a third as many of the actor."""
     state = init(crossq, ARGS)
     for index in range(updates):
         state, _ = update(state, make_batch(64, seed=index), jax.random.key(index), index % 3, ARGS)
@@ -95,9 +95,6 @@ def reference_sample(params, stats, obs, key, training, fixed=None):
     action = np.tanh(mean + np.exp(log_std) * noise)
     density = np.exp(-0.5 * noise**2 - log_std) / math.sqrt(2 * math.pi) / (1 - action**2)
     return action, np.log(density).sum(axis=-1)
-
-
-# ---- batch renormalisation
 
 
 def normalize(x, training=True, batches=0, **values):
@@ -157,8 +154,6 @@ def test_gradients_pass_through_the_batch_statistics_but_not_through_the_correct
     expected = [(total(ROWS + step) - total(ROWS - step)) / 2e-5 for step in steps]
     assert np.allclose(normalize(ROWS, batches=batches, mean=mean, var=var)[2], expected, atol=1e-4)
 
-
-# ---- losses
 
 BEFORE_AND_AFTER = pytest.mark.parametrize("updates", [3, 15], ids=["in the warm-up", "after it"])
 
@@ -256,9 +251,6 @@ def test_no_gradient_enters_the_target():
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(flat))
 
 
-# ---- Soft Actor-Critic without targets
-
-
 def renamed(params):
     """Parameters of a network of crossq.py as those of sac.py's."""
     names = {name: name.replace("NormalizedLinear", "Dense") for name in params}
@@ -307,9 +299,6 @@ def test_with_frozen_statistics_it_is_soft_actor_critic_without_targets(monkeypa
         pairs += [(renamed(getattr(state, name).params), getattr(other, name).params) for name in first]
         assert all(distance(*pair) <= (1e-6 if index else 0) for pair in pairs), index
     assert distance(renamed(state.actor.params), first["actor"]) > 1e-3
-
-
-# ---- init and update
 
 
 def test_init():
@@ -361,9 +350,6 @@ def test_actor_and_temperature_move_in_every_third_update_and_the_critics_in_all
     counts = (state.actor.batch_stats, 2), (state.critics.batch_stats, 6)
     for stats, expected in counts:
         assert (stats["NormalizedLinear_1"]["BatchRenorm_0"]["batches"] == expected).all()
-
-
-# ---- runs
 
 
 def test_the_statistics_that_are_evaluated_and_loaded_are_the_trained_ones(monkeypatch, tmp_path):

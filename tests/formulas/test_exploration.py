@@ -23,9 +23,6 @@ MODULES = {
 ALGORITHMS = pytest.mark.parametrize("algorithm", MODULES.values(), ids=MODULES)
 
 
-# ---- noise
-
-
 OU = (  # theta, sigma, dt; stationary standard deviation, and steps until the autocorrelation is 1/e
     (0.15, 0.2, 1.0, 0.380, 6.2),
     (0.15, 0.3, 1.0, 0.569, 6.2),
@@ -146,8 +143,6 @@ def test_a_restarted_episode_starts_without_noise(algorithm, tmp_path, monkeypat
     assert np.allclose(after, original(jnp.zeros_like(saved), 1, key, args), atol=1e-7)
     assert np.array_equal(following, after)
 
-
-# ---- problems whose solution is known
 
 VALUES = {  # Q of the observations and how close it must be; those of Counting are numbers of steps
     "ConstantReward-v0": (lambda obs: np.full(len(obs), 10.0), 0.5),

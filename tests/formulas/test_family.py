@@ -48,9 +48,6 @@ def each(*algorithms):
     return pytest.mark.parametrize("algorithm", algorithms, ids=names)
 
 
-# ---- distributions
-
-
 def density(x, mean, std):
     return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
 
@@ -114,9 +111,6 @@ def test_samples_follow_the_distribution(algorithm):
     assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 20_000)).all()
 
 
-# ---- the policy
-
-
 @KINDS
 def test_a_key_makes_the_same_networks_in_all_files(task):
     """Orthogonal weights, √2 in hidden layers and 0.01 in the heads; one std for all states, as asked."""
@@ -166,9 +160,6 @@ def test_samples_keep_the_action_and_the_environment_gets_it_clipped(algorithm, 
     rollout = jax.tree.map(lambda leaf: leaf[0], inputs.data[0])
     samples = algorithm.make_samples(state, rollout, args)
     assert np.array_equal(samples.action, rollout.transition.action.reshape(40, 2))
-
-
-# ---- advantages
 
 
 def random_episodes():
@@ -262,9 +253,6 @@ def test_losses_see_the_observations_that_the_policy_saw(algorithm):
         assert np.allclose(old, expected, atol=1e-4)
 
 
-# ---- the critics' loss
-
-
 @each(*FAMILY, maxent_pg)
 @float64()
 def test_critic_loss_and_gradient(algorithm):
@@ -279,8 +267,6 @@ def test_critic_loss_and_gradient(algorithm):
     assert loss == metrics["losses/value_loss"] == pytest.approx(half_squared_error(params), rel=1e-12)
     np.testing.assert_allclose(flat(grads), numeric_gradient(half_squared_error, params), rtol=0, atol=1e-8)
 
-
-# ---- gradients that coincide
 
 LOSSES = {
     "reinforce": (reinforce, {}),
@@ -368,9 +354,6 @@ def test_advantages_of_whole_episodes_are_returns_minus_values(algorithm):
     value = reference_value(state.critic.params, rollout.transition.obs.reshape(48, 3))
     np.testing.assert_allclose(samples.advantage, returns.ravel() - value, rtol=0, atol=1e-12)
     np.testing.assert_allclose(samples.value_target, returns.ravel(), rtol=0, atol=1e-12)
-
-
-# ---- the critic's passes, and statistics
 
 
 @each(reinforce, trpo, ppo, maxent_pg)

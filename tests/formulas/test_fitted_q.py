@@ -60,9 +60,6 @@ def make_batches(count=5, size=8, seed=0):
     return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), batch)
 
 
-# ---- the loss
-
-
 @ALPHAS
 @pytest.mark.parametrize("prior", [False, True])
 def test_critic_loss_gradient_and_metrics(alpha, prior):
@@ -97,9 +94,6 @@ def test_no_gradient_enters_the_targets():
 
     flat = jax.jit(jax.grad(of_target))(state.target_critics)
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(flat))
-
-
-# ---- an iteration
 
 
 @ALPHAS
@@ -153,7 +147,7 @@ def test_it_is_q_learning_whose_targets_are_copied_once_an_iteration(given):
         assert distance(state.critics.params, other.target_critics) < 1e-5
 
 
-# ---- tables: an iteration that fits exactly is one of value iteration on the frequencies of the data
+# tables: an iteration that fits exactly is one of value iteration on the frequencies of the data
 
 DATA = sample_rows(random_mdp(0, 5, 3), 3000)
 
@@ -282,9 +276,6 @@ def test_a_diverging_run_warns_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count(" is diverging: |Q| is ") == 1
 
 
-# ---- learning
-
-
 LEARNER = replace(ARGS, hidden_dims=(64,), batch_size=64, updates_per_iteration=40, q_lr=3e-3, n_critics=2)
 
 
@@ -330,9 +321,6 @@ def test_credit_over_two_steps(reinitialize):
     assert np.allclose(Q[0, :2], exact, atol=0.03)
 
 
-# ---- acting, init and arguments
-
-
 def test_actions():
     """Samples of exp(Q/α)/Z of the smallest critic, the best one if deterministic or without entropy."""
     state, obs = some_state(), np.random.default_rng(0).normal(size=3).astype(np.float32)
@@ -361,6 +349,7 @@ def test_init():
         (dict(collect_steps=30_000), "collect_steps 30000 > total_timesteps 20000"),
         (dict(alpha=1e-9), "alpha must be 0 or at least 1e-6; got 1e-09"),
         (dict(epsilon=1.5), r"epsilon must be in \[0, 1\]"),
+        (dict(dataset=""), "dataset is empty"),
         (dict(iterations=0), "iterations must be an integer"),
         (dict(updates_per_iteration=0), "updates_per_iteration must be an integer"),
     ],
@@ -375,8 +364,6 @@ def test_arguments_that_are_taken():
     for given in (dict(), dict(alpha=0.1), dict(collect_steps=20_000), dict(dataset="x", total_timesteps=9)):
         validate(fitted_q.Args(env_id="CartPole-v1", **given))
 
-
-# ---- whole runs
 
 CASE = next(case for case in CASES if case.name == "fitted_q")
 GROWING = dict(total_timesteps=350, collect_steps=100, iterations=3, updates_per_iteration=4, batch_size=16)
@@ -429,7 +416,7 @@ def test_fits_have_all_data_so_far(tmp_path, monkeypatch):
     ids=["one fit", "two fits", "the second one shorter"],
 )
 def test_iterations_by_default(tmp_path, monkeypatch, given, count):
-    """200 if there is one fit alone, else 20 of each."""
+    """200 iterations if there is only one fit, else 20 of each."""
     given = given | SHARED | dict(iterations=None, updates_per_iteration=1, batch_size=4)
     args = CASE.args(**given, run_dir=str(tmp_path / "run"))
     assert len(fits_of(monkeypatch, args)) == count

@@ -14,6 +14,7 @@ from benchmarks.studies.corridor import corridor
 from cleanrl_maxent import maxent_pg, tabular
 from cleanrl_maxent.common.data import Statistics, Transition
 from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.environments.finite import corridor as corridor_mdp
 from cleanrl_maxent.environments.finite import random_mdp, two_rooms
 from tests.support.pytrees import distance
 from tests.support.references import finite_difference
@@ -74,9 +75,6 @@ def make_state(args=ARGS, discrete=False):
     for head in ("logits",) if discrete else ("mean", "log_std"):
         params["params"][head]["kernel"] = 100 * params["params"][head]["kernel"]
     return state.replace(actor=state.actor.replace(params=params))
-
-
-# ---- the policy
 
 
 def reference_log_prob(params, obs, u):
@@ -166,9 +164,6 @@ def test_init():
             assert not layer["bias"].any()
 
 
-# ---- advantages
-
-
 @pytest.mark.parametrize("backup", [True, False])
 @KINDS
 def test_samples(discrete, backup):
@@ -209,6 +204,15 @@ def exact_rollout(mdp, pi, steps, count):
     return maxent_pg.Rollout(transition, actions, ended, elapsed)
 
 
+def tabular_state(args, logits, V):
+    """The state with logits `(S, A)` and values `(S,)` as tables; args.hidden_dims is ()."""
+    task = Task(*logits.shape, True)
+    state = jax.jit(lambda key: maxent_pg.init(key, task, args))(jax.random.key(0))
+    actor = {"params": {"logits": {"kernel": jnp.float32(logits), "bias": jnp.zeros(task.action_dim)}}}
+    critic = {"params": {"Dense_0": {"kernel": jnp.float32(V)[:, None], "bias": jnp.zeros(1)}}}
+    return state.replace(actor=state.actor.replace(params=actor), critic=state.critic.replace(params=critic))
+
+
 @pytest.mark.parametrize("backup", [True, False])
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95])
 def test_expected_gradient_is_the_exact_one(backup, gae_lambda):
@@ -225,17 +229,14 @@ def test_expected_gradient_is_the_exact_one(backup, gae_lambda):
     V = (
         tabular.soft_evaluate(*mdp[:2], gamma, alpha, pi) if backup else tabular.evaluate(*mdp[:2], gamma, pi)
     )[1]
-    state = jax.jit(lambda key: maxent_pg.init(key, Task(3, 4, True), args))(jax.random.key(0))
-    table = {"params": {"logits": {"kernel": jnp.float32(logits), "bias": jnp.zeros(4)}}}
-    values = {"params": {"Dense_0": {"kernel": jnp.float32(V)[:, None], "bias": jnp.zeros(1)}}}
-    state = state.replace(actor=state.actor.replace(params=table), critic=state.critic.replace(params=values))
+    state = tabular_state(args, logits, V)
 
     @jax.jit
     @jax.vmap
     def gradient(rollout):
         samples = maxent_pg.make_samples(state, rollout, args)
         given = state, samples, jax.random.key(0), args
-        grads, _ = jax.grad(maxent_pg.actor_loss, has_aux=True)(table, *given)
+        grads, _ = jax.grad(maxent_pg.actor_loss, has_aux=True)(state.actor.params, *given)
         return grads["params"]["logits"]["kernel"]
 
     many = exact_rollout(mdp, pi, args.num_steps, 60 * 64)
@@ -254,26 +255,14 @@ def test_expected_gradient_is_the_exact_one(backup, gae_lambda):
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95])
 def test_soft_advantage_vanishes_at_the_optimum(gae_lambda):
-    """With V* and π* the soft advantage is 0 at every step, not only on average, whatever λ is."""
-    mdp, gamma, alpha = random_mdp(0, 4, 3, end_probability=0.1), 0.9, 0.5
-    args = maxent_pg.Args(
-        **PLAIN, hidden_dims=(), num_envs=64, num_steps=50, gamma=gamma, alpha=alpha, gae_lambda=gae_lambda
-    )
+    """With V* and π*, where no transition is random: at every step, not only on average, whatever λ is."""
+    mdp, gamma, alpha = corridor_mdp(3, 4), 0.9, 0.5
+    flags = dict(hidden_dims=(), num_envs=64, num_steps=50, gamma=gamma, alpha=alpha, gae_lambda=gae_lambda)
+    args = maxent_pg.Args(**PLAIN, **flags)
     pi, _, V = tabular.soft_optimum(*mdp[:2], gamma, alpha)
-    pi_of_states = maxent_pg.Categorical(jnp.float32(np.log(pi)))
-    rollout = exact_rollout(mdp, pi, 50, 64)
-    made = rollout.transition
-    expected_next = mdp.P @ V  # in place of the one that was drawn: the advantage is that of the action
-    states, actions = made.obs.argmax(-1), made.action
-    log_probs = maxent_pg.Categorical(pi_of_states.logits[states]).log_prob(actions)
-    soft_reward = made.reward - alpha * log_probs
-    advantage = advantages(
-        *(soft_reward, V[states], expected_next[states, actions], 0 * rollout.ended, rollout.ended), args
-    )
-    assert np.abs(advantage).max() < 1e-4
-
-
-# ---- losses
+    samples = make_samples(tabular_state(args, np.log(pi), V), exact_rollout(mdp, pi, 50, 64), args)
+    soft_advantage = samples.advantage - alpha * samples.log_prob
+    assert np.abs(samples.advantage).max() > 0.1 and np.abs(soft_advantage).max() < 1e-5
 
 
 @KINDS
@@ -439,9 +428,6 @@ def test_learning_rate_falls_to_zero_at_the_end():
         state = after
     # compiled, the last rate is 0 but for rounding
     assert moves[0] > moves[3] > 0 and moves[4] < 1e-6 * moves[3]
-
-
-# ---- whole runs
 
 
 def trained_policy(tmp_path, **given):

@@ -15,8 +15,6 @@ from cleanrl_maxent.common.errors import UsageError
 from tests.support.references import ACTION_DIM, TASK, make_batch, mlp
 from tests.support.runs import rows, small_args
 
-# ---- samplers of known distributions
-
 QUICK = dict(steps=500, hidden_dims=(64, 64), policy_lr=1e-3)
 
 
@@ -54,9 +52,6 @@ def test_distance_to_known_samples():
     uniform = particles.total_variation(2 * share - 1, particles.slope)
     assert uniform == pytest.approx(0.5 * np.abs(weights - 1 / 20).sum(), abs=0.01)
     assert uniform == pytest.approx(0.67, abs=0.01)
-
-
-# ---- the mixture of proposals
 
 
 def test_mixture_of_proposals():

@@ -39,8 +39,6 @@ make_samples = on_host(jax.jit(ppo.make_samples, static_argnums=2))
 actor_loss = jax.jit(jax.value_and_grad(ppo.actor_loss, has_aux=True), static_argnums=3)
 update = jax.jit(ppo.update, static_argnums=4)
 
-# ---- the clip
-
 
 def ratio_loss(ratios, advantage, args):
     """The loss as a function of the probability ratios alone."""
@@ -67,8 +65,6 @@ def test_the_clip_stops_only_gradients_that_would_widen_a_gain(advantage, kept):
     gradient = len(RATIOS) * jax.grad(ratio_loss)(ratios, advantage, make_args(ppo, clip_coef=0.0))
     assert np.allclose(gradient, -advantage, atol=1e-6)
 
-
-# ---- losses
 
 LOSSES = {
     "clip": dict(clip_coef=0.2, kl_coef=0.0, ent_coef=0.0),
@@ -132,9 +128,6 @@ def test_approximate_divergence_is_an_estimate_of_the_exact_one():
     assert metrics["losses/approx_kl"] == pytest.approx(exact, abs=2e-5)
 
 
-# ---- the penalty's coefficient
-
-
 def adapted(divergence, coefficient, target):
     """The penalty's coefficient after a rollout whose policy moved so far, and what was measured."""
     args = make_args(ppo, kl_coef=1.0, kl_target=target)
@@ -182,9 +175,6 @@ def test_a_target_needs_a_penalty_to_adapt():
     ):
         validate(ppo.Args(kl_target=0.01))
     validate(ppo.Args(kl_target=0.01, kl_coef=1.0))
-
-
-# ---- the update
 
 
 @float64()

@@ -35,8 +35,6 @@ BASELINE = {}
 make_samples = on_host(jax.jit(reinforce.make_samples, static_argnums=2))
 actor_loss = jax.jit(jax.value_and_grad(reinforce.actor_loss, has_aux=True))
 
-# ---- all episodes of three steps in two states
-
 REWARD = np.array([[0, 1], [0.5, 2]])
 TO_ONE = np.array([0.3, 0.8])  # probability of state 1 after an action, in either state
 THETA = np.array([[0.2, -0.1], [0, 0.3]])  # logits
@@ -151,11 +149,9 @@ def test_a_baseline_can_remove_all_variance():
         assert np.var(found) == pytest.approx(0 if baseline else 0.0625, abs=1e-15)
 
 
-# ---- which steps count
-
 ENDED = np.array([[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 1]]).T.astype(np.float32)
 ELAPSED = np.array([[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5], [7, 0, 1, 0, 1, 2]]).T
-COUNTS = {  # of three environments: whose episode is cut, which only begins, and which began before
+COUNTS = {  # of three environments: the last episode is cut; the only one never ends; the first began before
     "baseline": ["111111", "111111", "111111"],
     "causal": ["111110", "000000", "111111"],
     "full": ["111110", "000000", "011111"],
@@ -258,9 +254,6 @@ def test_the_power_of_gamma_counts_from_the_start_of_the_episode():
         validate(make_args(reinforce, gamma_power=True, causality=False))
 
 
-# ---- losses and the update
-
-
 @KINDS
 @float64()
 def test_gradients_are_those_of_the_losses(task):
@@ -297,7 +290,7 @@ def test_gradients_of_either_network_are_clipped():
 
 @float64()
 def test_one_step_of_the_actor_and_many_of_the_critic():
-    """The actor's with the advantages of the critic before its steps; each with a rate of its own."""
+    """The actor uses advantages of the critic before its steps; each network has its own learning rate."""
     args = make_args(reinforce, learning_rate=0.02, critic_lr=0.001, max_grad_norm=0.05)
     state, rollout = double((make_state(reinforce, args), make_rollout(reinforce, args)))
     samples = make_samples(state, rollout, args)

@@ -57,9 +57,6 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-# ---- the critics
-
-
 @REDUCTIONS
 @pytest.mark.parametrize("backup_entropy", [True, False])
 def test_critic_loss_gradient_and_metrics(critic_reduce, backup_entropy):
@@ -116,9 +113,6 @@ def test_no_gradient_where_none_belongs():
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(flat))
 
 
-# ---- the actor
-
-
 @REDUCTIONS
 def test_actor_loss_and_gradient(critic_reduce):
     args = replace(ARGS, critic_reduce=critic_reduce)
@@ -171,9 +165,6 @@ def test_impossible_actions_do_no_harm():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((metrics, grads, loss, more)))
 
 
-# ---- the temperature
-
-
 @pytest.mark.parametrize(("entropy", "sign"), [(1.2, 1), (0.3, -1)])
 def test_alpha_falls_while_the_policy_is_too_random(entropy, sign):
     grads = jax.grad(sac_discrete.alpha_loss, has_aux=True)({"log_alpha": jnp.log(0.5)}, entropy, 0.7)[0]
@@ -216,9 +207,6 @@ def test_the_temperature_is_fixed_if_it_is_not_tuned():
     assert not changed(state.alpha, after.alpha) and metrics["losses/alpha"] == pytest.approx(0.3)
     zero = make_state(sac_discrete, replace(args, alpha=0.0), TASK)
     assert 0 < sac_discrete.temperature(zero) < 1e-30
-
-
-# ---- init, update and arguments
 
 
 def test_init():
@@ -291,9 +279,6 @@ def test_arguments_that_are_taken():
         validate(sac_discrete.Args(env_id="CartPole-v1", **given))
 
 
-# ---- acting
-
-
 def test_samples_are_from_the_policy():
     state, obs = some_state(), np.random.default_rng(0).normal(size=3).astype(np.float32)
     policy = sac_discrete.policy(state)
@@ -305,9 +290,6 @@ def test_samples_are_from_the_policy():
     one, log_prob = sample_action(policy, obs, KEY)
     assert one.shape == log_prob.shape == () and jnp.issubdtype(one.dtype, jnp.integer)
     assert act(policy, obs, KEY, False) == one and act(policy, obs, KEY, True) == log_pi.argmax()
-
-
-# ---- known optima
 
 
 LEARNER = replace(

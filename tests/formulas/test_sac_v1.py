@@ -60,9 +60,6 @@ def assert_gradient(grads, reference, params, entries):
         assert grads["params"][path[0]][path[1]][index] == pytest.approx(expected, rel=3e-3, abs=1e-5)
 
 
-# ---- losses
-
-
 def test_value_loss_gradient_and_metrics():
     """The target has a fresh action of the policy, at the critics themselves."""
     state, batch = some_state(), make_batch()
@@ -173,9 +170,6 @@ def test_scaling_rewards_is_lowering_the_temperature():
     assert all(np.allclose(a, c * b, rtol=1e-4, atol=1e-5) for a, b in leaves(found, plain))
 
 
-# ---- the reward scale
-
-
 @pytest.mark.parametrize(
     ("env_id", "scale"),
     [
@@ -193,9 +187,6 @@ def test_scaling_rewards_is_lowering_the_temperature():
 def test_reward_scale_is_that_of_the_environment_unless_given(env_id, scale):
     assert sac_v1.reward_scale(sac_v1.Args(env_id=env_id)) == scale
     assert sac_v1.reward_scale(sac_v1.Args(env_id=env_id, reward_scale=2.5)) == 2.5
-
-
-# ---- the policy, init, update and arguments
 
 
 def test_samples_and_their_density():
@@ -286,9 +277,6 @@ def test_refused_arguments(given, words):
         validate(sac_v1.Args(**given))
     assert "\n" not in str(caught.value)
     validate(sac_v1.Args(alpha=0.0))
-
-
-# ---- known optima
 
 
 @pytest.mark.slow

@@ -22,11 +22,8 @@ ALGORITHMS = {
 DELAYED = [name for name, module in ALGORITHMS.items() if hasattr(module.Args, "policy_frequency")]
 
 
-# ---- the functions
-
-
 def add(state, number):
-    """A change that any update can be told by, and its metrics."""
+    """A change whose result tells which updates made it, and its metrics."""
     return {"sum": 3 * state["sum"] + number, "kept": state["kept"]}, {"losses/sum": state["sum"]}
 
 
@@ -75,9 +72,6 @@ def test_an_equivalent_index_of_any_two_frequencies_up_to_twelve():
         for index in range(60):
             number = equivalent_index(index, *pair)
             assert all((number % f == 0) == (index % f == 0) for f in pair)
-
-
-# ---- runs
 
 
 @pytest.fixture(scope="module", params=ALGORITHMS)

@@ -69,9 +69,6 @@ def repeated(obs, times):
     return np.repeat(np.float64(obs)[:, None], times, axis=1)
 
 
-# ---- the soft value and its residual
-
-
 def reference_value(params, obs, key, args):
     """V = α log of the mean of exp(Q/α) over uniform actions, times their volume 2^D."""
     shape = (len(obs), args.value_particles, ACTION_DIM)
@@ -164,9 +161,6 @@ def test_time_limit_does_not_cut_the_bootstrap():
     state, rows = trained_on(sql, PROBE, "tests.support.probes:ConstantReward-v0")
     q = np.asarray(state.critics.apply_fn(state.critics.params, rows.obs, rows.action))
     assert np.allclose(q, (1 + 0.9 * 0.5 * math.log(2)) / 0.1, atol=0.5)
-
-
-# ---- Stein's direction
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (5,), (6,), (4, 3), (7, 9)])
@@ -304,9 +298,6 @@ def test_stein_identity(space):
         found = [float(value) for value in largest(jnp.linspace(-15, 15, 40_001))]
     right, wrong = found if space == "raw" else reversed(found)
     assert right < 1e-6 and wrong > 0.1
-
-
-# ---- init and update
 
 
 def test_init():

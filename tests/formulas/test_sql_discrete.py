@@ -63,9 +63,6 @@ def reference_value(q, args):
     return args.alpha * total
 
 
-# ---- values
-
-
 @pytest.mark.parametrize("prior", [False, True])
 @pytest.mark.parametrize("alpha", [0, 1e-3, 0.1, 2.5])
 def test_soft_value(alpha, prior):
@@ -95,9 +92,6 @@ def test_double_value(alpha, prior):
     assert (found <= value + 1e-5).all() and (found < value - 0.05).any()
     shifted = double_value(jnp.float32(q), jnp.float32(q + 3), args)
     assert np.allclose(shifted, value, rtol=0, atol=1e-5)
-
-
-# ---- targets
 
 
 def reference_target(state, steps, row, args):
@@ -215,7 +209,7 @@ def test_hard_targets_are_the_limit_of_soft_ones():
     assert (excess > -1e-6).all() and (excess < 1e-3 * math.log(4) + 1e-6).all()
 
 
-# ---- fixed points: the expectation of `targets` over all that can happen, repeated in float64
+# fixed points: the expectation of `targets` over all that can happen, repeated in float64
 
 
 def iterate(mdp, args, behaviour=None, times=400):
@@ -357,9 +351,6 @@ def test_limit_of_no_entropy():
         assert gain.max() <= 0.9 * alpha * math.log(3) / 0.1
 
 
-# ---- learning
-
-
 LEARNER = replace(
     ARGS, hidden_dims=(), n_critics=1, q_lr=3e-3, batch_size=128, tau=1.0, target_network_frequency=100
 )
@@ -441,7 +432,7 @@ def test_credit_over_two_steps():
     assert np.allclose(Q[0, :2], exact, atol=0.02)
 
 
-# ---- soft Q-learning is a policy gradient (Schulman et al. 2017, https://arxiv.org/abs/1704.06440)
+# soft Q-learning is a policy gradient (Schulman et al. 2017, https://arxiv.org/abs/1704.06440)
 
 
 def test_critic_gradient_is_that_of_policy_and_value():
@@ -482,9 +473,6 @@ def test_critic_gradient_is_that_of_policy_and_value():
     assert np.allclose(layer["bias"][0], expected.sum(axis=0), rtol=0, atol=1e-5)
 
 
-# ---- acting
-
-
 def test_samples_are_from_the_boltzmann_policy_of_the_smallest_critic():
     state, obs = some_state(), np.random.default_rng(0).normal(size=3).astype(np.float32)
     policy = sql_discrete.policy(state)
@@ -516,9 +504,6 @@ def test_share_of_uniform_actions():
     assert args.length_is_fixed and not ARGS.length_is_fixed
     assert not replace(ARGS, start_e=0.1, end_e=0.1).length_is_fixed
     assert float(sql_discrete.epsilon(jnp.int32(300), ARGS)) == 0
-
-
-# ---- init, update and arguments
 
 
 def test_init():
@@ -575,6 +560,8 @@ def test_two_equal_critics_are_one():
         (dict(n_step_target="retrace"), "n_step_target must be path or uncorrected; got 'retrace'"),
         (dict(munchausen=1.0), r"munchausen must be in \[0, 1\)"),
         (dict(munchausen_clip=0.0), "munchausen_clip must be"),
+        (dict(munchausen_clip=1.0), "munchausen_clip needs munchausen"),
+        (dict(n_step_target="uncorrected"), "n_step_target needs n_steps > 1"),
         (dict(start_e=1.5), r"start_e must be in \[0, 1\]"),
         (dict(train_frequency=0), "train_frequency must be an integer"),
         (dict(learning_starts=10), "only 10 transitions when learning starts, fewer than batch_size 128"),
@@ -597,9 +584,6 @@ def test_arguments_that_are_taken():
         dict(alpha=0.03, munchausen=0.9, munchausen_clip=1.0),
     ):
         validate(sql_discrete.Args(env_id="CartPole-v1", **given))
-
-
-# ---- whole runs
 
 
 @pytest.mark.slow

@@ -54,9 +54,6 @@ def unchanged(before, after):
     return flat(before.actor.params).tobytes() == flat(after).tobytes()
 
 
-# ---- conjugate gradient
-
-
 @float64()
 def test_conjugate_gradient_solves_in_as_many_steps_as_dimensions():
     """½xᵀHx - gᵀx falls with every step; the residual is that of x; further steps change nothing."""
@@ -85,9 +82,6 @@ def test_conjugate_gradient_needs_a_step_for_each_eigenvalue():
 def test_conjugate_gradient_of_nothing_is_nothing():
     x, residual = conjugate_gradient(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), 10)
     assert not x.any() and residual == 0
-
-
-# ---- the Fisher matrix
 
 
 def jacobian_fisher(state, obs):
@@ -177,9 +171,6 @@ def test_fisher_matrix_from_every_third_state():
     assert abs(x @ other) < 0.99 * np.linalg.norm(x) * np.linalg.norm(other)
 
 
-# ---- the surrogate
-
-
 @KINDS
 @float64()
 def test_surrogate(task):
@@ -225,8 +216,6 @@ def test_surrogate_of_all_states_and_actions(seed):
     assert float(surrogate(new, state, batch)) == pytest.approx(gain, abs=1e-12)
     assert value(logits) >= tabular.trpo_bound(P, R, GAMMA, start, pi, tabular.boltzmann(logits, 1)) - 1e-9
 
-
-# ---- steps on two bandits
 
 BANDIT = dict(hidden_dims=(), cg_damping=0.0, normalize_observation=False)
 
@@ -317,9 +306,6 @@ def test_natural_gradient_of_a_gaussian_bandit():
     assert metrics["losses/step_fraction"] == 1
 
 
-# ---- steps of networks
-
-
 @pytest.mark.parametrize(("damping", "fraction"), [(0.1, 1.0), (0.001, 0.8)])
 def test_steps_of_networks_stay_in_the_trust_region_and_gain(damping, fraction, solve):
     """Policies of the default size in 2,048 states each, float32, and rewards that favour some actions."""
@@ -360,13 +346,10 @@ def solve():
     return solve
 
 
-# ---- what is refused
-
-
 @pytest.mark.parametrize("line_search", [True, False], ids=["trpo", "npg"])
 @pytest.mark.parametrize("advantage", [0.0, np.nan])
 def test_without_a_finite_gradient_nothing_moves(advantage, line_search):
-    """To the bit, and it is said so."""
+    """Not a bit of the parameters, and `step_fraction` is 0."""
     args = make_args(trpo, line_search=line_search)
     state = make_state(trpo, args)
     batch = make_samples(state, make_rollout(trpo, args), args)
@@ -426,9 +409,6 @@ def test_searches_side_by_side_are_those_alone():
         np.testing.assert_allclose(found[1]["losses/kl"], metrics["losses/kl"], rtol=0, atol=1e-14)
         fractions.append(float(found[1]["losses/step_fraction"]))
     assert fractions == pytest.approx([1, 0.8, 0, 0])
-
-
-# ---- the update
 
 
 @float64()

@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 NATURAL = "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step line_search"
 PAIRS = [
-    Pair("ddpg", "td3", 27, 50),
+    Pair("ddpg", "td3", 27, 42),
     Pair("td3", "sac", 65, 78, "next_noise", "sample_action temperature alpha_loss"),
     Pair(
         *("sac", "sql", 95, 146),
@@ -36,7 +36,7 @@ PAIRS = [
     ),
     Pair("sac", "sac_discrete", 61, 85, new="gather reduce_critics"),
     Pair(
-        *("sql", "sql_discrete", 174, 168),
+        *("sql", "sql_discrete", 175, 169),
         "reward_scale Actor repeat sample_particles log_density lower_median stein_direction actor_loss",
         "Policy gather sample_action double_value bellman_target policy_entropy epsilon",
     ),
@@ -51,7 +51,7 @@ PAIRS = [
         "warn_of_divergence",
     ),
     Pair("reinforce", "a2c", 95, 50, "past_rewards step_mask fit_critic"),
-    Pair("a2c", "a3c", 19, 61, new="Worker synchronize worker_state"),
+    Pair("a2c", "a3c", 19, 63, new="Worker synchronize worker_state"),
     Pair(
         *("a2c", "trpo", 49, 137, "actor_loss"),
         f"{NATURAL} fit_critic",

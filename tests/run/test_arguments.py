@@ -273,8 +273,6 @@ def test_exit_status(result, status, monkeypatch, capsys):
     assert caught.value.code == status and capsys.readouterr().err == said
 
 
-# ---- refused before anything is built or written
-
 # more transitions than 20 GB hold, in whichever of these an algorithm has
 LARGE = dict(buffer_size=10**9, num_steps=10**8, total_timesteps=2 * 10**9)
 
@@ -313,9 +311,6 @@ def refused(algorithm: ModuleType, given, words, folder, monkeypatch):
     with pytest.raises(UsageError) as caught:
         algorithm.train(algorithm.Args(**given))
     assert words in str(caught.value) and list(folder.iterdir()) == []
-
-
-# ---- the command line
 
 
 @pytest.mark.parametrize(

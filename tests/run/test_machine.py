@@ -45,9 +45,6 @@ def finishes(given, path):
     return (path / "result.json").exists() and bool(rows(path / "seed-1" / "metrics.jsonl"))
 
 
-# ---- output is never a condition of the work
-
-
 class Broken(io.StringIO):
     """A stream that takes nothing."""
 
@@ -186,9 +183,6 @@ def test_head_and_a_signal(tmp_path):
         assert process.stderr.read() == "\nstopping and saving; Ctrl-C again stops at once\n"
 
 
-# ---- signals
-
-
 @pytest.fixture
 def handlers():
     """Puts every handler back."""
@@ -297,9 +291,6 @@ def test_a_run_in_a_thread_leaves_the_signals_of_the_main_one(handlers):
     assert signals.postponed and signal.getsignal(signal.SIGINT) is signals.note
     signals.deliver(None)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-# ---- file systems that lack something
 
 
 @pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EACCES"])
@@ -430,9 +421,6 @@ def test_the_wall_clock_on_a_full_disk(tmp_path, capsys):
     assert capsys.readouterr().err == said
 
 
-# ---- homes and caches
-
-
 def test_cache_folder(tmp_path, monkeypatch):
     """The XDG rule: empty or relative is as if it were not set."""
     monkeypatch.chdir(tmp_path)
@@ -469,9 +457,6 @@ def test_no_cache_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     devices.set_up_device("auto")
     assert jax.config.jax_compilation_cache_dir == cache
-
-
-# ---- names and paths
 
 
 def test_runs_of_the_same_second(tmp_path, monkeypatch):
@@ -591,9 +576,6 @@ def test_order_of_the_folders(name, tmp_path, monkeypatch):
     assert found and found.origin == str(tmp_path / f"{name}.py")
 
 
-# ---- JAX's variables
-
-
 @pytest.fixture
 def options():
     """Puts JAX's options back."""
@@ -694,9 +676,6 @@ def test_platforms_that_are_not_here(variable, wanted, device):
     )
     said = rf"no {wanted.upper()} device found; available: [\w, ]+, which {variable}={wanted} excludes\n"
     assert re.fullmatch(said, done.stdout), done.stderr
-
-
-# ---- containers
 
 
 @pytest.fixture
@@ -807,9 +786,6 @@ def test_memory_of_several_devices(monkeypatch):
         devices.check_memory(37 * GB, "a replay", num_seeds=4)
     with pytest.raises(UsageError):
         devices.check_memory(36 * GB, "a replay", num_seeds=1)
-
-
-# ---- Windows
 
 
 @pytest.mark.slow

@@ -41,9 +41,6 @@ def test_two_networks_of_the_same_names_are_told_apart_by_position():
     assert np.array_equal(first, KERNEL) and np.array_equal(second, 2 * KERNEL)
 
 
-# ---- loading
-
-
 @pytest.fixture
 def copied(run, tmp_path):
     """`config.json` and the policies of a run of seeds 3 and 4, and nothing else of it."""
@@ -302,9 +299,6 @@ def test_flags_newer_than_the_run_have_their_defaults(copied):
     older = {name: value for name, value in config["args"].items() if name not in ("init_from", "autotune")}
     change_config(copied, args=older)
     assert load_policy(copied).args.autotune is True
-
-
-# ---- tasks
 
 
 @pytest.mark.parametrize(

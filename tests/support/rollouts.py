@@ -128,9 +128,6 @@ def moved(params, step):
     return jax.tree.unflatten(structure, shaped)
 
 
-# ---- references
-
-
 def numeric_gradient(function, params, h=1e-5):
     """Central differences of a float64 function of parameters along each of them, in the order of `flat`."""
     start = jax.tree.map(np.float64, params)

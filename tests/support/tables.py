@@ -129,9 +129,6 @@ def total_variation(pi, other):
     return np.abs(pi - other).sum(axis=-1).max() / 2
 
 
-# ---- probes with three actions
-
-
 class DiscreteConstantReward(ConstantReward):
     action_space = Discrete(3)
 

@@ -1,5 +1,6 @@
 """Trust regions: the bound of TRPO, its divergences and its linear algebra."""
 
+from functools import partial
 from itertools import islice
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cleanrl_maxent import tabular
+from cleanrl_maxent import tabular, trpo
 from tests.support.mdps import GAMMA, SEEDS, assert_close, average, make_mdp
 
 
@@ -28,7 +29,10 @@ def test_trpo_bound_and_the_performance_difference():
             distance = np.abs(pi - new).sum(axis=-1).max() / 2
             penalty = 4 * np.abs(advantage).max() * GAMMA / (1 - GAMMA) ** 2 * distance**2
             assert value >= surrogate - penalty - 1e-9
-            slacks.append(value - tabular.trpo_bound(P, R, GAMMA, start, pi, new))
+            bound = tabular.trpo_bound(P, R, GAMMA, start, pi, new)
+            C = 2 * np.abs(advantage).max() * GAMMA / (1 - GAMMA) ** 2  # theorem 1, with eq. 8
+            assert surrogate - bound == pytest.approx(C * tabular.kl(pi, new).max(), rel=1e-9, abs=1e-9)
+            slacks.append(value - bound)
     assert len(slacks) == 3_000 and min(slacks) >= -1e-9
 
 
@@ -65,16 +69,17 @@ def test_fisher_matrix_is_the_hessian_of_either_divergence():
 
 
 def test_conjugate_gradient_by_gram_schmidt_is_the_usual_recursion():
-    """Both forms of β solve (F + 0.1 I) x = g in as many steps as dimensions."""
+    """With the lectures' β, from Gram-Schmidt, (F + 0.1 I) x = g is solved as by `trpo.py`, step by step."""
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
     H, g = root @ root.T + 0.1 * np.eye(6), rng.normal(size=6)
-    for gram_schmidt in (True, False):
-        x, r = np.zeros(6), g
-        p = r
-        for _ in range(6):
-            step = r @ r / (p @ H @ p)
-            x, next_r = x + step * p, r - step * H @ p
-            beta = -(p @ H @ next_r) / (p @ H @ p) if gram_schmidt else next_r @ next_r / (r @ r)
-            r, p = next_r, next_r + beta * p
-        assert_close(x, np.linalg.solve(H, g), atol=1e-8)
+    x, r = np.zeros(6), g
+    p = r
+    for steps in range(1, 7):
+        step = r @ r / (p @ H @ p)
+        x, r = x + step * p, r - step * H @ p
+        p = r - (p @ H @ r) / (p @ H @ p) * p
+        with jax.enable_x64(True):
+            usual, _ = trpo.conjugate_gradient(partial(jnp.matmul, jnp.array(H)), jnp.array(g), steps)
+        assert_close(x, np.array(usual), atol=1e-8)
+    assert_close(x, np.linalg.solve(H, g), atol=1e-8)

@@ -86,13 +86,17 @@ def is_learned(node: Any) -> bool:
 
 
 def learned_prefixes(state: Any) -> tuple[str, ...]:
-    """Prefixes of the names of the leaves that a run takes from another; optimisers are left out.
+    """Prefixes of the names of the leaves that a run takes from another; optimisers are left out, and the
+    fields in the state's `not_transferred`.
 
     From a `TrainState`, a run takes only the dictionaries: parameters, and statistics if there are any.
     """
     nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_learned)[0]
+    left_out = getattr(state, "not_transferred", ())
     prefixes = []
     for path, node in nodes:
+        if leaf_name(path).partition("/")[0] in left_out:
+            continue
         if isinstance(node, TrainState):
             fields = [field for field, value in vars(node).items() if isinstance(value, dict)]
             prefixes += [f"{leaf_name(path)}/{field}/" for field in fields]
