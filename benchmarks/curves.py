@@ -24,7 +24,7 @@ Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
 TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
 NAMED = 10  # lines of a figure that the legend names
-SEEDS_SHOWN = 20  # with more seeds of variants, only their means are drawn
+SEEDS_SHOWN = 10  # with more seeds of variants, only their means are drawn
 STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
 ROW, GAP = 0.16, 0.07  # inches of a line of the legend, and between two entries
 MARK = {"marker": "<", "mfc": "none", "ms": 5, "lw": 0}  # a published mean
@@ -198,9 +198,11 @@ def place_legend(axes: Any, **legend: Any) -> None:
 def draw_profiles(algorithms: dict[str, list[Curve]], path: Path) -> Path:
     """Share of runs above each score, for algorithms with the same tasks and number of steps."""
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
-    thresholds = np.linspace(0, 1.2, 200)
-    for name, group in algorithms.items():
-        profile = performance_profile([score(curve) for curve in group], thresholds)
+    scores = {name: [score(curve) for curve in group] for name, group in algorithms.items()}
+    highest = max(values.max() for tasks in scores.values() for values in tasks)
+    thresholds = np.linspace(0, max(1.2, highest + 0.05), 300)
+    for name, tasks in scores.items():
+        profile = performance_profile(tasks, thresholds)
         axes.plot(thresholds, profile, lw=2.2, color=COLORS.get(name, OTHER_COLOR), label=name)
     tasks, budget = next((group, group[0].budget) for group in algorithms.values())
     axes.set(title=f"{plural(len(tasks), 'task')}, {budget:,} steps", ylim=(0, 1.02))

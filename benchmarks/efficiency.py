@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.curves import digest, name_whole_ticks, place_legend
+from benchmarks.curves import digest, name_whole_ticks, place_legend, tinted
 from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from benchmarks.records import Curve, main_curves, read_csv
 from benchmarks.tables import markdown_table
@@ -19,14 +19,14 @@ HERE = Path(__file__).parent / "studies" / "efficiency"
 COSTS, PEERS = HERE / "cost.csv", HERE / "peers.csv"
 BUDGET = 100_000  # steps
 SCORES = {"Hopper-v4": (1_000, 2_500), "HalfCheetah-v4": (4_000, 6_000)}
-PROGRAMS = {  # name of the curve -> label and line style
-    "sac": ("SAC", "-"),
-    "sac_layer_norm": ("SAC, LayerNorm critics", "--"),
-    "sac_two_updates": ("SAC, two updates per step", ":"),
-    "SBX SAC": ("SAC of SBX", "-."),
-    "td3": ("TD3", "-"),
-    "crossq": ("CrossQ", "-"),
-    "SBX CrossQ": ("CrossQ of SBX", "-."),
+PROGRAMS = {  # name of the curve -> label, line style, tint of the algorithm's colour
+    "sac": ("SAC", "-", 0.0),
+    "sac_layer_norm": ("SAC, LayerNorm critics", "--", -0.55),
+    "sac_two_updates": ("SAC, two updates per step", ":", -0.8),
+    "SBX SAC": ("SAC of SBX", "-.", 0.5),
+    "td3": ("TD3", "-", 0.0),
+    "crossq": ("CrossQ", "-", 0.0),
+    "SBX CrossQ": ("CrossQ of SBX", "-.", 0.5),
 }
 EVERY = 5_000  # steps between two evaluations
 WINDOW = 3  # evaluations in a row whose mean must reach a score
@@ -131,15 +131,15 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
     costs, shown = step_costs(), []
     for (left, right), env_id in zip(panels, SCORES, strict=True):
         for program, curve in select_curves(curves, env_id).items():
-            name, style = PROGRAMS[program]
+            name, style, tint = PROGRAMS[program]
             label = f"{name}, {plural(len(curve.seeds), 'seed')}"
-            kind = {"ls": style, "color": COLORS[curve.algorithm]}
+            kind = {"ls": style, "color": tinted(COLORS[curve.algorithm], tint)}
             minutes = minutes_to(curve, curve.steps, costs.get(program, np.nan))
             if style == "-":  # those of every program would hide the means
                 left.plot(curve.steps, curve.returns.T, lw=0.6, alpha=0.4, **kind)
             for axes, x in ((left, curve.steps), (right, minutes)):
                 axes.plot(x, curve.returns.mean(axis=0), lw=2.2, label=label, **kind)
-            shown.append((env_id, label, style, costs.get(program), curve.steps, curve.returns))
+            shown.append((env_id, label, style, tint, costs.get(program), curve.steps, curve.returns))
         left.set(title=f"{env_id}, {BUDGET:,} steps", ylabel="return, deterministic policy", xlim=(0, BUDGET))
         left.set(xlabel="environment steps")
         right.set(xlabel="CPU minutes of learning", xlim=0)

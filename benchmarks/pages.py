@@ -147,11 +147,13 @@ def results_block(curves: list[Curve]) -> list[str]:
     lines = [verdicts(defaults), below_average(defaults)]
     for group in by_task(defaults):
         lines += ["", *task_section(group, "../benchmarks/results")]
+    table = aggregate_table(curves)
+    if table:
+        lines += ["", "### Scores over tasks", "", *table]
     for budget in shared_tasks(curves):
         source = f"../benchmarks/results/profiles-{budget}.png"
         lines += ["", f'<img src="{source}" width="60%" alt="Performance profiles, {budget:,} steps">']
-    table = aggregate_table(curves)
-    return [*lines, "", "### Scores over tasks", "", *table] if table else lines
+    return lines
 
 
 def algorithm_block(curves: list[Curve], algorithm: str) -> list[str]:
