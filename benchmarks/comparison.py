@@ -1,19 +1,21 @@
 """Compares runs with published means, and two sets of runs with each other, task by task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
-from benchmarks.records import COMPARABLE, Curve, main_curves, published_on_task
+from benchmarks.records import COMPARABLE, Curve, known_algorithm, main_curves, published_on_task
 from benchmarks.tables import (
+    decimals,
     mean_with_interval,
     number,
     points_with_bands,
     published_band,
     rows_with_spread,
     verdict,
+    with_decimals,
 )
 from cleanrl_maxent import algorithm_names
 from cleanrl_maxent.common.errors import UsageError
@@ -78,11 +80,14 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
     found = list(pairs(a, b))
     for of_a, of_b in found:
         print(f"{of_a.task}, {of_a.budget:,} steps, {of_a.protocol}")
+        written = number_of_difference(of_a.final(), of_b.final())
         for letter, curve in (("A", of_a), ("B", of_b)):
             seeds = plural(len(curve.seeds), "seed")
-            print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final())}")
-        for line in conclusion(of_a.final(), of_b.final()):
+            print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final(), written)}")
+        for line in conclusion(of_a.final(), of_b.final(), written):
             print(f"  {line}")
+        if of_a.seeds == of_b.seeds and np.array_equal(of_a.returns, of_b.returns):
+            print("  Every return of A is B's too: are these the same runs?")
     if not found:
         ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
         raise UsageError(
@@ -116,15 +121,26 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
                     yield of_a, of_b
 
 
-def conclusion(a: np.ndarray, b: np.ndarray) -> list[str]:
+def number_of_difference(a: np.ndarray, b: np.ndarray) -> Callable[[float, float], str]:
+    """`number` for A's and B's means and their difference: with two significant digits of half the width of
+    its interval, or more."""
+    like = float(max(abs(a.mean()), abs(b.mean())))
+    low, high = difference_interval(a, b) if min(len(a), len(b)) > 1 else (0, 0)
+    digits = max(decimals(like), decimals(5 * (high - low)))
+    return lambda value, _: with_decimals(value, digits)
+
+
+def conclusion(a: np.ndarray, b: np.ndarray, written: Callable[[float, float], str]) -> list[str]:
     """What the final returns of A's and B's seeds say about the difference, in one or two lines."""
-    mean, like = float(b.mean() - a.mean()), float(max(abs(a.mean()), abs(b.mean())))
-    difference = f"B − A: {number(mean, like)}"
+    mean = float(b.mean() - a.mean())
+    difference = f"B − A: {written(mean, mean)}"
     if min(len(a), len(b)) < 2:
         return [f"{difference}; one seed gives no estimate of the spread"]
     low, high = difference_interval(a, b)
     beats = f"a seed of B beats one of A with probability {chance([(a, b)])}"
-    interval = f"{number(low, like)} to {number(high, like)}"
+    interval = f"{written(low, mean)} to {written(high, mean)}"
+    if low == high and mean:
+        return [f"{difference}; the seeds of each side are equal, which gives no estimate of the spread"]
     if low > 0 or high < 0:
         more = "B" if low > 0 else "A"
         better = f"{more} returns more: the difference is larger than chance explains (95%)."
@@ -146,8 +162,9 @@ def chance(tasks: list[tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def whole_name(curve: Curve) -> str:
-    """Name and changed flags."""
-    return f"{curve.name} {curve.flags}".strip()
+    """Name and changed flags, after the algorithm's name if the name does not begin with it."""
+    algorithm = "" if known_algorithm(curve.name) == curve.algorithm else curve.algorithm
+    return f"{algorithm} {curve.name} {curve.flags}".strip()
 
 
 def some_of(names: set[str]) -> str:

@@ -1,5 +1,6 @@
 """What figures and tables have in common: matplotlib without a screen, colours, files, plurals."""
 
+import hashlib
 import importlib
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ COLORS = {  # of an algorithm, in every figure; those that share one differ to c
     "ppo": "#d62728",
     "maxent_pg": "#111111",
 }
+LONGEST_NAME = 100  # characters of a task in a figure's file name
 OTHER_COLOR = "#e6007e"  # of an algorithm that is not among them
 
 
@@ -49,8 +51,14 @@ def save_figure(figure: Any, path: Path, dpi: int = 120, description: str | None
 
 
 def figure_name(words: str) -> str:
-    """A task or a metric as part of a file name: `_` replaces what is no letter, digit, dot or dash."""
-    return re.sub(r"[^\w.-]+", "_", words)
+    """A task or a metric as part of a file name: `_` replaces what is no letter, digit, dot or dash.
+
+    If it is long, or more than spaces and slashes was replaced, a hash keeps it apart from others.
+    """
+    name = re.sub(r"[^\w.-]+", "_", words)
+    if len(name) <= LONGEST_NAME and re.fullmatch(r"[\w./ -]*", words):
+        return name
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -17,6 +17,21 @@ def interquartile_mean(scores: ArrayLike, axis: int = 0) -> np.ndarray:
     return trim_mean(scores, 0.25, axis=axis)
 
 
+def weighted_interquartile_mean(tasks: Sequence[ArrayLike], axis: int = -1) -> np.ndarray:
+    """Mean of all scores between the quartiles, every task with the same weight.
+
+    A score counts as 1/seeds of its task, and one on which a quartile falls counts with the share inside.
+    Leading axes of the tasks, if any, are kept.
+    """
+    weights = np.concatenate([np.full(np.shape(task)[axis], 1 / np.shape(task)[axis]) for task in tasks])
+    scores = np.concatenate([np.moveaxis(np.asarray(task, float), axis, -1) for task in tasks], axis=-1)
+    order = np.argsort(scores, axis=-1)
+    weight = weights[order] / len(tasks)
+    upper = np.cumsum(weight, axis=-1)
+    inside = np.clip(np.minimum(upper, 0.75) - np.maximum(upper - weight, 0.25), 0, None)
+    return 2 * np.sum(inside * np.take_along_axis(scores, order, axis=-1), axis=-1)
+
+
 def mean_interval(scores: ArrayLike) -> float:
     """Half the width of Student's 95% interval of the mean; NaN for fewer than two scores."""
     count = np.size(scores)
@@ -26,13 +41,13 @@ def mean_interval(scores: ArrayLike) -> float:
 
 
 def stratified_bootstrap(tasks: Sequence[ArrayLike], repetitions: int = 2_000) -> tuple[float, float]:
-    """95% percentile interval of the interquartile mean of all scores.
+    """95% percentile interval of `weighted_interquartile_mean`.
 
     Seeds are resampled within each task. Raises ValueError for a task with fewer than two seeds.
     """
 
     def statistic(*drawn, axis):
-        return interquartile_mean(np.concatenate(drawn, axis), axis)
+        return weighted_interquartile_mean(drawn, axis)
 
     rng = np.random.default_rng(0)
     found = bootstrap(tasks, statistic, n_resamples=repetitions, method="percentile", rng=rng)

@@ -7,6 +7,7 @@ learned, or that trains a file outside the package, is a variant.
 import csv
 import io
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.output import warn
 from cleanrl_maxent.common.run.folder import MAY_DIFFER, read_json
+from cleanrl_maxent.common.run.locking import acquire
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -177,6 +179,16 @@ def group_of(config: dict[str, Any]) -> dict[str, str]:
 
 def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Rows of a finished run, and its entry in the manifest. Raises UsageError if a file is damaged."""
+    try:
+        return rows_and_entry(folder)
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise UsageError(f"{folder} is damaged: {problem!r}") from problem
+
+
+def rows_and_entry(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """`read_run`, which raises what a file with missing or wrong entries leads to."""
     config = read_config(folder)
     config["args"].pop("run_dir", None)  # a path of this machine
     result = read_json(folder / "result.json")
@@ -193,10 +205,10 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
         for metrics in record:
             for column, name in METRICS.items():
                 if name in metrics:
-                    evaluations[metrics["global_step"]][column] = rounded(metrics[name])
+                    evaluations[metrics["global_step"]][column] = exact(metrics[name])
         end = last.get("global_step", config["args"]["total_timesteps"])
         if (training := training_return(record, end)) is not None:
-            evaluations[end]["return_training"] = rounded(training)
+            evaluations[end]["return_training"] = exact(training)
         for step, returns in evaluations.items():
             taken = f"{np.interp(step, steps, seconds):.0f}" if timing else ""
             rows.append(group | {"seed": seed, "step": str(step), "seconds": taken} | returns)
@@ -208,6 +220,13 @@ def rounded(value: float) -> str:
     if abs(value) < 1:
         return f"{value:.4g}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def exact(value: float) -> str:
+    """A return with all its digits; raises ValueError if it is not finite."""
+    if not math.isfinite(value):
+        raise ValueError(f"a return is {value}")
+    return repr(float(value))
 
 
 def training_return(record: list[dict[str, Any]], end: int) -> float | None:
@@ -321,18 +340,29 @@ def identity(row: dict[str, str]) -> str:
 
 
 def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
-    """Reads every run into evaluations.csv and manifest.json.
+    """Reads every run into evaluations.csv and manifest.json; waits while another process does so.
 
     Returns how many seeds it read, and how many of them were there before. Warns as `read_rows` does. Raises
     UsageError.
     """
+    runs = read_runs(run_dirs)
+    results.mkdir(parents=True, exist_ok=True)
+    with open(results / "collect.lock", "w") as file:
+        acquire(file, wait=True)
+        return add_runs(runs, results)
+
+
+def add_runs(runs: list[tuple[list[dict[str, str]], dict[str, Any]]], results: Path) -> tuple[int, int]:
+    """`collect` of runs that were read, by the one process that may change the results."""
     rows, manifest = read_results(results)
     before, read, files = manifest.keys(), set(), {}
     for row in rows:
         enter_file(row, manifest[identity(row)]["algorithm"], files)
-    for added, entry in read_runs(run_dirs):
+    for added, entry in runs:
         for row in added:
             enter_file(row, entry["algorithm"], files)
+            returns = {column: row[column] for column in COLUMN_OF.values() if row.get(column)}
+            row.update({column: rounded(float(value)) for column, value in returns.items()})
         identities = {identity(row) for row in added}
         read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added
@@ -345,7 +375,6 @@ def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
     writer = csv.DictWriter(table, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    results.mkdir(parents=True, exist_ok=True)
     path = results / "manifest.json"
     # first with the entries of both tables, so that every row has one whenever this is killed
     write_manifest(path, read_manifest(path) | manifest)
@@ -420,6 +449,10 @@ def group_curves(rows: list[dict[str, str]]) -> list[Curve]:
                 for evaluations in seeds.values()
             ]
             steps = sorted(set.intersection(*map(set, table)))
+            without = [seed for seed, evaluations in zip(seeds, table, strict=True) if not evaluations]
+            if protocol != "training" and 0 < len(without) < len(seeds):
+                lack = f"{protocol} evaluations of {name} on {env_id} are left out"
+                warn(f"{lack}: there are none of seed {', '.join(without)}")
             if steps and in_last_twentieth(steps[-1], max(map(max, table))):
                 returns = np.array([[evaluations[step] for step in steps] for evaluations in table])
                 kind = algorithm, name, flags, env_id, int(budget), protocol

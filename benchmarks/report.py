@@ -119,13 +119,13 @@ def compared_curves(*paths: Path) -> list[Curve]:
     has that name. Raises UsageError."""
     missing = [path for path in paths if not path.exists() and not is_pattern(path)]
     collected = group_curves(read_results(RESULTS)[0]) if missing else []
-    variants = {curve.name for curve in collected if curve.is_variant}
+    others = {curve.name for curve in collected}.difference(algorithm_names())
     for name in map(str, missing):
-        if name not in variants.union(algorithm_names()):
+        if name not in others.union(algorithm_names()):
             if len(Path(name).parts) > 1:
                 raise UsageError(f"there is no folder {name}")
             known = algorithm_names()
-            meant = " or ".join(get_close_matches(name, [*known, *sorted(variants)]))
+            meant = " or ".join(get_close_matches(name, [*known, *sorted(others)]))
             advice = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
             raise UsageError(f"{name} is neither a folder, an algorithm nor a variant; {advice}")
     curves: list[Curve] = []

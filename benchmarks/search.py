@@ -23,8 +23,10 @@ import numpy as np
 
 from benchmarks.cells import Cell, check
 from benchmarks.commands import applicable_flags, check_algorithms, split_flags, words
+from benchmarks.tables import number
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import Stopped, UsageError, can_resume, require
+from cleanrl_maxent.common.ranges import Count
 from cleanrl_maxent.common.run.folder import read_json
 from cleanrl_maxent.common.run.inventory import return_of
 from cleanrl_maxent.common.run.locking import acquire
@@ -36,11 +38,11 @@ class Args:
 
     algorithm: str = "sac"
     env_id: str = "Pendulum-v1"
-    total_timesteps: int = 20_000  # steps of each seed of a trial
-    num_seeds: int = 2  # seeds of a trial, side by side
+    total_timesteps: Count = 20_000  # steps of each seed of a trial
+    num_seeds: Count = 2  # seeds of a trial, side by side
     flags: str = ""  # further flags of every trial: --flags="--learning-starts 1000"
     device: str = "auto"
-    trials: int = 20  # trials of the study, those of earlier commands included
+    trials: Count = 20  # trials of the study, those of earlier commands included
     folder: Path = Path("runs/search")  # of the study and its runs
 
 
@@ -177,7 +179,9 @@ def main(args: Args) -> None:
     require(bool(finished), f"every trial failed; see the messages above, and {args.folder}")
     best = max(finished, key=lambda trial: trial.value)
     flags = " ".join(words(round_parameters(best.params)))
-    print(f"best of {len(finished)}: trial-{best.number}, {best.value:.1f}: {flags}")
+    failed = len(study.trials) - len(finished)
+    count = f"{len(finished)} ({failed} more failed)" if failed else f"{len(finished)}"
+    print(f"best of {count}: trial-{best.number}, {number(best.value)}: {flags}")
 
 
 if __name__ == "__main__":

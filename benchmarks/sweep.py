@@ -69,11 +69,11 @@ class Args:
     # auto: cuda if nvidia-smi finds a GPU; with --list, --cell and Slurm: what JAX finds where the cell runs
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"
     # runs at a time (on each GPU; jobs in Slurm's queue); 0: one per core, what a GPU's memory holds, 50 jobs
-    workers: int = 0
+    workers: Natural = 0
     # seeds side by side in a run; 0: one on a CPU, all of a grid on a GPU or TPU; with --list, --cell and
     # Slurm one, unless --device says cuda or tpu
-    seeds_per_run: int = 0
-    retries: int = 2  # times that a failed cell is started again
+    seeds_per_run: Natural = 0
+    retries: Natural = 2  # times that a failed cell is started again
     dry_run: bool = False  # print commands, time and memory, and run nothing; with Slurm, one cell's script
     list: bool = False  # print every cell's command, one a line, for another scheduler
     cell: Natural | None = None  # run only this cell (from 0), in place of this process

@@ -11,6 +11,7 @@ from benchmarks.intervals import (
     mean_interval,
     prediction_interval,
     stratified_bootstrap,
+    weighted_interquartile_mean,
     welch_band,
 )
 from benchmarks.records import COMPARABLE, Curve, main_curves, published, published_at_end
@@ -39,9 +40,18 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
 def number(value: float, like: float | None = None) -> str:
     """A return: `5,152`, `−4.3`, `0.0143`; with as many decimals as `like` would have."""
     size = abs(value if like is None else like)
-    digits = 0 if size >= 100 else 1
-    if 0 < size < 1 and abs(value) < 1:
-        digits = min(2 - math.floor(math.log10(size)), 12)
+    return with_decimals(value, decimals(size) if abs(value) < 1 else min(decimals(size), 1))
+
+
+def decimals(size: float) -> int:
+    """How many decimals a number of this size is written with."""
+    if 0 < size < 1:
+        return min(2 - math.floor(math.log10(size)), 12)
+    return 0 if size >= 100 else 1
+
+
+def with_decimals(value: float, digits: int) -> str:
+    """`1,002.5`, `−4.3`: a number with so many decimals."""
     return f"{value:z,.{digits}f}".replace("-", "−")  # z: no minus before a value that rounds to 0
 
 
@@ -251,7 +261,7 @@ def aggregate_table(curves: Iterable[Curve]) -> list[str]:
     for budget, algorithms in shared_tasks(curves).items():
         for name, group in algorithms.items():
             tasks = [score(curve) for curve in group]
-            iqm = f"{interquartile_mean(np.concatenate(tasks)):.2f}"
+            iqm = f"{weighted_interquartile_mean(tasks):.2f}"
             several = min(map(len, tasks)) > 1
             interval = "{:.2f} to {:.2f}".format(*stratified_bootstrap(tasks)) if several else "one seed"
             means = [f"{curve.family} {score(curve).mean():.2f}" for curve in group]

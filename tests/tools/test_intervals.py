@@ -13,16 +13,27 @@ def test_interquartile_mean():
     assert intervals.interquartile_mean([1, 2, 6]) == 3
 
 
+def test_interquartile_mean_weighs_tasks_alike():
+    """Forty seeds of a task count as much as five of another; of equal numbers it is the mean of the inner
+    half of all scores."""
+    tasks = [np.full(5, 0.2)] * 4 + [np.full(40, 0.9)]
+    assert intervals.weighted_interquartile_mean(tasks) == pytest.approx(0.2)
+    rng = np.random.default_rng(0)
+    tasks = rng.normal(size=(3, 4))
+    inner = np.sort(tasks.ravel())[3:9]
+    assert intervals.weighted_interquartile_mean(list(tasks)) == pytest.approx(inner.mean())
+
+
 def test_bootstrap_keeps_to_the_tasks():
     """Tasks without spread have an interval without width, however far apart they are; for others it is
     that of seeds drawn again by hand."""
     assert intervals.stratified_bootstrap([np.zeros(4), np.full(4, 100.0)]) == (50, 50)
     rng = np.random.default_rng(1)
-    tasks = [rng.normal(size=10), rng.normal(3, size=6)]
+    tasks = [rng.normal(size=10), rng.normal(3, size=10)]
     drawn = []
     for _ in range(20_000):
         scores = np.sort(np.concatenate([rng.choice(task, len(task)) for task in tasks]))
-        drawn.append(scores[4:12].mean())
+        drawn.append(scores[5:15].mean())
     found = intervals.stratified_bootstrap(tasks, repetitions=20_000)
     np.testing.assert_allclose(found, np.percentile(drawn, [2.5, 97.5]), rtol=0, atol=0.03)
 

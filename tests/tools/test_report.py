@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.curves import Lines
 from benchmarks.speed.batches import learns_from_batches
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run import locking
 from tests.support.results import EARLIER, write_run
 from tests.support.runs import SMALL, rows
 
@@ -64,7 +66,7 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
     assert "--hidden-dims 8 8" in table[0]["flags"]
     assert report.main(report.Draw((EARLIER,), tmp_path / "out")) == 0
     assert re.search(
-        r"\| 2,000 \| sac `.*--hidden-dims 8 8` \| 1 \| deterministic \| −1,418 \|", capsys.readouterr().out
+        r"\| 2,000 \| sac `.*--hidden-dims 8 8` \| 1 \| deterministic \| −1,417 \|", capsys.readouterr().out
     )
     drawn = {path.name for path in (tmp_path / "out").iterdir()}
     assert drawn == {"Pendulum-v1-2000.png", "report.md"}
@@ -229,7 +231,7 @@ def test_training_return_is_of_the_last_twentieth(tmp_path):
     episodes = [(9_000, -5.0), (9_499, 7.0), (9_500, 1.0), (10_000, 2.0)]
     run = write_run(tmp_path / "run", {"1": [40, 50]}, episodes=episodes)
     table, _ = records.read_run(run)
-    assert [(row["step"], row.get("return_training")) for row in table] == [("5000", None), ("10000", "1.50")]
+    assert [(row["step"], row.get("return_training")) for row in table] == [("5000", None), ("10000", "1.5")]
     protocols = {curve.protocol: curve.final().tolist() for curve in curves_of(run)}
     assert protocols == {"deterministic": [50], "training": [1.5]}
 
@@ -273,6 +275,9 @@ def test_damaged_runs_are_named(tmp_path):
         ("config.json", '{"algorithm": "sac", "ar', "config.json is damaged: Unterminated string"),
         ("config.json", '{"algorithm": "sac"}', "config.json does not belong to a run"),
         ("result.json", "{", r"result.json is damaged"),
+        ("result.json", '{"total_timesteps": 5000}', r"is damaged: KeyError\('evaluations'\)"),
+        ("seed-1/metrics.jsonl", '{"global_step": 5000, "eval/return_mean": NaN}', "is damaged"),
+        ("seed-1/metrics.jsonl", '{"eval/return_mean": 1}', r"is damaged: KeyError\('global_step'\)"),
     )
     for number, (file, content, words) in enumerate(damages):
         run = write_run(tmp_path / str(number), {"1": [1]})
@@ -359,7 +364,7 @@ def test_seeds_without_evaluations_share_the_last_step(tmp_path):
     run = write_run(tmp_path / "run", {"1": [1]}, metric="losses/alpha", episodes=[(4_990, 3.0)])
     (run / "timing.jsonl").unlink()
     (row,) = records.read_run(run)[0]
-    assert (row["step"], row["seconds"], row["return_training"]) == ("5000", "", "3.00")
+    assert (row["step"], row["seconds"], row["return_training"]) == ("5000", "", "3.0")
 
 
 def test_files_of_one_name_are_told_apart(tmp_path):
@@ -517,8 +522,11 @@ def test_compare_of_two_sets(tmp_path, capsys):
     (tmp_path / "a.log").touch()  # as `runs/a*` names it too
     assert compared(tmp_path / "a", tmp_path / "a.log", tmp_path / "b", capsys=capsys) == out
     cheetah, hopper = out.split("Hopper-v4")
-    assert "A: td3, 3 seeds: 1,002 ± 2" in cheetah and "B: sac, 3 seeds: 2,004 ± 5" in cheetah
-    assert "B − A: 1,002 (95%: 998 to 1,006); a seed of B beats one of A with probability 1.00\n" in cheetah
+    assert "A: td3, 3 seeds: 1,002.0 ± 2.5" in cheetah and "B: sac, 3 seeds: 2,004.0 ± 5.0" in cheetah
+    assert (
+        "B − A: 1,002.0 (95%: 997.8 to 1,006.2); a seed of B beats one of A with probability 1.00\n"
+        in cheetah
+    )
     assert "B returns more: the difference is larger than chance explains (95%)." in cheetah
     assert "B − A: 0.0" in hopper and "These seeds cannot tell which of them returns more." in hopper
     average = "10,000 steps, averaged over 2 comparisons with at least two seeds a side"
@@ -551,7 +559,7 @@ def test_a_changed_task_is_another_task(tmp_path, capsys):
     whole = write_run(tmp_path / "whole", {"1": [5.0], "2": [6.0]})
     short = write_run(tmp_path / "short", {"1": [1.0], "2": [2.0]}, exp_name="short", max_episode_steps=20)
     with pytest.raises(
-        UsageError, match="nothing to compare: A has sac on .*; B has short --max-episode-steps"
+        UsageError, match="nothing to compare: A has sac on .*; B has sac short --max-episode-steps"
     ):
         report.main(report.Compare((whole, short)))
     report.main(report.Draw((whole, short), tmp_path / "drawn"))
@@ -570,6 +578,72 @@ def test_a_misspelt_name_is_answered_with_those_like_it():
     ):
         with pytest.raises(UsageError, match=said):
             report.main(report.Compare((Path("sac"), Path(name))))
+
+
+def test_two_algorithms_of_one_name_are_told_apart(tmp_path, capsys):
+    """Both run with the same --exp-name and changed flag, in both sets."""
+    for side, more in {"a": 0, "b": 40}.items():
+        for algorithm, returns in {"sac": [300.0, 310.0], "ddpg": [100.0, 102.0]}.items():
+            seeds = {str(seed): [value + more] for seed, value in enumerate(returns)}
+            write_run(tmp_path / side / algorithm, seeds, algorithm, exp_name="fast", tau=0.05)
+    out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    for name in ("sac", "ddpg"):
+        assert f"A: {name} fast --tau 0.05, 2 seeds" in out and f"B: {name} fast --tau 0.05" in out
+    assert "not compared" not in out
+
+
+def test_a_difference_is_written_as_finely_as_its_interval(tmp_path, capsys):
+    """Every seed of B is above every one of A by 0.003, in returns that are collected with six digits."""
+    for side, mean in {"a": 1.001, "b": 1.004}.items():
+        seeds = {str(seed): [mean + seed / 10_000] for seed in range(5)}
+        write_run(tmp_path / side, seeds, env_id="My-v0")
+    out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    assert "A: sac, 5 seeds: 1.00120 ±" in out and "B − A: 0.00300 (95%: 0.00277 to 0.00323)" in out
+    assert "probability 1.00" in out and "B returns more" in out
+
+
+def test_equal_seeds_give_no_estimate_of_the_spread(tmp_path, capsys):
+    for side, value in {"a": 499.9, "b": 500.0}.items():
+        write_run(tmp_path / side, {"1": [value], "2": [value]}, env_id="CartPole-v1")
+    out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    assert "the seeds of each side are equal, which gives no estimate" in out and "more:" not in out
+
+
+def test_a_copy_of_a_run_is_noticed(tmp_path, capsys):
+    for side in ("a", "b"):
+        write_run(tmp_path / side, {"1": [1.0, 2.0], "2": [3.0, 4.0]})
+    assert "are these the same runs?" in compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+
+
+def test_seeds_without_evaluations_are_named(tmp_path, capsys):
+    write_run(tmp_path / "a", {"1": [1.0]}, episodes=[(5_000, 7.0)])
+    write_run(tmp_path / "b", {"2": [1.0]}, metric="losses/alpha", episodes=[(5_000, 7.0)])
+    (curve,) = curves_of(tmp_path / "a", tmp_path / "b")
+    assert curve.protocol == "training"
+    said = "deterministic evaluations of sac on HalfCheetah-v4 are left out: there are none of seed 2"
+    assert said in capsys.readouterr().err
+
+
+def test_two_collects_at_once_lose_nothing(tmp_path):
+    """The second waits until the first has written."""
+    results = tmp_path / "results"
+    results.mkdir()
+    run = write_run(tmp_path / "run", {"1": [1.0]})
+    waiting = threading.Thread(target=records.collect, args=([run], results), daemon=True)
+    with open(results / "collect.lock", "w") as file:
+        assert locking.acquire(file) is None
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and not (results / "evaluations.csv").exists()
+    waiting.join(30)
+    assert not waiting.is_alive() and len(records.read_results(results)[0]) == 1
+
+
+def test_the_users_own_algorithm_has_a_name_to_compare(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    own = write_run(tmp_path / "own", {"1": [1.0], "2": [2.0]}, "mymaxent")
+    records.collect([own, write_run(tmp_path / "sac", {"1": [3.0]})], tmp_path / "results")
+    assert "A: mymaxent, 2 seeds" in compared(Path("mymaxent"), Path("sac"), capsys=capsys)
 
 
 def test_compare_of_small_returns(tmp_path, capsys):
@@ -606,9 +680,9 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     records.collect([collected, *others], tmp_path / "results")
     write_run(tmp_path / "mine", {"1": [0.0, 5.0], "2": [0.0, 6.0]}, exp_name="mine", tau=0.1)
     out = compared(Path("sac"), Path("mine"), capsys=capsys)
-    assert "A: sac, 2 seeds: 3.0 ±" in out and "B: mine --tau 0.1, 2 seeds: 5.5 ±" in out
+    assert "A: sac, 2 seeds: 3.0 ±" in out and "B: sac mine --tau 0.1, 2 seeds: 5.5 ±" in out
     assert "wide" not in out
-    assert "B: wide --tau 0.02, 1 seed: 91.0" in compared(Path("sac"), Path("wide"), capsys=capsys)
+    assert "B: sac wide --tau 0.02, 1 seed: 91.0" in compared(Path("sac"), Path("wide"), capsys=capsys)
     assert "B: sac, 2 seeds: 3.0 ±" in compared(Path("mine"), Path("sac"), capsys=capsys)
     with pytest.raises(UsageError, match="there is no folder runs/none"):
         report.main(report.Compare((Path("runs/none"), Path("runs/none"))))
@@ -844,3 +918,14 @@ def test_one_seed_and_an_odd_name_are_drawn(tmp_path):
     assert report.main(report.Draw(tuple(runs), tmp_path / "out")) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"Hopper-v4-10000.png", "mine_Env-v0-300.png", "report.md"}
+
+
+def test_tasks_whose_names_differ_in_a_sign_have_figures_of_their_own(tmp_path):
+    """A dollar sign, which matplotlib would take for a formula; and arguments too long for a file's name."""
+    given = ['{"x": "<5"}', '{"x": ">5"}', '{"m": "$\\\\frac$"}', json.dumps({"map": "SFFH" * 80})]
+    runs = [
+        write_run(tmp_path / str(place), {"1": [1.0]}, env_kwargs=kwargs)
+        for place, kwargs in enumerate(given)
+    ]
+    assert report.main(report.Draw(tuple(runs), tmp_path / "out")) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(given)
