@@ -1,5 +1,7 @@
 """Compares runs with published means, and two sets of runs with each other, task by task."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -87,12 +89,11 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
         for line in conclusion(of_a.final(), of_b.final(), written):
             print(f"  {line}")
         if of_a.seeds == of_b.seeds and np.array_equal(of_a.returns, of_b.returns):
-            print("  Every return of A is B's too: are these the same runs?")
+            print("  A and B have identical returns: are they the same runs?")
     if not found:
         ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
-        raise UsageError(
-            f"nothing to compare: A has {ours}; B has {theirs}; sets of several names are paired by name"
-        )
+        how = "sets of several are paired by algorithm, name and flags"
+        raise UsageError(f"nothing to compare: A has {ours}; B has {theirs}; {how}")
     several = [pair for pair in found if min(len(curve.seeds) for curve in pair) > 1]
     for budget in sorted({of_a.budget for of_a, _ in several}):
         alike = [(of_a.final(), of_b.final()) for of_a, of_b in several if of_a.budget == budget]
@@ -107,7 +108,8 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
 def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
     """Pairs of curves, one of each set, with the same task and steps and the main protocol that both have.
 
-    If each set has one algorithm or variant there, these are paired; else those of the same name and flags.
+    If each set has one algorithm or variant there, these are paired; else those of the same algorithm, name
+    and flags.
     """
     for task in dict.fromkeys((curve.task, curve.budget) for curve in a):
         sides = [[curve for curve in side if (curve.task, curve.budget) == task] for side in (a, b)]
@@ -122,11 +124,19 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
 
 
 def number_of_difference(a: np.ndarray, b: np.ndarray) -> Callable[[float, float], str]:
-    """`number` for A's and B's means and their difference: with two significant digits of half the width of
-    its interval, or more."""
-    like = float(max(abs(a.mean()), abs(b.mean())))
-    low, high = difference_interval(a, b) if min(len(a), len(b)) > 1 else (0, 0)
-    digits = max(decimals(like), decimals(5 * (high - low)))
+    """`number` for both means, their intervals and their difference, all with the same decimals.
+
+    They are enough for two significant digits of half the width of the difference's interval or, without one,
+    of the difference.
+    """
+    means = float(a.mean()), float(b.mean())
+    scale = abs(means[1] - means[0])
+    if min(len(a), len(b)) > 1:
+        low, high = difference_interval(a, b)
+        scale = (high - low) / 2 or scale
+    scale = round(scale, 9)  # without digits of rounding errors
+    fine = 1 - math.floor(math.log10(scale)) if scale else 0
+    digits = max(decimals(max(map(abs, means))), fine)
     return lambda value, _: with_decimals(value, digits)
 
 
@@ -137,10 +147,10 @@ def conclusion(a: np.ndarray, b: np.ndarray, written: Callable[[float, float], s
     if min(len(a), len(b)) < 2:
         return [f"{difference}; one seed gives no estimate of the spread"]
     low, high = difference_interval(a, b)
+    if low == high and mean:
+        return [f"{difference}; all seeds of each side are equal, which gives no estimate of the spread"]
     beats = f"a seed of B beats one of A with probability {chance([(a, b)])}"
     interval = f"{written(low, mean)} to {written(high, mean)}"
-    if low == high and mean:
-        return [f"{difference}; the seeds of each side are equal, which gives no estimate of the spread"]
     if low > 0 or high < 0:
         more = "B" if low > 0 else "A"
         better = f"{more} returns more: the difference is larger than chance explains (95%)."
@@ -163,8 +173,9 @@ def chance(tasks: list[tuple[np.ndarray, np.ndarray]]) -> str:
 
 def whole_name(curve: Curve) -> str:
     """Name and changed flags, after the algorithm's name if the name does not begin with it."""
-    algorithm = "" if known_algorithm(curve.name) == curve.algorithm else curve.algorithm
-    return f"{algorithm} {curve.name} {curve.flags}".strip()
+    is_clear = re.match(rf"{re.escape(curve.algorithm)}([-_]|$)", curve.name)
+    is_clear = is_clear and known_algorithm(curve.name) in (curve.algorithm, curve.name)
+    return f"{'' if is_clear else curve.algorithm} {curve.name} {curve.flags}".strip()
 
 
 def some_of(names: set[str]) -> str:

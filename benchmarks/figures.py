@@ -51,12 +51,13 @@ def save_figure(figure: Any, path: Path, dpi: int = 120, description: str | None
 
 
 def figure_name(words: str) -> str:
-    """A task or a metric as part of a file name: `_` replaces what is no letter, digit, dot or dash.
+    """A task or a metric as part of a file name, with `_` for other characters than letters, digits, dots and
+    dashes.
 
-    If it is long, or more than spaces and slashes was replaced, a hash keeps it apart from others.
+    A hash is added if the name is long, or if anything but spaces and slashes was replaced.
     """
-    name = re.sub(r"[^\w.-]+", "_", words)
-    if len(name) <= LONGEST_NAME and re.fullmatch(r"[\w./ -]*", words):
+    name = re.sub(r"[^\w.-]+", "_", words, flags=re.ASCII)
+    if len(name) <= LONGEST_NAME and re.fullmatch(r"[\w./ -]*", words, flags=re.ASCII):
         return name
     return f"{name[:LONGEST_NAME]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 

@@ -109,7 +109,8 @@ def difference_interval(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     """Welch's 95% interval of the mean of `b` minus the mean of `a`, two scores or more each."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     difference = float(b.mean() - a.mean())
-    half_width = welch_half_width([sem(a) ** 2, sem(b) ** 2], [len(a), len(b)])
+    errors = [sem(x) ** 2 if np.ptp(x) else 0.0 for x in (a, b)]  # of equal scores sem is a rounding error
+    half_width = welch_half_width(errors, [len(a), len(b)])
     return difference - half_width, difference + half_width
 
 

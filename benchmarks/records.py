@@ -188,7 +188,7 @@ def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
 
 
 def rows_and_entry(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """`read_run`, which raises what a file with missing or wrong entries leads to."""
+    """What `read_run` returns; missing or wrong entries raise KeyError, TypeError, ValueError or the like."""
     config = read_config(folder)
     config["args"].pop("run_dir", None)  # a path of this machine
     result = read_json(folder / "result.json")
@@ -348,12 +348,13 @@ def collect(run_dirs: Iterable[Path], results: Path) -> tuple[int, int]:
     runs = read_runs(run_dirs)
     results.mkdir(parents=True, exist_ok=True)
     with open(results / "collect.lock", "w") as file:
-        acquire(file, wait=True)
+        if no_lock := acquire(file, wait=True):
+            warn(f"cannot lock {results} ({no_lock}): collect into it by one command at a time")
         return add_runs(runs, results)
 
 
 def add_runs(runs: list[tuple[list[dict[str, str]], dict[str, Any]]], results: Path) -> tuple[int, int]:
-    """`collect` of runs that were read, by the one process that may change the results."""
+    """Adds runs to the results, for `collect`, which holds the lock; returns what `collect` does."""
     rows, manifest = read_results(results)
     before, read, files = manifest.keys(), set(), {}
     for row in rows:
@@ -361,8 +362,9 @@ def add_runs(runs: list[tuple[list[dict[str, str]], dict[str, Any]]], results: P
     for added, entry in runs:
         for row in added:
             enter_file(row, entry["algorithm"], files)
-            returns = {column: row[column] for column in COLUMN_OF.values() if row.get(column)}
-            row.update({column: rounded(float(value)) for column, value in returns.items()})
+            for column in COLUMN_OF.values():
+                if row.get(column):
+                    row[column] = rounded(float(row[column]))
         identities = {identity(row) for row in added}
         read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added

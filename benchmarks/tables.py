@@ -264,7 +264,7 @@ def aggregate_table(curves: Iterable[Curve]) -> list[str]:
             iqm = f"{weighted_interquartile_mean(tasks):.2f}"
             several = min(map(len, tasks)) > 1
             interval = "{:.2f} to {:.2f}".format(*stratified_bootstrap(tasks)) if several else "one seed"
-            means = [f"{curve.family} {score(curve).mean():.2f}" for curve in group]
+            means = [f"{curve.family} {own.mean():.2f}" for curve, own in zip(group, tasks, strict=True)]
             rows.append([f"{budget:,}", name, iqm, interval, ", ".join(means)])
     titles = ["steps", "algorithm", "IQM of scores", "95%", "mean score of each task"]
     return markdown_table(titles, rows) if rows else []

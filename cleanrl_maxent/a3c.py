@@ -184,7 +184,7 @@ class Worker:
 class State:
     """Everything learned, for one seed."""
 
-    not_transferred: ClassVar = ("workers",)  # by --init-from: copies of what is
+    not_transferred: ClassVar = ("workers",)  # by --init-from, since they are copies of the shared networks
 
     actor: TrainState
     critic: TrainState

@@ -219,7 +219,7 @@ def policy_entropy(q, args):
 
 
 def critic_loss(params, state, batch, args):
-    """Soft Bellman residual (eq. 11) against `bellman_target`; `batch`: `(batch, ...)`, `(batch, n, ...)`."""
+    """Soft Bellman residual (eq. 11) with `bellman_target`; `batch`: `(batch, ...)`, or `(batch, n, ...)`."""
     steps = batch if args.n_steps > 1 else jax.tree.map(lambda x: x[:, None], batch)
     target = bellman_target(state, steps, args)
     first = jax.tree.map(lambda x: x[:, 0], steps)

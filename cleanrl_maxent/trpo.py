@@ -299,7 +299,7 @@ def conjugate_gradient(product, g, iterations):
 def natural_step(state, batch, args):
     """√(2δ / xᵀFx) x with x ≈ F⁻¹g, the step of appendix C, and |Fx - g|² / |g|²; F includes the damping.
 
-    To second order the divergence of this step, `(num_params,)`, is at most δ. If g = 0 it is NaN.
+    To second order the divergence is at most δ. The step, `(num_params,)`, is NaN if g = 0.
     """
     g = ravel_pytree(jax.grad(surrogate)(state.actor.params, state, batch))[0]
     subset = jax.tree.map(lambda x: x[:: args.fisher_stride], batch)

@@ -331,7 +331,7 @@ def test_termination_cuts_the_bootstrap():
 
 
 def values_of(env_id, gamma):
-    """Both critics on 600 transitions of uniform actions, `(2, 600)`, of their training; and the states."""
+    """Both critics, `(2, 600)`, on the 600 transitions with uniform actions that taught them; the states."""
     args = sac.Args(hidden_dims=(64,), autotune=False, alpha=0.0, gamma=gamma, q_lr=3e-3, tau=0.05)
     state, rows = trained_on(sac, args, env_id)
     q = state.critics.apply_fn(state.critics.params, rows.obs, rows.action)

@@ -604,15 +604,23 @@ def test_a_difference_is_written_as_finely_as_its_interval(tmp_path, capsys):
 
 def test_equal_seeds_give_no_estimate_of_the_spread(tmp_path, capsys):
     for side, value in {"a": 499.9, "b": 500.0}.items():
-        write_run(tmp_path / side, {"1": [value], "2": [value]}, env_id="CartPole-v1")
+        write_run(tmp_path / side, {seed: [value] for seed in "123"}, env_id="CartPole-v1")
     out = compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
-    assert "the seeds of each side are equal, which gives no estimate" in out and "more:" not in out
+    assert (
+        "B − A: 0.10; all seeds of each side are equal, which gives no estimate" in out and "more:" not in out
+    )
+
+
+def test_one_seed_a_side_shows_a_small_difference(tmp_path, capsys):
+    for side, value in {"a": 1.001, "b": 1.004}.items():
+        write_run(tmp_path / side, {"1": [value]}, env_id="My-v0")
+    assert "B − A: 0.0030; one seed" in compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
 
 
 def test_a_copy_of_a_run_is_noticed(tmp_path, capsys):
     for side in ("a", "b"):
         write_run(tmp_path / side, {"1": [1.0, 2.0], "2": [3.0, 4.0]})
-    assert "are these the same runs?" in compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    assert "are they the same runs?" in compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
 
 
 def test_seeds_without_evaluations_are_named(tmp_path, capsys):

@@ -86,7 +86,7 @@ def is_learned(node: Any) -> bool:
 
 
 def learned_prefixes(state: Any) -> tuple[str, ...]:
-    """Prefixes of the names of the leaves that a run takes from another; optimisers are left out, and the
+    """Prefixes of the names of the leaves that a run takes from another: not those of optimisers, nor of the
     fields in the state's `not_transferred`.
 
     From a `TrainState`, a run takes only the dictionaries: parameters, and statistics if there are any.
