@@ -483,7 +483,6 @@ def main(args):
     if args.figure in ("all", "none"):
         for row in (("lecture", "claim", "verdict", "computed"), *claims()):
             print("{:<10}  {:<42}  {:<7}  {}".format(*row))
-        print("lectures and proofs: docs/explain/tabular.md")
     if args.figure == "all" and find_spec("matplotlib") is None:
         print(NEEDS_MATPLOTLIB)
         return
