@@ -121,7 +121,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
             alpha = 0.25 + 0.5 * np.mean(color)  # light colours show less on white
             axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=alpha, **dots(entry))
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
-        label = plain("\n".join(wrap(words, 30, break_on_hyphens=False)))
+        label = escaped("\n".join(wrap(words, 30, break_on_hyphens=False)))
         look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
         (line,) = axes.plot(entry.steps, entry.mean(), label=label, **look)
         handles[line] = entry.end()
@@ -137,13 +137,13 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     rows = sum(1 + line.get_label().count("\n") for line in legend)
     figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
-    axes.set(title=plain(title), xlabel="environment steps", ylabel=plain(ylabel))
+    axes.set(title=escaped(title), xlabel="environment steps", ylabel=escaped(ylabel))
     axes.set_xlim(0, budget * (1.03 + 0.022 * len(marks)))
     name_whole_ticks(axes)
     return save_figure(figure, path, dpi=200, description=shown)
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Text for matplotlib, which would take what stands between two dollar signs for a formula."""
     return text.replace("$", r"\$")
 
