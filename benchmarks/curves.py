@@ -102,8 +102,9 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
 
     At most `NAMED` lines are named, an algorithm's own before its variants, and the highest at the end first;
     the others are grey and without seeds. An algorithm's published means are drawn once, in its colour. If
-    variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. The figure is as high as
-    its legend needs. The file's description is the figure's `digest`.
+    variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. Without published means
+    the x axis ends where the longest run does. The figure is as high as its legend needs. The file's
+    description is the figure's `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     shown = digest(title, ylabel, *lines)
@@ -114,6 +115,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     for entry in others:
         axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
     marks = {entry.algorithm: entry.marks for entry in lines if entry.marks}
+    end = budget if marks else max(entry.steps[-1] for entry in [*lines, *others])
     crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
@@ -138,7 +140,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
     axes.set(title=escaped(title), xlabel="environment steps", ylabel=escaped(ylabel))
-    axes.set_xlim(0, budget * (1.03 + 0.022 * len(marks)))
+    axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
     name_whole_ticks(axes)
     return save_figure(figure, path, dpi=200, description=shown)
 
@@ -168,8 +170,12 @@ def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
 
 
 def tinted(color: str, share: float) -> Color:
-    """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0."""
+    """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0.
+
+    Near black there is nothing darker to tell apart: there, a share below 0 is one of white too.
+    """
     channels = pyplot().matplotlib.colors.to_rgb(color)
+    share = abs(share) if max(channels) < 0.2 else share
     red, green, blue = (channel + abs(share) * ((share > 0) - channel) for channel in channels)
     return red, green, blue
 

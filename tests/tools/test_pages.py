@@ -172,6 +172,17 @@ def test_scores_need_five_tasks_of_one_length():
     assert tables.shared_tasks([*five[:4], replace(five[4], flags="--tau 0.1")]) == {}
 
 
+def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, monkeypatch):
+    """With published means, which stand beyond the last step, it ends there."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    young = curves.Lines("sac", "sac", False, np.array([10_000, 40_000]), np.array([[1.0, 2.0]]))
+    curves.draw_lines([young], 1_000_000, "", "", tmp_path)
+    curves.draw_lines([replace(young, marks=(3.0,))], 1_000_000, "", "", tmp_path)
+    assert 40_000 < drawn[0].axes[0].get_xlim()[1] < 45_000
+    assert drawn[1].axes[0].get_xlim()[1] > 1_000_000
+
+
 def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     """Variants have a shade of their algorithm's colour; seeds are thin; published means stand beyond the
     last step."""
@@ -192,6 +203,8 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     looks = curves.line_styles(many)
     assert len({(str(style), color) for style, color in looks}) == 32
     assert all(style != "-" for style, _ in looks[1:])
+    shades = {color for _, color in curves.line_styles([replace(alone, algorithm="maxent_pg")] * 6)}
+    assert len(shades) == 6 and min(map(max, shades)) > 0.25  # none as dark as black
     assert curves.tinted("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.tinted("#ff0000", 1) == (1, 1, 1)
     seeds = [line for line in axes.lines if line.get_linewidth() < 1 and line.get_marker() == "o"]
     assert sorted(line.get_ydata().tolist() for line in seeds) == 3 * [[5_000.0]] + 3 * [[6_000.0]]
