@@ -207,11 +207,11 @@ def verdicts(curves: Iterable[Curve]) -> str:
     count = inside + len(outside)
     if not count:
         return ""
-    judged = f"Of {count} means that have a band, {inside} lie inside"
+    judged = f"Inside their band: {inside} of the {count} means that have one."
     if wide:
-        judged += f", {wide} of them in bands too wide to judge by: these contain 0, but the published means "
-        judged += "all have the same sign"
-    return f"{judged}; outside: {', '.join(outside)}." if outside else f"{judged}."
+        judged += f" Of these {inside} bands, {wide} are too wide to judge by: they contain 0, but the "
+        judged += "published means all have the same sign."
+    return f"{judged} Outside: {', '.join(outside)}." if outside else judged
 
 
 def below_average(curves: Iterable[Curve]) -> str:

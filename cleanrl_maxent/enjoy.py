@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from rich.filesize import decimal
 from scipy.stats import sem, t
 
 import cleanrl_maxent
@@ -173,7 +174,7 @@ def watch(args: Args) -> None:
         if args.video and isinstance(player, Film):
             path = Path(expanduser(args.video))
             player.write(path)
-            print(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
+            print(f"wrote {path}, {decimal(path.stat().st_size)}")
     finally:
         player.close()
 

@@ -141,7 +141,7 @@ def remove_checkpoints(folder: Path) -> bool:
 
 def main(args: Args) -> int:
     """Lists the runs, and prunes them if asked; returns the exit status. Raises UsageError."""
-    require(args.folder.is_dir(), f"there is no folder {args.folder}; python -m cleanrl_maxent.runs FOLDER")
+    require(args.folder.is_dir(), f"there is no folder {args.folder}")
     can_ask = args.yes or not args.prune or sys.stdin.isatty()
     require(can_ask, "--prune asks before it removes anything, and there is no terminal: add --yes")
     rows, problems = [], []

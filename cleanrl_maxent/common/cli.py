@@ -22,6 +22,7 @@ from cleanrl_maxent.common.errors import (
     Stopped,
     UsageError,
     WorkerDied,
+    is_out_of_memory,
     require,
 )
 from cleanrl_maxent.common.output import ERRORS, make_output_lossy, say
@@ -36,7 +37,7 @@ from cleanrl_maxent.common.ranges import (
     plain,
 )
 from cleanrl_maxent.common.signals import listen
-from cleanrl_maxent.common.usage import help_text, join_values
+from cleanrl_maxent.common.usage import help_text, join_values, program_name
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 FOLDERS = ("run_dir", "resume", "init_from", "dataset")  # arguments that name a folder
@@ -185,6 +186,11 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped", file=ERRORS)
         sys.exit(INTERRUPTED)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        print(f"error: not enough memory: {' '.join(str(problem).split())}", file=ERRORS)
+        sys.exit(BAD_INPUT)
 
 
 def put_current_folder_first() -> None:
@@ -205,7 +211,8 @@ def parse(args_class: Any, **default: Any) -> Any:
     if is_algorithm and {"-h", "--help"}.intersection(sys.argv):
         print(help_text(args_class, RunArgs))
         sys.exit(FINISHED)
-    return tyro.cli(args_class, args=join_values(sys.argv[1:], args_class), registry=READERS, **default)
+    words = join_values(sys.argv[1:], args_class)
+    return tyro.cli(args_class, args=words, prog=program_name(), registry=READERS, **default)
 
 
 def run_from_command_line(args_class: type[RunArgs], train: Callable[[Any], Any]) -> NoReturn:

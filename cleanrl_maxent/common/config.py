@@ -10,6 +10,8 @@ from cleanrl_maxent.common.errors import UsageError, require
 
 FORMAT = 1  # of run folders; raised when older code could misread one. CHANGELOG.md says what changed
 
+EVALUATION = "eval_frequency", "eval_episodes"  # may differ on resume, for the evaluations still to come
+
 
 def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
     """What `config.json` says of a run with these `RunArgs` and `Task`, apart from its machine."""
@@ -21,6 +23,19 @@ def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
         "changed": changed_arguments(args),
         "task": task._asdict(),
     }
+
+
+def continued(begun: dict[str, Any], args: Any, steps: int) -> dict[str, Any]:
+    """What `config.json` keeps of the one that the run began with, when it is resumed after `steps` steps.
+
+    Evaluations may be asked for differently from then on; `evaluated_before` lists the earlier arguments.
+    """
+    kept = {name: begun.get(name) for name in ("init_from", "algorithm_sha256")}
+    before = {name: begun["args"].get(name) for name in EVALUATION}
+    changes = begun.get("evaluated_before", [])
+    if before != {name: getattr(args, name) for name in EVALUATION}:
+        changes = [*changes, before | {"until_step": steps}]
+    return kept | ({"evaluated_before": changes} if changes else {})
 
 
 def changed_arguments(args: Any) -> list[str]:
@@ -45,7 +60,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
         is_a_runs = isinstance(config["algorithm"], str) and isinstance(config["args"], dict)
     except FileNotFoundError as problem:
-        raise UsageError(f"{folder} is not a run: there is no {path}") from problem
+        run = f"; its parent {folder.parent} is" if (folder.parent / "config.json").exists() else ""
+        raise UsageError(f"{folder} is not a run: there is no {path}{run}") from problem
     except NotADirectoryError as problem:
         raise UsageError(f"{folder} is a file; name the folder of a run") from problem
     except OSError as problem:

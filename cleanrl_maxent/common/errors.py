@@ -49,3 +49,10 @@ def require(holds: bool, message: str) -> None:
     """Raises UsageError with `message` unless `holds`."""
     if not holds:
         raise UsageError(message)
+
+
+def is_out_of_memory(problem: Exception) -> bool:
+    """True if the memory of the host or of the device did not suffice."""
+    of_device = type(problem).__name__ == "JaxRuntimeError"
+    words = "RESOURCE_EXHAUSTED", "Out of memory"
+    return isinstance(problem, MemoryError) or of_device and any(word in str(problem) for word in words)

@@ -21,7 +21,7 @@ import numpy as np
 from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.env.render import set_scene, set_window_scene
 from cleanrl_maxent.common.env.wrapper import locate
-from cleanrl_maxent.common.errors import UsageError, one_line, require
+from cleanrl_maxent.common.errors import Stopped, UsageError, WorkerDied, one_line, require
 from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.signals import stop_if_asked
 
@@ -45,12 +45,13 @@ class Player:
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
         """Plays an episode from a reset with `seed`; returns its undiscounted return and its length in steps.
 
-        Raises UsageError if a library is missing, rendering fails, or the episode seems endless; and Stopped.
+        Raises UsageError if a library is missing, rendering fails, or the episode seems endless; Stopped; and
+        an environment's own exception as EnvironmentFailed.
         """
+        total, step, over = 0.0, 0, False
         try:
             obs, _ = self.env.reset(seed=seed)
             self.see(0)
-            total, step, over = 0.0, 0, False
             while not over:
                 stop_if_asked()
                 obs, reward, terminated, truncated, _ = self.env.step(choose(obs, step))
@@ -60,6 +61,10 @@ class Player:
                     self.env.check_length()
         except gym.error.DependencyNotInstalled as problem:
             raise UsageError(explain_missing(self.env_id, problem)) from problem
+        except (UsageError, Stopped, WorkerDied):
+            raise
+        except (Exception, SystemExit) as problem:
+            raise locate(problem, self.env_id, f"in a film or window, step {step}") from problem
         return total, step
 
     def see(self, step: int) -> None:
@@ -121,10 +126,7 @@ class Film(Player):
 
     def play(self, choose: Choose, seed: int) -> tuple[float, int]:
         """Like `Player.play`; appends the episode to the film."""
-        try:
-            episode_return, length = super().play(choose, seed)
-        except SystemExit as problem:
-            raise locate(problem, self.env_id, "in a film") from problem
+        episode_return, length = super().play(choose, seed)
         self.steps += length
         if self.steps <= self.last_step:
             self.ends.append(len(self.frames))

@@ -8,7 +8,10 @@ import sys
 import textwrap
 from contextlib import suppress
 from dataclasses import Field, fields
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cleanrl_maxent.common.errors import UsageError
 
 MEANING = 29  # column at which the meaning of a flag begins
 # groups of the flags of every run, by the prefixes of their names; the other flags are about the run itself
@@ -23,8 +26,7 @@ def help_text(args_class: Any, of_every_run: type) -> str:
 
     `of_every_run`: the class of the arguments that all algorithms share.
     """
-    width, script = shutil.get_terminal_size().columns, sys.argv[0]
-    program = f"python {shlex.quote(script)}" if script.endswith(".py") else script
+    width, program = shutil.get_terminal_size().columns, program_name()
     shared = {field.name for field in fields(of_every_run)}
     groups: dict[str, list[Field]] = {name: [] for name in ("algorithm", "run", *GROUPS)}
     for field in fields(args_class):
@@ -38,6 +40,12 @@ def help_text(args_class: Any, of_every_run: type) -> str:
             lines += describe_flag(field, kinds[field.name], meanings.get(field.name, ""), width)
     examples = f"--env-id {args_class.env_id} --seed 2", "--resume runs/mine"
     return "\n".join([*lines, "", "examples:", *(f"  {program} {example}" for example in examples)])
+
+
+def program_name() -> str:
+    """What to type to start the program that is running."""
+    script = sys.argv[0]
+    return f"python {shlex.quote(script)}" if script.endswith(".py") else script
 
 
 def comments(args_class: type) -> dict[str, str]:
@@ -69,10 +77,19 @@ def describe_flag(field: Field, kind: type, meaning: str, width: int) -> list[st
 
 
 def join_values(words: list[str], args_class: type) -> list[str]:
-    """Joins a text flag and a value that begins with dashes into one word: `--sbatch "--gres=gpu:1"`."""
+    """Joins a text flag and a value that begins with dashes into one word: `--sbatch "--gres=gpu:1"`.
+
+    Raises UsageError for `--flag True` and for numbers joined by commas, which other programs take.
+    """
     kinds = get_type_hints(args_class) if hasattr(args_class, "__dataclass_fields__") else {}
     flags = {f"--{name.replace('_', '-')}": kind for name, kind in kinds.items()}
     joined: list[str] = []
+    for flag, value in pairwise(words):
+        if flags.get(flag) is bool and value.lower() in ("true", "false"):
+            raise UsageError(f"{flag} takes no value: write {flag} or --no-{flag[2:]}")
+        if get_origin(flags.get(flag)) is tuple and re.fullmatch(r"[\d,]+,[\d,]*", value):
+            apart = " ".join(value.replace(",", " ").split())
+            raise UsageError(f"the numbers of {flag} stand apart: {flag} {apart}")
     for word in words:
         name, equals, _ = word.partition("=")
         is_value = word.startswith("--") and (" " in word or equals) and name.replace("_", "-") not in flags

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import pytest
 import tyro
+from jax.errors import JaxRuntimeError
 
 import cleanrl_maxent
 from cleanrl_maxent import crossq, fitted_q, maxent_pg, ppo, sac, sql, sql_discrete
 from cleanrl_maxent.common import devices
-from cleanrl_maxent.common.cli import RunArgs, check_file, run_script, validate
+from cleanrl_maxent.common.cli import RunArgs, check_file, parse, run_script, validate
 from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.common.ranges import (
     READERS,
@@ -339,6 +340,39 @@ def test_integers_and_widths_on_the_command_line():
     args = tyro.cli(sac.Args, args="--total-timesteps 1e6 --hidden-dims 1_000 2e2 --no-autotune".split())
     assert args == sac.Args(total_timesteps=1_000_000, hidden_dims=(1000, 200), autotune=False)
     assert type(args.total_timesteps) is int
+
+
+@pytest.mark.parametrize(
+    "words, advice",
+    [
+        ("--autotune False", "--autotune takes no value: write --autotune or --no-autotune"),
+        ("--hidden-dims 64,32", "the numbers of --hidden-dims stand apart: --hidden-dims 64 32"),
+    ],
+)
+def test_forms_that_other_programs_take_are_refused_in_a_line(words, advice, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sac.py", *words.split()])
+    with pytest.raises(UsageError) as caught:
+        parse(sac.Args)
+    assert str(caught.value) == advice
+
+
+@pytest.mark.parametrize("kind, status", [(MemoryError, 2), (JaxRuntimeError, 2), (RuntimeError, None)])
+def test_too_little_memory_is_one_line(kind, status, monkeypatch, capsys):
+    def train(args):
+        raise kind("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes")
+
+    monkeypatch.setattr(sys, "argv", ["sac.py"])
+    with pytest.raises(SystemExit if status else kind) as caught:
+        run_script(sac.Args, train)
+    said = "error: not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n"
+    assert not status or caught.value.code == status and capsys.readouterr().err == said
+
+
+def test_the_help_that_an_error_names_can_be_typed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["my folder/sac.py", "--gama", "0.9"])
+    with pytest.raises(SystemExit):
+        parse(sac.Args)
+    assert "python 'my folder/sac.py' --help" in capsys.readouterr().err
 
 
 def test_optional_numbers_on_the_command_line(capsys):

@@ -14,6 +14,7 @@ import pytest
 from cleanrl_maxent import sac
 from cleanrl_maxent.common.config import FORMAT, digest_of
 from cleanrl_maxent.common.errors import UsageError
+from cleanrl_maxent.common.run.folder import make_run_dir
 from cleanrl_maxent.common.run.inventory import is_locked
 from tests.support.runs import SMALL, at_step, flags, train
 
@@ -58,9 +59,23 @@ def test_config(run):
 
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="exists and is not a run"):
+    with pytest.raises(UsageError, match=f"exists and is not a run; .* --run-dir {tmp_path}/mine"):
         sac.train(sac.Args(**SMALL, run_dir=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_runs_on_a_disk_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="cannot write to runs/"):
+        make_run_dir(sac.Args(**SMALL))
+
+
+def test_a_folder_of_runs_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"^{tmp_path} holds runs; name a new folder"):
+        sac.train(sac.Args(**SMALL, run_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("names", [[".lock", "README.md"], [".lock", "config.json"], ["checkpoint"]])

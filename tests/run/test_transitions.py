@@ -167,7 +167,7 @@ def test_a_pruned_run_is_refused(recorded, tmp_path):
     copied = shutil.copytree(recorded[0], tmp_path / "runs" / "pruned")
     runs.main(runs.Args(tmp_path / "runs", prune=True, yes=True))
     assert not (copied / "checkpoint").exists()
-    words = f"{copied} has no good checkpoint, which would hold its transitions"
+    words = f"{copied} has no checkpoint, which would hold its transitions"
     assert refused(copied, tmp_path / "new") == words
 
 

@@ -574,6 +574,19 @@ def test_bounds_that_cannot_be_scaled_are_refused(env_id):
     assert "wrap it where it is registered: entry_point=lambda **kwargs: TransformAction(" in said
 
 
+def test_a_reset_that_takes_no_seed(monkeypatch):
+    env = make_env("Point-v0")
+
+    def reset(self):
+        return np.zeros(2, np.float32), {}
+
+    reset.__qualname__ = "Point.reset"
+    monkeypatch.setattr(probes.Point, "reset", reset)
+    assert message(UsageError, env.reset) == (
+        "Point-v0: reset must take seed and options: def reset(self, *, seed=None, options=None)"
+    )
+
+
 def test_spaces_that_are_missing(monkeypatch):
     monkeypatch.delattr(probes.Point, "observation_space")
     assert "observation space must be a 1-D Box; Point-v0 has NoneType" in message(

@@ -123,7 +123,7 @@ def test_a_row_says_whether_the_mean_is_inside():
     assert len(table) == 4 and "| inside " in table[2] and "5,233, 5,759, 6,156" in table[2]
     assert "| **outside** " in table[3] and "| sac `--tau 0.1` |" in table[3]
     assert tables.verdicts([inside, outside]) == (
-        "Of 2 means that have a band, 1 lie inside; outside: "
+        "Inside their band: 1 of the 2 means that have one. Outside: "
         "sac `--tau 0.1` on HalfCheetah-v4 after 100,000 steps (deterministic, below)."
     )
 

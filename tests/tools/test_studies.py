@@ -41,7 +41,7 @@ def test_what_a_run_learned_is_loaded(tmp_path):
     with pytest.raises(UsageError, match="has no good checkpoint"):
         trained_state(sac, run)
     shutil.rmtree(run / "checkpoint")
-    with pytest.raises(UsageError, match="has no good checkpoint"):
+    with pytest.raises(UsageError, match="has no checkpoint"):
         trained_state(sac, run)
 
 

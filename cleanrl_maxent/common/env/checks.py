@@ -56,6 +56,8 @@ def explain(env_id: str, problem: BaseException, kwargs: dict[str, Any]) -> str:
     module, _, id_there = env_id.rpartition(":")
     if module.endswith(".py"):
         return f"name the module, not its file: {module.removesuffix('.py')}:{id_there}"
+    if isinstance(own, gym.error.DependencyNotInstalled) and "box2d" in line.lower():
+        return "Box2D is not installed: pip install 'cleanrl_maxent[box2d]'"
     if isinstance(own, ModuleNotFoundError) and own.name in (module, module.partition(".")[0]):
         return f"{line}; start in the folder that has {own.name}, or install it"
     if not isinstance(own, gym.error.Error | ImportError) and (place := source_line(own)):
@@ -137,7 +139,7 @@ def check_spaces(
         require(
             shape != (0,), f"observations must not be empty; {env_id} has {type(observation).__name__}(0,)"
         )
-        kind = f"{type(observation).__name__}{'' if shape is None else shape}"
+        kind = f"{type(observation).__name__}{shape or ''}"
         raise UsageError(
             f"observation space must be a 1-D Box; {env_id} has {kind}; "
             f"wrap it where it is registered: {FLATTEN}"

@@ -1,6 +1,7 @@
 """The wrapper between an environment and the program checks and copies what `reset` and `step` return."""
 
 import math
+import re
 import traceback
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from cleanrl_maxent.common.output import warn_once
 LONGEST_EPISODE = 50_000  # steps; beyond, an evaluation without a time limit is refused, and training warns
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 SCALARS = {float, np.float64, np.float32}  # rewards that need no conversion
+RESET_TAKES = "reset must take seed and options: def reset(self, *, seed=None, options=None)"
 LIMIT_IT = "register it with max_episode_steps=N, or add --max-episode-steps N in a new run"
 STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
 
@@ -44,7 +46,12 @@ class CheckedEnv(gym.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         self.length, self.episode_return = 0, 0.0
-        returned = self.env.reset(seed=seed, options=options)
+        try:
+            returned = self.env.reset(seed=seed, options=options)
+        except TypeError as problem:
+            if re.search(r"\breset\(\) got an unexpected keyword argument '(seed|options)'", str(problem)):
+                raise UsageError(f"{self.name}: {RESET_TAKES}") from problem
+            raise
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             self.refuse(count_values(returned), "reset must return (obs, info)")
         return self.copy_obs(returned[0]), {}

@@ -5,15 +5,16 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import FOLDERS, RunArgs
-from cleanrl_maxent.common.config import has_changed, read_config
+from cleanrl_maxent.common.config import EVALUATION, has_changed, read_config
 from cleanrl_maxent.common.env.task import parse_task
-from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
+from cleanrl_maxent.common.errors import Damaged, Finished, UsageError, require
 from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.policy import check_same_task
@@ -54,15 +55,17 @@ def make_run_dir(args: RunArgs) -> Path:
     If that exists, `-2`, `-3` and so on are appended. Raises UsageError if it cannot be made.
     """
     name = f"{file_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    for number in itertools.count(1):
-        folder = Path("runs", name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue  # another run, perhaps started in the same second
-        except OSError as problem:
-            raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
+    folder = Path("runs", name)
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        for number in itertools.count(2):
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # another run, perhaps started in the same second
+                folder = Path("runs", f"{name}-{number}")
+    except OSError as problem:
+        raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
     raise AssertionError("unreachable")
 
 
@@ -111,7 +114,8 @@ def check_free(folder: Path) -> None:
         except UsageError as problem:
             raise UsageError(f"{problem}; name another --run-dir") from problem
     elif names and not begun and not any(folder.glob("checkpoint/c*-*.json")):
-        raise UsageError(f"{folder} exists and is not a run; name another --run-dir, or remove it")
+        holds = "holds runs" if any(folder.glob("*/config.json")) else "exists and is not a run"
+        raise UsageError(f"{folder} {holds}; name a new folder, such as --run-dir {folder}/mine")
 
 
 def find_checkpoint(
@@ -130,7 +134,7 @@ def find_checkpoint(
     recorded = read_config(folder)
     if recorded["algorithm"] != config["algorithm"]:
         raise UsageError(f"{folder} is a run of {recorded['algorithm']}; name another --run-dir")
-    check_same_args(folder, recorded["args"], args)
+    check_same_args(folder, recorded["args"], args, may_differ=EVALUATION)
     if isinstance(recorded.get("task"), dict):  # not in runs of earlier versions
         advice = "; undo the change of the environment, or name another --run-dir"
         check_same_task(folder, args.env_id, parse_task(config["task"]), advice)
@@ -141,6 +145,7 @@ def find_checkpoint(
         done = read_json(folder / "result.json")["total_timesteps"]
         lost = not all((folder / f"policy-{seed}.npz").exists() for seed in args.seeds)
         if done >= args.total_timesteps and not (lost and checkpoints.paths()):
+            check_same_args(folder, recorded["args"], args)
             more = (
                 f"; python -m cleanrl_maxent.track {quote(str(folder))} sends it to W&B" if args.track else ""
             )
@@ -157,7 +162,7 @@ def find_checkpoint(
         except Damaged as problem:
             say(f"warning: {problem}; trying the previous checkpoint")
             continue
-        check_same_args(folder, checkpoint.meta["args"], args)
+        check_same_args(folder, checkpoint.meta["args"], args, may_differ=EVALUATION)
         if not args.allow_version_change:
             check_same_machine(checkpoint.meta["machine"], config)
         if checkpoint.steps > args.total_timesteps:
@@ -174,18 +179,30 @@ def find_checkpoint(
     return None
 
 
-def check_same_args(folder: Path, recorded: dict[str, Any], args: RunArgs, advice: str | None = None) -> None:
-    """Raises UsageError, naming the arguments that differ between a run and `args`, with advice."""
+def check_same_args(
+    folder: Path,
+    recorded: dict[str, Any],
+    args: RunArgs,
+    advice: str | None = None,
+    may_differ: Iterable[str] = (),
+) -> None:
+    """Raises UsageError, naming the arguments that differ between a run and `args`, with advice.
+
+    `may_differ`: names of arguments that may, besides those of MAY_DIFFER.
+    """
     given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
+    unknown = min(recorded.keys() - given.keys(), default=None)
+    other = f"{folder} was written by other code: {args.file().name} has no {unknown}; name another --run-dir"
+    require(unknown is None, other)
     before = replace(args, total_timesteps=recorded["total_timesteps"])
     fixed = args.length_is_fixed or before.length_is_fixed
-    may_differ = MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER
+    free = (MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER).union(may_differ)
     different = [
         name
         for name in given
-        if name not in may_differ and given[name] != recorded[name]
+        if name not in free and given[name] != recorded[name]
         if name not in FOLDERS or not same_path(given[name], recorded[name])
     ]
     if different:

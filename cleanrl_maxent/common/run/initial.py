@@ -41,7 +41,8 @@ def newest_checkpoint(folder: Path, holds: str) -> Checkpoint:
             return checkpoints.read(path)
         except Damaged as problem:
             say(f"warning: {problem}; trying the previous checkpoint")
-    raise UsageError(f"{folder} has no good checkpoint, which would hold its {holds}")
+    good = "good " if checkpoints.paths() else ""
+    raise UsageError(f"{folder} has no {good}checkpoint, which would hold its {holds}")
 
 
 def match_seeds(folder: Path, seed: int | None, recorded: range, wanted: list[int]) -> list[int]:

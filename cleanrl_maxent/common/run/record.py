@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,9 @@ class Record:
         """Writes one row, after `steps` environment steps; raises ValueError if a metric is not finite."""
         row = {"global_step": steps, **{name: float(value) for name, value in metrics.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        self.file.write(line)
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(line)
+            self.file.flush()
         self.sha256.update(line)
         self.show(row)
 
@@ -95,13 +96,24 @@ class Record:
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on disk; returns their length in bytes and their SHA-256."""
-        with flushing_if_possible():
+        with naming(self.path), flushing_if_possible():
             os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
 
     def close(self) -> None:
+        """Closes the files. Rows that cannot be written now were never part of a checkpoint."""
         self.tensorboard.close()
-        self.file.close()
+        with suppress(OSError):
+            self.file.close()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the path of a file to an OSError that has none."""
+    try:
+        yield
+    except OSError as problem:
+        raise OSError(problem.errno, problem.strerror, str(path)) from problem
 
 
 def scalars(row: Mapping[str, float]) -> Summary:

@@ -27,6 +27,21 @@ def test_other_arguments_are_named(stopped):
 
 
 @pytest.mark.slow
+def test_evaluations_to_come_may_differ(stopped, reference):
+    """Nothing else changes: not the policy, and not the rest of the record. `config.json` says when."""
+    steps = Checkpoints(stopped / "checkpoint").read(Checkpoints(stopped / "checkpoint").paths()[0]).steps
+    result = train(SMALL | dict(eval_frequency=500, eval_episodes=2), stopped)
+    assert result["evaluations"]["1"]["global_step"] == 570
+    config = json.loads((stopped / "config.json").read_text())
+    before = {"eval_frequency": 140, "eval_episodes": 1, "until_step": steps}
+    assert config["evaluated_before"] == [before]
+    assert (config["args"]["eval_frequency"], config["args"]["eval_episodes"]) == (500, 2)
+    assert set(differences(reference, digests(stopped))) == {"seed-1/metrics.jsonl", "result.json"}
+    with pytest.raises(UsageError, match="started with eval_episodes=2; you gave 3"):
+        train(SMALL | dict(eval_frequency=500, eval_episodes=3), stopped)
+
+
+@pytest.mark.slow
 def test_other_versions_are_named(stopped, reference, monkeypatch):
     described = machine.describe_machine()
     described["versions"]["jax"] = "0.0.1"
