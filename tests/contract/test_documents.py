@@ -53,6 +53,35 @@ def test_headings_of_the_page(name):
     demand(sections == wanted, f"{page} has the headings {sections}; the template has them so: {wanted}")
 
 
+def stated_defaults(text):
+    """Flags and values, as text, of the rows of a page's table of defaults that give plain numbers.
+
+    A page without a table names the one whose defaults it has.
+    """
+    table = text.partition("## Defaults and where they come from")[2].partition("\n## ")[0]
+    if "\n|" not in table:
+        return stated_defaults(page_of(re.findall(r"\[(\w+)\.md\]", table)[0]))
+    found = []
+    rows = re.findall(r"^\| (.*`--.*?) \| (.*?) \|", table, re.MULTILINE)
+    for flags, values in rows:
+        names, stated = re.findall(r"`--([\w-]+)`", flags), values.split(", ")
+        for name, value in zip(names, stated * len(names) if len(stated) == 1 else stated, strict=False):
+            if number := re.match(r"\s*(-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?: \d+)*)(?![\w,.])", value):
+                found.append((name, number[1].replace(",", "")))
+    return found
+
+
+def test_defaults_are_those_that_the_page_states(name, module):
+    """Numbers; what depends on the environment has no default in `Args`."""
+    stated, args = dict(stated_defaults(page_of(name))), module.Args()
+    for flag, value in stated.items():
+        given = getattr(args, flag.replace("-", "_"))
+        given = given if isinstance(given, tuple) or given is None else (given,)
+        said = f"docs/algorithms/{name}.md says {value} of --{flag}; its default is {given}"
+        demand(given is None or given == tuple(map(float, value.split())), said)
+    demand(len(stated) > 4, f"docs/algorithms/{name}.md states {len(stated)} defaults as plain numbers")
+
+
 def empty_sections(text):
     """The headings under which a page says nothing: no text, and no deeper heading; comments are not text."""
     text = re.sub(r"<!--.*?-->", "", BLOCK.sub("code", text), flags=re.DOTALL)

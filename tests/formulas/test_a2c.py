@@ -117,12 +117,13 @@ def test_first_steps_of_rmsprop(algorithm, kind, gradient, step):
 
 
 def test_learning_rate_falls_to_zero_at_the_end():
-    """Linearly; four rollouts of 24 steps fit into 100."""
+    """Linearly, of actor and critic; four rollouts of 24 steps fit into 100."""
     args = make_args(a2c, anneal_lr=True, total_timesteps=100, learning_rate=0.01)
-    state, rates = make_state(a2c, args), []
-    grads = jax.tree.map(lambda leaf: 0 * leaf + 0.01, state.actor.params)
-    for _ in range(5):
-        after = state.actor.apply_gradients(grads=grads)
-        rates.append(distance(after.params, state.actor.params))
-        state = state.replace(actor=after)
-    assert np.allclose(np.array(rates) / rates[0], [1, 0.75, 0.5, 0.25, 0], atol=0.02)
+    state = make_state(a2c, args)
+    for network in (state.actor, state.critic):
+        grads, rates = jax.tree.map(lambda leaf: 0 * leaf + 0.01, network.params), []
+        for _ in range(5):
+            after = network.apply_gradients(grads=grads)
+            rates.append(distance(after.params, network.params))
+            network = after
+        assert np.allclose(np.array(rates) / rates[0], [1, 0.75, 0.5, 0.25, 0], atol=0.02)

@@ -167,6 +167,7 @@ def test_the_learning_rate_falls_with_every_turn():
     assert int(state.actor.step) == int(state.critic.step) == 8
     after, _ = update(state, make_rollout(a3c, args, seed=2), jax.random.key(0), 2, args)
     assert distance(after.actor.params, state.actor.params) == 0
+    assert distance(after.critic.params, state.critic.params) == 0
 
 
 def test_workers_draw_noise_of_their_own(monkeypatch, tmp_path):

@@ -474,3 +474,11 @@ def test_an_annealed_run_is_not_extended(algorithm, tmp_path):
                 algorithm.train(longer)
         else:
             assert algorithm.train(longer)["total_timesteps"] == longer.last_step
+
+
+@each(*FAMILY, maxent_pg)
+def test_without_normalisation_no_statistics_are_taken(algorithm):
+    args = make_args(algorithm, normalize_observation=False)
+    rollout = jax.tree.map(jnp.asarray, make_rollout(algorithm, args))
+    after, _ = algorithm.update(make_state(algorithm, args), rollout, jax.random.key(0), 0, args)
+    assert after.observations.count == 0

@@ -415,6 +415,19 @@ def test_temperature_is_learned_and_bounded(discrete):
     assert maxent_pg.temperature(fixed) == maxent_pg.temperature(state)
 
 
+def test_each_update_takes_one_step_of_adam_with_the_temperature():
+    """The first steps of Adam are as long as its learning rate, since the gradient keeps its sign."""
+    args = replace(ARGS, autotune=True, alpha_lr=0.01, num_minibatches=2)
+    state = make_state(args)
+    rollout = make_rollout(args, state)
+    for number in (1, 2):
+        after, _ = maxent_pg.update(state, rollout, jax.random.key(0), 0, args)
+        moved = after.alpha.params["log_alpha"] - state.alpha.params["log_alpha"]
+        assert abs(moved) == pytest.approx(0.01, rel=1e-2)
+        assert int(after.alpha.step) == int(after.alpha.opt_state[0].count) == number
+        state = after
+
+
 def test_learning_rate_falls_to_zero_at_the_end():
     args = maxent_pg.Args(
         num_envs=4, num_steps=6, num_minibatches=2, update_epochs=3, total_timesteps=100, hidden_dims=(8,)

@@ -150,7 +150,7 @@ def test_a_baseline_can_remove_all_variance():
 
 
 ENDED = np.array([[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 1]]).T.astype(np.float32)
-ELAPSED = np.array([[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5], [7, 0, 1, 0, 1, 2]]).T
+ELAPSED = np.array([[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5], [1, 0, 1, 0, 1, 2]]).T
 COUNTS = {  # of three environments: the last episode is cut; the only one never ends; the first began before
     "baseline": ["111111", "111111", "111111"],
     "causal": ["111110", "000000", "111111"],

@@ -195,9 +195,10 @@ def test_the_temperature_that_is_learned_stays_in_its_bounds(alpha, scale, bound
     if scale:  # a policy that is less random than asked for
         sharp = jax.tree.map(lambda leaf: 30 * leaf, state.actor.params)
         state = state.replace(actor=state.actor.replace(params=sharp))
-    for _ in range(2):
+    for number in (1, 2):
         state, _ = improve_policy(state, make_batch(task=TASK), args)
         assert sac_discrete.temperature(state) == pytest.approx(bound, rel=1e-5)
+        assert int(state.alpha.step) == int(state.alpha.opt_state[0].count) == number
 
 
 def test_the_temperature_is_fixed_if_it_is_not_tuned():

@@ -349,8 +349,9 @@ def test_no_fsync(name, of_files, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("of_files", [False, True])
 @pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT"])
 def test_a_disk_that_fails_is_no_missing_fsync(name, of_files, tmp_path, monkeypatch):
-    with no_fsync(monkeypatch, getattr(errno, name), of_files), pytest.raises(OSError):
+    with no_fsync(monkeypatch, getattr(errno, name), of_files), pytest.raises(OSError) as caught:
         files.write_file(tmp_path / "file", b"content")
+    assert caught.value.errno == getattr(errno, name)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name what is flushed")
@@ -469,7 +470,9 @@ def test_runs_of_the_same_second(tmp_path, monkeypatch):
     (tmp_path / "runs" / "file").write_text("")
     monkeypatch.chdir(tmp_path / "runs")
     (tmp_path / "runs" / "runs").write_text("")
-    with pytest.raises(UsageError, match="cannot write to runs/a_b_C-v0__sac__1__1700000000: Not a dir"):
+    with pytest.raises(
+        UsageError, match="cannot write to runs/a_b_C-v0__sac__1__1700000000: runs is not a folder"
+    ):
         folders.make_run_dir(args)
 
 

@@ -64,8 +64,9 @@ def make_run_dir(args: RunArgs) -> Path:
                 return folder
             except FileExistsError:  # another run, perhaps started in the same second
                 folder = Path("runs", f"{name}-{number}")
-    except OSError as problem:
-        raise UsageError(f"cannot write to {folder}: {problem.strerror}") from problem
+    except OSError as problem:  # FileExistsError: a file, or a link to a folder that is gone
+        reason = "runs is not a folder" if isinstance(problem, FileExistsError) else problem.strerror
+        raise UsageError(f"cannot write to {folder}: {reason}") from problem
     raise AssertionError("unreachable")
 
 
