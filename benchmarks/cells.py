@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
@@ -30,6 +30,7 @@ from cleanrl_maxent.common.run.inventory import is_locked
 
 HERE = Path(__file__).parent
 SUITES = {path.stem: path for path in sorted([*HERE.glob("suites/*.toml"), *HERE.glob("studies/*/*.toml")])}
+MOST_SEEDS = 10_000  # of a grid; each is a run
 PROCESS_BYTES = 700e6  # a process without its replay: JAX, MuJoCo and compiled programs
 
 
@@ -75,10 +76,10 @@ class Cell:
         try:
             config, result = (read_json(self.folder / name) for name in ("config.json", "result.json"))
             check_same_args(self.folder, config["args"], self.args)
-        except (OSError, UsageError, KeyError):
+            enough = result["total_timesteps"] >= self.args.total_timesteps
+            return enough and config["algorithm"] == self.args.algorithm()
+        except (OSError, UsageError, KeyError, TypeError, ValueError, AttributeError):
             return False
-        enough = result.get("total_timesteps", 0) >= self.args.total_timesteps
-        return enough and config["algorithm"] == self.args.algorithm()
 
     def is_outdated(self) -> bool:
         """True if the algorithm's file has changed since the run was started."""
@@ -137,7 +138,17 @@ def read_suite(name: str) -> tuple[str, list[Grid]]:
     tables = suite.get("grid")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
         raise UsageError(f"{path} has no [[grid]]")
-    return path.stem, [read_grid(path, table) for table in tables]
+    grids = [read_grid(path, table) for table in tables]
+    check_stems(path, {Path(name) for grid in grids for name in grid.algorithms if is_file(name)})
+    return path.stem, grids
+
+
+def check_stems(suite: Path, files: Iterable[Path]) -> None:
+    """Raises UsageError if two algorithms' files have one name, by which reports tell algorithms apart."""
+    seen: dict[str, Path] = {}
+    for file in sorted(files):
+        other = seen.setdefault(file.stem, file)
+        require(other == file, f"{suite}: {other} and {file} have the same name; rename one")
 
 
 def read_grid(path: Path, table: dict[str, Any]) -> Grid:
@@ -150,8 +161,8 @@ def read_grid(path: Path, table: dict[str, Any]) -> Grid:
         names = table[name]
         if not isinstance(names, list) or not names or not all(isinstance(word, str) for word in names):
             raise UsageError(f"{path}: {name} must be a list of names; got {names!r}")
-    if type(table["seeds"]) is not int or table["seeds"] < 1:
-        raise UsageError(f"{path}: seeds must be a whole number >= 1; got {table['seeds']!r}")
+    if type(seeds := table["seeds"]) is not int or not 1 <= seeds <= MOST_SEEDS:
+        raise UsageError(f"{path}: seeds must be a whole number >= 1, at most {MOST_SEEDS}; got {seeds!r}")
     if not isinstance(variants := table.get("variants", {}), dict):
         raise UsageError(f"{path}: variants must be tables of flags; got {variants!r}")
     flags = read_flags(path, "flags", table.get("flags", {}))
@@ -281,12 +292,13 @@ def check_begun(cells: list[Cell]) -> None:
     for cell in cells:
         try:
             begun = read_config(cell.folder)
-        except UsageError:
+            steps = int(begun["args"]["total_timesteps"])
+        except (UsageError, KeyError, TypeError, ValueError):
             continue
         same = begun["algorithm"] == cell.args.algorithm()
         require(same, f"{cell.folder} is a run of {begun['algorithm']}; {advice}")
         check_same_args(cell.folder, begun["args"], cell.args, advice)
-        if (steps := begun["args"]["total_timesteps"]) > cell.args.total_timesteps and cell.finished():
+        if steps > cell.args.total_timesteps and cell.finished():
             warn(f"{cell.folder} has {steps:,} steps, more than the suite asks for; it counts as done")
     check_seeds(cells)
 

@@ -52,8 +52,12 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     groups, known, holders, without = defaultdict(lambda: defaultdict(list)), set(), {}, Counter()
     configs = {folder: read_config(folder) for folder in run_folders(run_dirs)}
     for folder, config in configs.items():
-        group, result = group_of(config), folder / "result.json"
-        budget, is_finished = int(group["total_timesteps"]), result.exists()
+        result = folder / "result.json"
+        try:
+            group, is_finished = group_of(config), result.exists()
+            budget = int(group["total_timesteps"])
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise UsageError(f"{folder}/config.json is damaged: {problem!r}") from problem
         names = {path.parent.name.removeprefix("seed-") for path in folder.glob("seed-*/metrics.jsonl")}
         if is_finished:
             names.update(read_json(result)["evaluations"])

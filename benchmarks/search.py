@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Args:
     total_timesteps: Count = 20_000  # steps of each seed of a trial
     num_seeds: Count = 2  # seeds of a trial, side by side
     flags: str = ""  # further flags of every trial: --flags="--learning-starts 1000"
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"
     trials: Count = 20  # trials of the study, those of earlier commands included
     folder: Path = Path("runs/search")  # of the study and its runs
 
@@ -87,7 +87,10 @@ def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
 
 
 def train(cell: Cell) -> float | None:
-    """Runs or resumes a trial; returns its value, None if it failed. Raises Stopped if stopped or killed."""
+    """Runs or resumes a trial; returns its value, None if its training failed.
+
+    Raises Stopped if it was stopped or killed, and UsageError if it could not start.
+    """
     while cell.in_use():  # the trial's process outlives a search that is killed alone
         time.sleep(1)
     with subprocess.Popen(cell.command()) as process:
@@ -100,6 +103,10 @@ def train(cell: Cell) -> float | None:
             ) from stop
     if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
+    if status and cell.in_use():  # that process was still starting, and this one came second
+        return train(cell)
+    if status and not (cell.folder / "config.json").exists():
+        raise UsageError(f"{cell.folder.name} could not start, see above; the same command tries it again")
     return value(cell.folder) if status == 0 else None
 
 

@@ -233,15 +233,17 @@ def estimate(cells: list[Cell], workers: int) -> str:
     """Time and memory that cells will need, at the pace of the committed results."""
     committed = read_manifest(HERE / "results" / "manifest.json").values()
     runs = [run for run in committed if run["device"]["platform"] == "cpu"]
-    seconds = sum(
-        seconds_per_step(cell, runs) * cell.args.total_timesteps * cell.args.num_seeds for cell in cells
-    )
     largest, workers = max(map(memory_bytes, cells)), min(workers, len(cells))
-    kind = "GPU memory" if cells[0].device == "cuda" else "memory"
+    kind, pace = "GPU memory" if cells[0].device == "cuda" else "memory", ""
+    if runs:
+        left = [cell.args.total_timesteps - last_checkpoint(cell.folder) for cell in cells]
+        steps = [max(0, each) * cell.args.num_seeds for each, cell in zip(left, cells, strict=True)]
+        seconds = sum(seconds_per_step(cell, runs) * each for cell, each in zip(cells, steps, strict=True))
+        time = duration(seconds / workers)
+        pace = f"about {time} at the pace of benchmarks/results, measured on CPU cores; "
     return (
-        f"{len(cells)} runs to do, {workers} at a time: about {duration(seconds / workers)} at the pace of "
-        f"benchmarks/results, measured on CPU cores; up to {largest / 1e9:.1f} GB of {kind} each, "
-        f"{largest * workers / 1e9:.1f} GB together"
+        f"{plural(len(cells), 'run')} to do, {workers} at a time: {pace}up to {largest / 1e9:.1f} GB "
+        f"of {kind} each, {largest * workers / 1e9:.1f} GB together"
     )
 
 
@@ -357,14 +359,14 @@ def main(args: Args) -> int:
     cells, gpus = suite_cells(args)
     if args.cell is not None:
         return run_here(cells, args.cell)
+    if args.executor == "slurm" and not args.dry_run:
+        check_present()
+    if args.cancel:  # even if the suite has been edited since, and no longer passes the checks
+        cancel(cells)
+        return 0
     check(cells)
     if args.list:
         say("\n".join(shlex.join(cell.command()) for cell in cells))
-        return 0
-    if args.executor == "slurm" and not args.dry_run:
-        check_present()
-    if args.cancel:
-        cancel(cells)
         return 0
     check_begun(cells)
     todo = [cell for cell in cells if not cell.finished()]

@@ -316,6 +316,8 @@ def test_two_rooms(critic_reduce, backup_entropy):
     exact = find(mdp.P, mdp.R, 0.99, 0.5)
     assert exact[0, 4:].sum() == pytest.approx(0.7210 if backup_entropy else 0.3682, abs=1e-4)
     assert total_variation(pi, exact) < 0.005
+    if backup_entropy:
+        assert tabular.entropy(pi) == pytest.approx([1.9783, 0.5752, 2.0794], abs=0.01)
 
 
 @pytest.mark.slow

@@ -106,6 +106,28 @@ def test_a_stopped_trial_stays_unfinished(status, tmp_path, monkeypatch):
         search.train(search.cell_of(0, {}, search.Args(folder=tmp_path)))
 
 
+def test_a_trial_that_cannot_start_does_not_count(tmp_path, monkeypatch):
+    """Its training did not fail: the command was wrong, and is mended."""
+    monkeypatch.setattr(search.Cell, "command", lambda cell: [sys.executable, "-c", "raise SystemExit(2)"])
+    cell = search.cell_of(0, {}, search.Args(folder=tmp_path))
+    with pytest.raises(UsageError, match="^trial-0 could not start, see above"):
+        search.train(cell)
+    cell.folder.mkdir()
+    (cell.folder / "config.json").write_text("{}")
+    assert search.train(cell) is None
+
+
+def test_a_trial_whose_folder_is_taken_is_tried_again(tmp_path, monkeypatch):
+    """By a process that a killed search has left behind, and that was still starting."""
+    states = [False, True, True, False]  # in use: before, after, while waiting, no longer
+    monkeypatch.setattr(search.Cell, "in_use", lambda cell: states.pop(0) if states else False)
+    monkeypatch.setattr(search.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(search, "value", lambda folder: 3.0)
+    commands = [[sys.executable, "-c", f"raise SystemExit({status})"] for status in (2, 0)]
+    monkeypatch.setattr(search.Cell, "command", lambda cell: commands.pop(0))
+    assert search.train(search.cell_of(0, {}, search.Args(folder=tmp_path))) == 3.0
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

@@ -574,6 +574,7 @@ TEXT = '[[grid]]\nalgorithms = ["sac"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
         ),
         (TEXT.replace("seeds = 1", 'seeds = "1"'), "seeds must be a whole number >= 1"),
         (TEXT.replace("seeds = 1", "seeds = true"), "seeds must be a whole number >= 1"),
+        (TEXT.replace("seeds = 1", "seeds = 3_000_000_000"), "at most 10000; got 3000000000"),
     ],
 )
 def test_bad_suites(tmp_path, text, words):
@@ -583,6 +584,42 @@ def test_bad_suites(tmp_path, text, words):
         sweep.main(sweep.Args(str(path), out_dir=tmp_path, device="cpu"))
     assert words in str(problem.value) and "\n" not in str(problem.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["suite.toml"]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    """Reports would take one for the other."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sac_mine.py").write_text(Path(sac.__file__).read_text())
+    grid = '[[grid]]\nalgorithms = ["{}/sac_mine.py"]\nenv_ids = ["Pendulum-v1"]\nseeds = 1\n'
+    path = tmp_path / "suite.toml"
+    path.write_text(grid.format("a") + grid.format("b").replace("Pendulum", "Hopper"))
+    with pytest.raises(UsageError, match=r"a/sac_mine.py and .*b/sac_mine.py have the same name; rename one"):
+        sweep.main(sweep.Args(str(path), out_dir=tmp_path, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", {"algorithm": "sac", "args": {"total_timesteps": "x"}}),
+        ("config.json", {"algorithm": "sac", "args": []}),
+        ("result.json", {"algorithm": "sac", "total_timesteps": None}),
+    ],
+)
+def test_a_damaged_folder_counts_as_unfinished(name, content, tmp_path):
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL))
+    args = sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu", dry_run=True)
+    (cell,), _ = sweep.suite_cells(args)
+    write_result(cell)
+    (cell.folder / name).write_text(json.dumps(content))
+    assert sweep.main(args) == 0 and not cell.finished()
+
+
+def test_without_committed_results_a_plan_has_no_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "read_manifest", lambda path: {})
+    suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL))
+    cells, _ = sweep.suite_cells(sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu"))
+    assert sweep.estimate(cells, 1).startswith("1 run to do, 1 at a time: up to 0.")
 
 
 def test_an_edited_suite_is_refused_where_its_runs_have_begun(tmp_path, capsys):
