@@ -144,8 +144,8 @@ def test_evaluations_below_the_published_average_are_counted():
 def test_what_the_results_say_of_low_means_is_what_is_counted(committed):
     """And the sign test's p: twice the chance that so many of so many fair coins fall on one side."""
     text = pages.PAGE.read_text()
-    section = text.split("## Are the means at 100,000 steps low?")[1].split("\n## ")[0]
-    low, all_of_them, p = re.search(r"(\d+) of (\d+) evaluations .*p = (0\.\d+)", section, re.DOTALL).groups()
+    section = " ".join(text.split("## Are the means at 100,000 steps low?")[1].split("\n## ")[0].split())
+    low, all_of_them, p = re.search(r"(\d+) of (\d+) evaluations .*p = (0\.\d+)", section).groups()
     long = re.search(r"a million steps (\d+) of (\d+) are", section).groups()
     counted = tables.below_average(pages.split(committed)[0])
     assert f"after 100,000 steps {low} of {all_of_them}," in counted
