@@ -30,7 +30,7 @@ from cleanrl_maxent.common.run.inventory import is_locked
 
 HERE = Path(__file__).parent
 SUITES = {path.stem: path for path in sorted([*HERE.glob("suites/*.toml"), *HERE.glob("studies/*/*.toml")])}
-MOST_SEEDS = 10_000  # of a grid; each is a run
+MOST_SEEDS = 10_000  # of a grid
 PROCESS_BYTES = 700e6  # a process without its replay: JAX, MuJoCo and compiled programs
 
 

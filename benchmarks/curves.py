@@ -172,7 +172,7 @@ def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
 def tinted(color: str, share: float) -> Color:
     """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0.
 
-    Near black there is nothing darker to tell apart: there, a share below 0 is one of white too.
+    A colour near black is always mixed with white, since darker shades look alike.
     """
     channels = pyplot().matplotlib.colors.to_rgb(color)
     share = abs(share) if max(channels) < 0.2 else share

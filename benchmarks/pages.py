@@ -209,7 +209,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
         published = low if low == high else f"{low} to {high}"
         if band := published_band(rows, returns):
             judged = "too wide:" if says_little(band, rows) else verdict(mean, band)
-            single = ", of one program" if len(rows_with_spread(rows)) == 1 else ""
+            single = ", from one program" if len(rows_with_spread(rows)) == 1 else ""
             published += f" ({judged} {' to '.join(number(bound, mean) for bound in band)}{single})"
     flags = f", `{curve.flags}`" if curve.flags else ""
     return [f"{curve.env_id}, {curve.budget:,}{evaluation}{flags}", number(mean), published]

@@ -26,6 +26,7 @@ from benchmarks.commands import applicable_flags, check_algorithms, split_flags,
 from benchmarks.tables import number
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import Stopped, UsageError, can_resume, require
+from cleanrl_maxent.common.output import say
 from cleanrl_maxent.common.ranges import Count
 from cleanrl_maxent.common.run.folder import read_json
 from cleanrl_maxent.common.run.inventory import return_of
@@ -103,7 +104,7 @@ def train(cell: Cell) -> float | None:
             ) from stop
     if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
-    if status and cell.in_use():  # that process was still starting, and this one came second
+    if status and cell.in_use():  # a process that a killed search left had not locked the folder yet
         return train(cell)
     if status and not (cell.folder / "config.json").exists():
         raise UsageError(f"{cell.folder.name} could not start, see above; the same command tries it again")
@@ -177,7 +178,13 @@ def main(args: Args) -> None:
     )
 
     def run(number: int, parameters: dict[str, Any]) -> float | None:
-        return train(cell_of(number, parameters, args))
+        cell = cell_of(number, parameters, args)
+        try:
+            check([cell])
+        except UsageError as problem:  # these parameters do not go together
+            say(f"{problem}")
+            return None
+        return train(cell)
 
     with sole_search(args.folder):
         study = open_study(optuna, args)

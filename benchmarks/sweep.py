@@ -239,8 +239,8 @@ def estimate(cells: list[Cell], workers: int) -> str:
         left = [cell.args.total_timesteps - last_checkpoint(cell.folder) for cell in cells]
         steps = [max(0, each) * cell.args.num_seeds for each, cell in zip(left, cells, strict=True)]
         seconds = sum(seconds_per_step(cell, runs) * each for cell, each in zip(cells, steps, strict=True))
-        time = duration(seconds / workers)
-        pace = f"about {time} at the pace of benchmarks/results, measured on CPU cores; "
+        length = duration(seconds / workers)
+        pace = f"about {length} at the pace of benchmarks/results, measured on CPU cores; "
     return (
         f"{plural(len(cells), 'run')} to do, {workers} at a time: {pace}up to {largest / 1e9:.1f} GB "
         f"of {kind} each, {largest * workers / 1e9:.1f} GB together"

@@ -23,6 +23,7 @@ from cleanrl_maxent.common.errors import (
     UsageError,
     WorkerDied,
     is_out_of_memory,
+    one_line,
     require,
 )
 from cleanrl_maxent.common.output import ERRORS, make_output_lossy, say
@@ -189,7 +190,7 @@ def run_script(args_class: Any, function: Callable[[Any], Any]) -> NoReturn:
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-        print(f"error: not enough memory: {' '.join(str(problem).split())}", file=ERRORS)
+        print(f"error: not enough memory: {one_line(problem)}", file=ERRORS)
         sys.exit(BAD_INPUT)
 
 

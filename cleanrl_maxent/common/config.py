@@ -25,14 +25,15 @@ def describe_run(args: Any, task: NamedTuple) -> dict[str, Any]:
     }
 
 
-def continued(begun: dict[str, Any], args: Any, steps: int) -> dict[str, Any]:
+def carry_over(begun: dict[str, Any], args: Any, steps: int) -> dict[str, Any]:
     """What `config.json` keeps of the one that the run began with, when it is resumed after `steps` steps.
 
     Evaluations may be asked for differently from then on; `evaluated_before` lists the earlier arguments.
     """
     kept = {name: begun.get(name) for name in ("init_from", "algorithm_sha256")}
     before = {name: begun["args"].get(name) for name in EVALUATION}
-    changes = begun.get("evaluated_before", [])
+    earlier = begun.get("evaluated_before", [])  # the run may have fallen back to an older checkpoint
+    changes = [entry | {"until_step": min(entry["until_step"], steps)} for entry in earlier]
     if before != {name: getattr(args, name) for name in EVALUATION}:
         changes = [*changes, before | {"until_step": steps}]
     return kept | ({"evaluated_before": changes} if changes else {})

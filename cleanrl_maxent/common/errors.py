@@ -51,8 +51,8 @@ def require(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def is_out_of_memory(problem: Exception) -> bool:
+def is_out_of_memory(problem: BaseException) -> bool:
     """True if the memory of the host or of the device did not suffice."""
-    of_device = type(problem).__name__ == "JaxRuntimeError"
+    of_device = type(problem).__name__ == "JaxRuntimeError"  # by name: the tools without JAX use this module
     words = "RESOURCE_EXHAUSTED", "Out of memory"
     return isinstance(problem, MemoryError) or of_device and any(word in str(problem) for word in words)

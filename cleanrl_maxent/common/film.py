@@ -21,7 +21,7 @@ import numpy as np
 from cleanrl_maxent.common.env.make import EnvChoice, make_env
 from cleanrl_maxent.common.env.render import set_scene, set_window_scene
 from cleanrl_maxent.common.env.wrapper import locate
-from cleanrl_maxent.common.errors import Stopped, UsageError, WorkerDied, one_line, require
+from cleanrl_maxent.common.errors import Stopped, UsageError, is_out_of_memory, one_line, require
 from cleanrl_maxent.common.files import write_file
 from cleanrl_maxent.common.signals import stop_if_asked
 
@@ -61,10 +61,12 @@ class Player:
                     self.env.check_length()
         except gym.error.DependencyNotInstalled as problem:
             raise UsageError(explain_missing(self.env_id, problem)) from problem
-        except (UsageError, Stopped, WorkerDied):
+        except (UsageError, Stopped):
             raise
         except (Exception, SystemExit) as problem:
-            raise locate(problem, self.env_id, f"in a film or window, step {step}") from problem
+            if is_out_of_memory(problem):
+                raise
+            raise locate(problem, self.env_id, f"in a film, step {step}") from problem
         return total, step
 
     def see(self, step: int) -> None:

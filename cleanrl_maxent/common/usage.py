@@ -89,7 +89,7 @@ def join_values(words: list[str], args_class: type) -> list[str]:
             raise UsageError(f"{flag} takes no value: write {flag} or --no-{flag[2:]}")
         if get_origin(flags.get(flag)) is tuple and re.fullmatch(r"[\d,]+,[\d,]*", value):
             apart = " ".join(value.replace(",", " ").split())
-            raise UsageError(f"the numbers of {flag} stand apart: {flag} {apart}")
+            raise UsageError(f"separate the numbers of {flag} by spaces: {flag} {apart}")
     for word in words:
         name, equals, _ = word.partition("=")
         is_value = word.startswith("--") and (" " in word or equals) and name.replace("_", "-") not in flags

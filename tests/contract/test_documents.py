@@ -62,7 +62,7 @@ def stated_defaults(text):
     if "\n|" not in table:
         return stated_defaults(page_of(re.findall(r"\[(\w+)\.md\]", table)[0]))
     found = []
-    rows = re.findall(r"^\| (.*`--.*?) \| (.*?) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|\n]*`--[^|\n]*) \| ([^|\n]*) \|", table, re.MULTILINE)
     for flags, values in rows:
         names, stated = re.findall(r"`--([\w-]+)`", flags), values.split(", ")
         for name, value in zip(names, stated * len(names) if len(stated) == 1 else stated, strict=False):
@@ -72,7 +72,7 @@ def stated_defaults(text):
 
 
 def test_defaults_are_those_that_the_page_states(name, module):
-    """Numbers; what depends on the environment has no default in `Args`."""
+    """Plain numbers; a flag whose default is None depends on the environment, and is skipped."""
     stated, args = dict(stated_defaults(page_of(name))), module.Args()
     for flag, value in stated.items():
         given = getattr(args, flag.replace("-", "_"))

@@ -346,7 +346,7 @@ def test_integers_and_widths_on_the_command_line():
     "words, advice",
     [
         ("--autotune False", "--autotune takes no value: write --autotune or --no-autotune"),
-        ("--hidden-dims 64,32", "the numbers of --hidden-dims stand apart: --hidden-dims 64 32"),
+        ("--hidden-dims 64,32", "separate the numbers of --hidden-dims by spaces: --hidden-dims 64 32"),
     ],
 )
 def test_forms_that_other_programs_take_are_refused_in_a_line(words, advice, monkeypatch):

@@ -195,8 +195,8 @@ def check_same_args(
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
     unknown = min(recorded.keys() - given.keys(), default=None)
-    other = f"{folder} was written by other code: {args.file().name} has no {unknown}; name another --run-dir"
-    require(unknown is None, other)
+    foreign = f"{folder} was written by other code: {args.file().name} has no {unknown}"
+    require(unknown is None, f"{foreign}; {advice or 'name another --run-dir'}")
     before = replace(args, total_timesteps=recorded["total_timesteps"])
     fixed = args.length_is_fixed or before.length_is_fixed
     free = (MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER).union(may_differ)

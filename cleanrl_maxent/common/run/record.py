@@ -84,7 +84,7 @@ class Record:
         """Writes one row, after `steps` environment steps; raises ValueError if a metric is not finite."""
         row = {"global_step": steps, **{name: float(value) for name, value in metrics.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with naming(self.path):
+        with add_path(self.path):
             self.file.write(line)
             self.file.flush()
         self.sha256.update(line)
@@ -96,7 +96,7 @@ class Record:
 
     def sync(self) -> dict[str, Any]:
         """Waits until the rows are on disk; returns their length in bytes and their SHA-256."""
-        with naming(self.path), flushing_if_possible():
+        with add_path(self.path), flushing_if_possible():
             os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "sha256": self.sha256.hexdigest()}
 
@@ -108,11 +108,13 @@ class Record:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path(path: Path) -> Iterator[None]:
     """Adds the path of a file to an OSError that has none."""
     try:
         yield
     except OSError as problem:
+        if problem.errno is None or problem.filename:
+            raise
         raise OSError(problem.errno, problem.strerror, str(path)) from problem
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from cleanrl_maxent.common.cli import RunArgs
-from cleanrl_maxent.common.config import continued, describe_run
+from cleanrl_maxent.common.config import carry_over, describe_run
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.checks import check_finite
 from cleanrl_maxent.common.env.seeds import Episode, SeedEnvs
@@ -84,7 +84,7 @@ class Run:
         self.resumed_from = found = find_checkpoint(self.folder, self.checkpoints, args, self.config)
         if found:
             begun = read_json(self.folder / "config.json")
-            self.config |= continued(begun, args, found.steps)
+            self.config |= carry_over(begun, args, found.steps)
         else:
             self.config["init_from"] = self.initial.source if self.initial else None
             self.write_json("config.json", self.config)
