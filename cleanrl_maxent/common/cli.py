@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 import tyro
 
 from cleanrl_maxent.common.activity import listeners, seconds_since_start
-from cleanrl_maxent.common.config import read_config
+from cleanrl_maxent.common.config import check_known, read_config
 from cleanrl_maxent.common.errors import (
     BAD_INPUT,
     FINISHED,
@@ -244,7 +244,5 @@ def recorded_args(args_class: type[RunArgs], folder: str) -> RunArgs:
     config, name = read_config(Path(folder)), args_class.algorithm()
     require(config["algorithm"] == name, f"{folder} is a run of {config['algorithm']}, not of {name}")
     given = config["args"]
-    unknown = given.keys() - {field.name for field in fields(args_class)}
-    other = f"{folder} was written by other code: {args_class.file().name} has no {min(unknown, default='')}"
-    require(not unknown, other)
+    check_known(Path(folder), given, args_class)
     return args_class(**{**given, "allow_version_change": False})

@@ -76,6 +76,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_known(folder: Path, recorded: dict[str, Any], args_class: Any, advice: str = "") -> None:
+    """Raises UsageError if a run in `folder` has `recorded` an argument that its algorithm has no longer."""
+    unknown = recorded.keys() - {field.name for field in fields(args_class)}
+    other = f"{folder} was written by other code: {args_class.file().name} has no {min(unknown, default='')}"
+    require(not unknown, other + advice)
+
+
 def check_format(folder: Path, config: dict[str, Any]) -> None:
     """Raises UsageError if newer code wrote the run in `folder`; `config`: the content of `config.json`."""
     written = config.get("format", 0)  # the first runs have no number

@@ -12,9 +12,9 @@ from shlex import quote
 from typing import Any, TextIO
 
 from cleanrl_maxent.common.cli import FOLDERS, RunArgs
-from cleanrl_maxent.common.config import EVALUATION, has_changed, read_config
+from cleanrl_maxent.common.config import EVALUATION, check_known, has_changed, read_config
 from cleanrl_maxent.common.env.task import parse_task
-from cleanrl_maxent.common.errors import Damaged, Finished, UsageError, require
+from cleanrl_maxent.common.errors import Damaged, Finished, UsageError
 from cleanrl_maxent.common.evaluation import with_frequency
 from cleanrl_maxent.common.output import say, warn
 from cleanrl_maxent.common.policy import check_same_task
@@ -194,9 +194,7 @@ def check_same_args(
     given = json.loads(json.dumps(asdict(with_frequency(args))))
     # flags newer than the run have their defaults
     recorded = json.loads(json.dumps(asdict(type(args)()))) | recorded
-    unknown = min(recorded.keys() - given.keys(), default=None)
-    foreign = f"{folder} was written by other code: {args.file().name} has no {unknown}"
-    require(unknown is None, f"{foreign}; {advice or 'name another --run-dir'}")
+    check_known(folder, recorded, type(args), f"; {advice or 'name another --run-dir'}")
     before = replace(args, total_timesteps=recorded["total_timesteps"])
     fixed = args.length_is_fixed or before.length_is_fixed
     free = (MAY_DIFFER - {"total_timesteps"} if fixed else MAY_DIFFER).union(may_differ)
