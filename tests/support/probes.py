@@ -167,6 +167,16 @@ class Point(gym.Env):
         return self.returned(values, self.number) if self.returned else values
 
 
+class LeftOrRight(Point):
+    """Takes whole steps: action 0 to the left, 1 to the right."""
+
+    def __init__(self, **options):
+        super().__init__(action_space=Discrete(2), **options)
+
+    def step(self, action):
+        return super().step([2 * action - 1])
+
+
 def change(**replaced):
     """A `returned` of Point that puts other values in the places of some of the five."""
     names = ("obs", "reward", "terminated", "truncated", "info")
@@ -257,6 +267,8 @@ ODD = {  # what a step returns instead
 for name, returned in ODD.items():
     register(f"{name}-v0", entry_point=Point, kwargs={"returned": returned})
 register("Point-v0", entry_point=Point)
+register("Near-v0", entry_point=Point, kwargs={"push": 0.25})
+register("LeftOrRight-v0", entry_point=LeftOrRight, kwargs={"push": 0.25})
 register("NeverEnds-v0", entry_point=Point, kwargs={"length": 10**9})
 register("HugeBounds-v0", entry_point=Point, kwargs={"action_space": Box(-HUGE, HUGE, (1,), np.float32)})
 register("HalfBounds-v0", entry_point=Point, kwargs={"action_space": Box(0, np.inf, (1,), np.float32)})
