@@ -33,7 +33,7 @@ from rich.live import Live
 from rich.table import Table
 
 from benchmarks.cells import HERE, Cell, check, check_begun, expand, memory_bytes, read_suite
-from benchmarks.executors import CANCELLED, Executor
+from benchmarks.executors import CANCELLED, Executor, describe
 from benchmarks.executors.local import LocalExecutor, gpu_bytes, make_slots
 from benchmarks.executors.slurm import (
     SlurmExecutor,
@@ -147,7 +147,7 @@ class Sweep:
             self.waiting.append(cell)
             return f"{ending:8} {cell.folder}, to be tried again"
         self.failed.append(cell)
-        return f"gave up  {cell.folder}, status {status}"
+        return f"gave up  {cell.folder}, {describe(status)}"
 
     def table(self) -> Group:
         """The running cells and the counts of the others, for the screen."""
@@ -383,7 +383,7 @@ def main(args: Args) -> int:
         if todo:
             print_plan(todo, slots, args)
         else:
-            print(f"all {len(cells)} runs are done")
+            print("the run is done" if len(cells) == 1 else f"all {len(cells)} runs are done")
         return 0
     if args.executor == "local":
         return run_cells(cells, LocalExecutor(todo, slots), args.retries)

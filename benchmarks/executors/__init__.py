@@ -10,6 +10,13 @@ LOST = -256  # ended, cause unknown
 CANCELLED = 256  # taken from the queue by a person
 
 
+def describe(status: int) -> str:
+    """How a cell ended, in words."""
+    if status == LOST:
+        return "for an unknown cause"
+    return f"killed by signal {-status}" if status < 0 else f"status {status}"
+
+
 class Executor(Protocol):
     """What a sweep needs to run cells. `ended` looks at the cells; the others report what it last saw."""
 

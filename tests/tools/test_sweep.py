@@ -22,7 +22,7 @@ import pytest
 from benchmarks import cells, sweep
 from benchmarks.cells import SUITES, Cell, Grid
 from benchmarks.commands import ROOT
-from benchmarks.executors import local
+from benchmarks.executors import LOST, local
 from benchmarks.faults import finished_records, workers_of, write_suite
 from cleanrl_maxent import algorithms, sac
 from cleanrl_maxent.common.cli import run_script
@@ -138,6 +138,16 @@ def test_a_process_that_says_it_is_done_must_have_a_result(tmp_path):
     (cell,) = make_cells(tmp_path, ["empty"])
     sweeper = sweep.Sweep([cell], FakeExecutor({}), retries=0)
     assert sweeper.settle(cell, 0).startswith("gave up") and sweeper.failed == [cell]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(2, "status 2"), (-signal.SIGKILL, "killed by signal 9"), (LOST, "for an unknown cause")],
+)
+def test_a_cell_that_is_given_up_ended_in_words(tmp_path, monkeypatch, status, words):
+    monkeypatch.setattr(sweep, "MAX_KILLS", 0)
+    (cell,) = make_cells(tmp_path, ["broken"])
+    assert sweep.Sweep([cell], FakeExecutor({}), retries=0).settle(cell, status).endswith(f", {words}")
 
 
 def test_a_run_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
@@ -662,7 +672,7 @@ def test_a_longer_run_is_done_and_named(tmp_path, capsys):
     write_suite(suite, GRID | dict(flags=SMALL | dict(total_timesteps=600)))
     assert sweep.main(args) == 0
     out, err = capsys.readouterr()
-    assert out == "all 1 runs are done\n"
+    assert out == "the run is done\n"
     assert "Pendulum-v1__sac__1 has 700 steps, more than the suite asks for; it counts as done" in err
 
 
