@@ -151,7 +151,7 @@ class SeedEnvs:
             self.warned = True
             warn(
                 f"an episode of {self.env_id} has not ended after {LONGEST_EPISODE:,} steps: checkpoints "
-                f"and the time to restore one grow with it, and an evaluation would not end; {LIMIT_IT}"
+                f"and the time to restore one grow with it, and so does that of an evaluation; {LIMIT_IT}"
             )
         return episodes
 
