@@ -12,13 +12,14 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cells import Cell
 from benchmarks.executors import CANCELLED, LOST
 from benchmarks.figures import plural
-from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError
+from cleanrl_maxent.common.errors import STOPPED, Stopped, UsageError, require
 from cleanrl_maxent.common.output import say, warn
 
 PATIENCE = 120  # seconds that a program of Slurm may take
@@ -254,13 +255,20 @@ class SlurmExecutor:
 
 
 def check_arguments(arguments: str) -> list[str]:
-    """The words of --sbatch; raises UsageError if one is reserved for the sweep, or a quote is not closed."""
+    """The words of --sbatch.
+
+    Raises UsageError if one is reserved for the sweep or belongs to no option, or if a quote is not closed.
+    """
     try:
         words = shlex.split(arguments)
     except ValueError as problem:
         raise UsageError(f"--sbatch {arguments!r}: {problem}") from problem
     if taken := [word for word in words if is_ours(word)]:
         raise UsageError(f"--sbatch: {taken[0]} is reserved: the sweep sets it, or cannot use it")
+    for before, word in pairwise(["", *words]):  # sbatch would take it for the name of the job's script
+        takes_value = before.startswith("-") and "=" not in before
+        belongs = word.startswith("-") or takes_value
+        require(belongs, f"--sbatch: {word} belongs to no option, such as -p {word}")
     return words
 
 
