@@ -84,12 +84,14 @@ def join_values(words: list[str], args_class: type) -> list[str]:
     kinds = get_type_hints(args_class) if hasattr(args_class, "__dataclass_fields__") else {}
     flags = {f"--{name.replace('_', '-')}": kind for name, kind in kinds.items()}
     joined: list[str] = []
-    for flag, value in pairwise(words):
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for name, value in pairwise(parts):
+        flag = name.replace("_", "-")
         if flags.get(flag) is bool and value.lower() in ("true", "false"):
             raise UsageError(f"{flag} takes no value: write {flag} or --no-{flag[2:]}")
-        if get_origin(flags.get(flag)) is tuple and re.fullmatch(r"[\d,]+,[\d,]*", value):
-            apart = " ".join(value.replace(",", " ").split())
-            raise UsageError(f"separate the numbers of {flag} by spaces: {flag} {apart}")
+        if get_origin(flags.get(flag)) is tuple and re.fullmatch(r"[\[(]?\d+,[\d,]*[\])]?", value):
+            numbers = " ".join(re.findall(r"\d+", value))
+            raise UsageError(f"separate the numbers of {flag} by spaces: {flag} {numbers}")
     for word in words:
         name, equals, _ = word.partition("=")
         is_value = word.startswith("--") and (" " in word or equals) and name.replace("_", "-") not in flags

@@ -346,6 +346,8 @@ def test_integers_and_widths_on_the_command_line():
     "words, advice",
     [
         ("--autotune False", "--autotune takes no value: write --autotune or --no-autotune"),
+        ("--autotune=false", "--autotune takes no value: write --autotune or --no-autotune"),
+        ("--hidden_dims=[64,32]", "separate the numbers of --hidden-dims by spaces: --hidden-dims 64 32"),
         ("--hidden-dims 64,32", "separate the numbers of --hidden-dims by spaces: --hidden-dims 64 32"),
     ],
 )
