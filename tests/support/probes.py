@@ -167,16 +167,6 @@ class Point(gym.Env):
         return self.returned(values, self.number) if self.returned else values
 
 
-class LeftOrRight(Point):
-    """Takes whole steps: action 0 to the left, 1 to the right."""
-
-    def __init__(self, **options):
-        super().__init__(action_space=Discrete(2), **options)
-
-    def step(self, action):
-        return super().step([2 * action - 1])
-
-
 def change(**replaced):
     """A `returned` of Point that puts other values in the places of some of the five."""
     names = ("obs", "reward", "terminated", "truncated", "info")
@@ -246,6 +236,16 @@ class Goal(Point):
     def __init__(self, goal, **options):
         super().__init__(**options)
         self.goal = goal
+
+
+class LeftOrRight(Point):
+    """Takes whole steps: action 0 to the left, 1 to the right."""
+
+    def __init__(self, **options):
+        super().__init__(action_space=Discrete(2), **options)
+
+    def step(self, action):
+        return super().step([2 * action - 1])
 
 
 HUGE = float(np.finfo(np.float32).max)
