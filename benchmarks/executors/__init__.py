@@ -13,7 +13,7 @@ CANCELLED = 256  # taken from the queue by a person
 def describe(status: int) -> str:
     """How a cell ended, in words."""
     if status == LOST:
-        return "for an unknown cause"
+        return "ended, cause unknown"
     return f"killed by signal {-status}" if status < 0 else f"status {status}"
 
 

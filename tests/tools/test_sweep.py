@@ -142,7 +142,7 @@ def test_a_process_that_says_it_is_done_must_have_a_result(tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(2, "status 2"), (-signal.SIGKILL, "killed by signal 9"), (LOST, "for an unknown cause")],
+    [(2, "status 2"), (-signal.SIGKILL, "killed by signal 9"), (LOST, "ended, cause unknown")],
 )
 def test_a_cell_that_is_given_up_ended_in_words(tmp_path, monkeypatch, status, words):
     monkeypatch.setattr(sweep, "MAX_KILLS", 0)

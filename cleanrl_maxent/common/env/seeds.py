@@ -150,8 +150,8 @@ class SeedEnvs:
         if not self.warned and rows.elapsed.max() >= LONGEST_EPISODE:
             self.warned = True
             warn(
-                f"an episode of {self.env_id} has not ended after {LONGEST_EPISODE:,} steps: checkpoints "
-                f"and the time to restore one grow with it, and so does that of an evaluation; {LIMIT_IT}"
+                f"an episode of {self.env_id} has not ended after {LONGEST_EPISODE:,} steps: "
+                f"checkpoints, and the time to restore one or to evaluate, grow with it; {LIMIT_IT}"
             )
         return episodes
 
