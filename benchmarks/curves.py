@@ -24,6 +24,7 @@ Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
 TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
 NAMED = 10  # lines of a figure that the legend names
+EARLY = 0.3  # of the steps, in which values may lie far below all later ones
 SEEDS_SHOWN = 10  # with more seeds of variants, only their means are drawn
 STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
 ROW, GAP = 0.16, 0.07  # inches of a line of the legend, and between two entries
@@ -103,20 +104,49 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     At most `NAMED` lines are named, an algorithm's own before its variants, and the highest at the end first;
     the others are grey and without seeds. An algorithm's published means are drawn once, in its colour. If
     variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. Without published means
-    the x axis ends where the longest run does. The figure is as high as its legend needs. The file's
-    description is the figure's `digest`.
+    the x axis ends where the longest run does. The figure is as high as its legend needs. If all but the
+    beginning lies in its top fifth, an inset enlarges that. The file's description is the figure's `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
-    shown = digest(title, ylabel, *lines)
+    settled = settled_range(lines)
+    shown = digest(title, ylabel, *lines, *([settled] if settled else []))
     order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
     best = order[:NAMED]
     others = [entry for place, entry in enumerate(lines) if place not in best]
     lines = [lines[place] for place in sorted(best)]
-    for entry in others:
-        axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
     marks = {entry.algorithm: entry.marks for entry in lines if entry.marks}
     end = budget if marks else max(entry.steps[-1] for entry in [*lines, *others])
+    handles = plot_lines(axes, lines, others, budget)
+    legend = sorted(handles, key=lambda line: -handles[line])
+    if marks:
+        legend += axes.plot([], [], **MARK, color="0.4", label="published means")
+    if others:
+        legend += axes.plot([], [], color="0.8", lw=0.7, label=f"{len(others)} more")
+    place_legend(axes, handles=legend)
+    rows = sum(1 + line.get_label().count("\n") for line in legend)
+    figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
+    title = "\n".join(wrap(title, 50, break_on_hyphens=False))
+    axes.set(title=escaped(title), xlabel="environment steps", ylabel=escaped(ylabel))
+    axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
+    name_whole_ticks(axes)
+    if settled:
+        inset = axes.inset_axes((0.4, 0.1, 0.6, 0.6))  # each step below itself
+        plot_lines(inset, lines, others, budget)
+        low, high = settled
+        inset.set_xlim(0.4 * axes.get_xlim()[1], axes.get_xlim()[1])
+        inset.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        inset.set_xticks([])
+        inset.tick_params(labelsize=9)
+        inset.set_title("enlarged", fontsize=9)
+    return save_figure(figure, path, dpi=200, description=shown)
+
+
+def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) -> dict[Any, float]:
+    """Plots what `draw_lines` shows; returns the thick lines, with what each ends at."""
+    for entry in others:
+        axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
     crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
+    marks = {entry.algorithm: entry.marks for entry in lines if entry.marks}
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
         if len(entry.values) > 1 and not (entry.is_variant and crowded):
@@ -130,19 +160,22 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     for lane, (algorithm, means) in enumerate(marks.items()):
         place = [(1.025 + 0.022 * lane) * budget] * len(means)
         axes.plot(place, means, **MARK, color=COLORS.get(algorithm, OTHER_COLOR))
-    legend = sorted(handles, key=lambda line: -handles[line])
-    if marks:
-        legend += axes.plot([], [], **MARK, color="0.4", label="published means")
-    if others:
-        legend += axes.plot([], [], color="0.8", lw=0.7, label=f"{len(others)} more")
-    place_legend(axes, handles=legend)
-    rows = sum(1 + line.get_label().count("\n") for line in legend)
-    figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
-    title = "\n".join(wrap(title, 50, break_on_hyphens=False))
-    axes.set(title=escaped(title), xlabel="environment steps", ylabel=escaped(ylabel))
-    axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
-    name_whole_ticks(axes)
-    return save_figure(figure, path, dpi=200, description=shown)
+    return handles
+
+
+def settled_range(lines: list[Lines]) -> tuple[float, float] | None:
+    """The lowest and the highest return or mark after the first `EARLY` share of the steps.
+
+    None unless there are two that differ, and all lie in the top fifth of the figure.
+    """
+    start = EARLY * max(entry.steps[-1] for entry in lines)
+    marks = [mark for entry in lines for mark in entry.marks]
+    drawn = np.hstack([marks, *(entry.values.ravel() for entry in lines)])
+    late = np.hstack([marks, *(entry.values[:, entry.steps >= start].ravel() for entry in lines)])
+    drawn, late = drawn[np.isfinite(drawn)], late[np.isfinite(late)]
+    if not late.size or late.min() < drawn.max() - np.ptp(drawn) / 5 or np.ptp(late) <= np.ptp(drawn) / 50:
+        return None
+    return float(late.min()), float(late.max())
 
 
 def escaped(text: str) -> str:

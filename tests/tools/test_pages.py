@@ -183,6 +183,33 @@ def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, monkeypatch):
     assert drawn[1].axes[0].get_xlim()[1] > 1_000_000
 
 
+def test_an_inset_enlarges_what_all_but_the_beginning_squeezes_into_the_top_of_a_figure(
+    tmp_path, monkeypatch
+):
+    """It shows every return and published mean after 30% of the steps, each step below itself."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    steps = np.arange(1, 11) * 10_000
+
+    def inset_of(*late, early=-80.0, marks=(-4.0,)):
+        values = np.array([[early, early, *np.resize(late, 8)], [early, early, *np.resize(late[::-1], 8)]])
+        curves.draw_lines(
+            [curves.Lines("sac", "sac", False, steps, values, marks)], 100_000, "", "", tmp_path
+        )
+        (figure,) = drawn[-1].axes
+        return figure, figure.child_axes
+
+    figure, (inset,) = inset_of(-9.0, -5.0)
+    assert inset.get_ylim() == pytest.approx((-9.25, -3.75)) and inset.get_xlim()[1] == figure.get_xlim()[1]
+    assert len(inset.lines) == len(figure.lines) - 1  # the published means of the legend
+    edge = figure.transData.inverted().transform(inset.transData.transform((inset.get_xlim()[0], -9)))
+    assert edge[0] == pytest.approx(inset.get_xlim()[0], abs=500)
+    assert inset_of(-9.0, -5.0, early=np.nan)[1] == []  # nothing lies below
+    assert inset_of(-30.0, -5.0)[1] == []  # they fill a third
+    assert inset_of(-4.5, -4.5)[1] == inset_of(-4.0, -4.0, early=-4.0)[1] == []  # nothing to see
+    assert inset_of(np.nan, np.nan, marks=())[1] == []
+
+
 def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     """Variants have a shade of their algorithm's colour; seeds are thin; published means stand beyond the
     last step."""
