@@ -145,12 +145,47 @@ def test_what_the_results_say_of_low_means_is_what_is_counted(committed):
     """And the sign test's p: twice the chance that so many of so many fair coins fall on one side."""
     text = pages.PAGE.read_text()
     section = " ".join(text.split("## Are the means at 100,000 steps low?")[1].split("\n## ")[0].split())
-    low, all_of_them, p = re.search(r"(\d+) of (\d+) evaluations .*p = (0\.\d+)", section).groups()
-    long = re.search(r"a million steps (\d+) of (\d+) are", section).groups()
+    low, all_of_them, p = re.search(r"(\d+) of (\d+) evaluations .*?p = (0\.\d+)", section).groups()
+    long, all_long, below_every = re.search(
+        r"a million steps (\d+) of (\d+) are below the average, and (\d+) below every", section
+    ).groups()
     counted = tables.below_average(pages.split(committed)[0])
     assert f"after 100,000 steps {low} of {all_of_them}," in counted
-    assert counted.endswith(f"after 1,000,000 steps {long[0]} of {long[1]}.")
+    assert counted.endswith(f"after 1,000,000 steps {long} of {all_long}.")
     assert float(p) == pytest.approx(binomtest(int(low), int(all_of_them)).pvalue, abs=0.0005)
+    shown = tables.worth_a_row(pages.split(committed)[0])
+    compared = [curve for curve in shown if curve.protocol != "training" and records.published_at_end(curve)]
+    short, million = (
+        [curve for curve in compared if curve.budget == budget] for budget in (100_000, 1_000_000)
+    )
+    below = re.findall(r"(\d+) of (\d+) on (\w+-v4)", section)
+    assert "but none on" in section and set(below) == {
+        (str(sum(low)), str(len(low)), task)
+        for task, low in by_task((curve, below_mean(curve)) for curve in short).items()
+        if any(low)
+    }
+    every, expected = re.search(r"(\d+) are below every published mean, where about (\d+)", section).groups()
+    assert (int(every), int(below_every)) == tuple(sum(map(below_all, group)) for group in (short, million))
+    chances = [1 / (1 + len(tables.means_of(records.published_at_end(curve)))) for curve in short]
+    assert int(expected) == round(sum(chances))
+    bands = re.search(r"the (\d+) that have a band, (\d+) lie inside it, (\d+) of them in bands too", section)
+    judged = tables.verdicts(short)
+    assert f"{bands[2]} of the {bands[1]} means" in judged and f", {bands[3]} are too wide" in judged
+
+
+def below_mean(curve):
+    return curve.final().mean() < np.mean(tables.means_of(records.published_at_end(curve)))
+
+
+def below_all(curve):
+    return curve.final().mean() < min(tables.means_of(records.published_at_end(curve)))
+
+
+def by_task(pairs):
+    found = {}
+    for curve, low in pairs:
+        found.setdefault(curve.task, []).append(low)
+    return found
 
 
 def test_published_means_stand_only_beside_a_curve_that_reaches_them():
