@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
-from benchmarks.records import COMPARABLE, Curve, known_algorithm, main_curves, published_on_task
+from benchmarks.records import COMPARABLE, Curve, known_algorithm, main_curves, published_on_task, rounded
 from benchmarks.tables import (
     decimals,
     mean_with_interval,
@@ -33,7 +33,7 @@ def compare_with_published(curves: list[Curve]) -> bool:
         if points or curve in main:
             how = "returns in training" if curve.protocol == "training" else f"{curve.protocol} evaluation"
             seeds = "seed" if len(curve.seeds) == 1 else "seeds"
-            print(f"{whole_name(curve)} on {curve.env_id}, {seeds} {' '.join(curve.seeds)}, {how}")
+            print(f"{place(curve)}, {seeds} {' '.join(curve.seeds)}, {how}")
         if not points and curve in main:
             print(f"  nothing published to compare with{why_not(curve)}")
         for step, returns, rows in points:
@@ -88,8 +88,9 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
             print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final(), written)}")
         for line in conclusion(of_a.final(), of_b.final(), written):
             print(f"  {line}")
-        if of_a.seeds == of_b.seeds and np.array_equal(of_a.returns, of_b.returns):
-            print("  A and B have identical returns: are they the same runs?")
+        if same := same_seeds(of_a, of_b):
+            seeds = "seed" if len(same) == 1 else "seeds"
+            print(f"  {seeds} {' '.join(same)} of A and B have identical returns: are they the same runs?")
     if not found:
         ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
         how = "sets of several are paired by algorithm, name and flags"
@@ -121,6 +122,18 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
                 if alike and of_a.protocol == of_b.protocol and whole_name(of_a) not in taken:
                     taken.add(whole_name(of_a))
                     yield of_a, of_b
+
+
+def same_seeds(a: Curve, b: Curve) -> list[str]:
+    """The seeds whose returns, rounded as evaluations.csv has them, are the same in both curves."""
+    written = [
+        {
+            seed: {step: rounded(value) for step, value in zip(curve.steps, returns, strict=True)}
+            for seed, returns in zip(curve.seeds, curve.returns, strict=True)
+        }
+        for curve in (a, b)
+    ]
+    return [seed for seed in a.seeds if written[0][seed] == written[1].get(seed)]
 
 
 def number_of_difference(a: np.ndarray, b: np.ndarray) -> Callable[[float, float], str]:

@@ -270,11 +270,16 @@ def read_runs(folders: Iterable[Path]) -> list[tuple[list[dict[str, str]], dict[
     return runs
 
 
+def curve_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """The algorithm's file, and what `group_of` says of a run: equal for the seeds of a curve."""
+    return config["algorithm"], *group_of(config).values()
+
+
 def warn_of_versions(configs: Iterable[dict[str, Any]]) -> None:
     """Warns if runs that share a curve were trained by different versions of the algorithm's file."""
     versions = defaultdict(set)
     for config in configs:
-        versions[config["algorithm"], *group_of(config).values()].add(config.get("algorithm_sha256"))
+        versions[curve_of(config)].add(config.get("algorithm_sha256"))
     for (file, _, name, env_id, *_), digests in versions.items():
         if len(digests - {None}) > 1:
             warn(f"seeds of {name} on {env_id} were trained by different versions of {file}.py")
@@ -369,7 +374,8 @@ def add_runs(runs: list[tuple[list[dict[str, str]], dict[str, Any]]], results: P
         read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added
         manifest = manifest | dict.fromkeys(identities, entry)
-    warn_of_versions(manifest.values())
+    added_to = {curve_of(entry) for _, entry in runs}
+    warn_of_versions(entry for entry in manifest.values() if curve_of(entry) in added_to)
     order = ("exp_name", "env_id", "total_timesteps", "algorithm", "flags", "seed", "step")
     numbers = {"total_timesteps", "seed", "step"}
     rows.sort(key=lambda row: [int(row[name]) if name in numbers else row[name] for name in order])

@@ -88,18 +88,19 @@ class Plot:
 
 
 def is_pattern(path: Path) -> bool:
-    """True if a path has a `*` or `?`."""
-    return bool({"*", "?"}.intersection(str(path)))
+    """True if a path that does not exist has a `*`, `?` or `[`."""
+    return bool({"*", "?", "["}.intersection(str(path))) and not path.exists()
 
 
 def matching(path: Path) -> list[Path]:
-    """The folders with runs that match a pattern with `*` or `?`; another path as it is.
+    """The folders with runs that match a pattern; another path as it is.
 
-    Raises UsageError if nothing matches.
+    A `[` stands for itself if that finds something. Raises UsageError if nothing matches.
     """
     if not is_pattern(path):
         return [path]
-    if not (found := sorted(map(Path, glob(str(path))))):
+    literal = str(path).replace("[", "[[]")
+    if not (found := sorted(map(Path, glob(literal) or glob(str(path))))):
         raise UsageError(f"nothing matches {path}")
     return [path for path in found if runs_in(path)] or found[:1]
 

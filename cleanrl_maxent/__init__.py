@@ -46,8 +46,8 @@ def load_policy(
     `action` is in the environment's units; see `LoadedPolicy`. `run_dir` may also be a seed's folder in the
     run, `runs/x/seed-2`. `algorithm`: the module that trained it, or its file, if it is not in this package.
     Needs only `config.json` and `policy-{seed}.npz`, and executes nothing in them. Warns if the algorithm's
-    file has changed since. Raises UsageError, in one line, if they are missing, damaged, not this run's, or
-    written by newer code, and OSError if the policy cannot be read.
+    file has changed since. Raises UsageError, in one line, if they are missing or damaged, do not fit each
+    other, or were written by newer code, and OSError if the policy cannot be read.
     """
     # these import JAX, which a list of names does not need
     from cleanrl_maxent.common import config, policy

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -115,8 +115,8 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
     """The policy of a seed, by default the first, of the finished run in `folder`.
 
     Reads `config.json` and `policy-{seed}.npz` and executes nothing in them. Warns if the algorithm's file
-    has changed since. Raises UsageError, in one line, if they are missing, damaged, not this run's, or
-    written by newer code, and OSError if the policy cannot be read.
+    has changed since. Raises UsageError, in one line, if they are missing or damaged, do not fit each
+    other, or were written by newer code, and OSError if the policy cannot be read.
     """
     for name in ("Args", "init", "policy", "act"):
         file = getattr(algorithm, "__file__", None) or algorithm.__name__
@@ -141,16 +141,25 @@ def load_policy(algorithm: ModuleType, folder: Path, seed: int | None = None) ->
         raise UsageError(f"{folder} has {has}, not {seed}")
     path = folder / f"policy-{seed}.npz"
     if not path.exists():
-        resume = f"--resume {quote(str(folder))}"
-        if not (folder / "result.json").exists():
-            raise UsageError(f"{folder} is not finished: it has no {path.name} yet; {resume} continues it")
-        can_resume = any(folder.glob("checkpoint/checkpoint-*.json"))
-        again = f"{resume} writes it again" if can_resume else "there is no checkpoint to write it from"
-        raise UsageError(f"{folder} has lost its {path.name}; {again}")
+        refuse_missing(path)
     expected = jax.eval_shape(
         lambda key: algorithm.policy(algorithm.init(key, task, args)), jax.random.key(0)
     )
     return LoadedPolicy(algorithm, args, task, seed, read_parameters(path, expected))
+
+
+def refuse_missing(path: Path) -> NoReturn:
+    """Raises UsageError, which says why a run has no policy at `path`, and what to do."""
+    folder = path.parent
+    resume = f"--resume {quote(str(folder))}"
+    can_resume = any(folder.glob("checkpoint/checkpoint-*.json"))
+    others = [other.name for other in sorted(folder.glob("policy-*.npz"))]
+    if (folder / "result.json").exists():
+        again = f"{resume} writes it again" if can_resume else "there is no checkpoint to write it from"
+        raise UsageError(f"{folder} has lost its {path.name}; {again}")
+    if others and not can_resume:  # somebody has copied them here
+        raise UsageError(f"{folder} has no {path.name}, but {', '.join(others)}; name a seed that it has")
+    raise UsageError(f"{folder} is not finished: it has no {path.name} yet; {resume} continues it")
 
 
 def read_parameters(path: Path, expected: Any) -> Any:

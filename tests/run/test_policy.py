@@ -118,6 +118,9 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_an_unfinished_run(copied):
     (copied / "policy-3.npz").unlink()
+    has_another = f"{copied} has no policy-3.npz, but policy-4.npz; name a seed that it has"
+    assert refused(copied) == has_another and load_policy(copied, 4).seed == 4
+    (copied / "policy-4.npz").unlink()
     assert "is not finished: it has no policy-3.npz yet" in refused(copied)
     (copied / "result.json").touch()
     assert "has lost its policy-3.npz; there is no checkpoint to write it from" in refused(copied)

@@ -71,7 +71,9 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
     drawn = {path.name for path in (tmp_path / "out").iterdir()}
     assert drawn == {"Pendulum-v1-2000.png", "report.md"}
     assert report.main(report.Compare((EARLIER,))) == 0
-    assert re.search("sac .* on Pendulum-v1, seed 1, deterministic evaluation", capsys.readouterr().out)
+    assert re.search(
+        "sac .* on Pendulum-v1 for .* steps, seed 1, deterministic evaluation", capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -618,9 +620,15 @@ def test_one_seed_a_side_shows_a_small_difference(tmp_path, capsys):
 
 
 def test_a_copy_of_a_run_is_noticed(tmp_path, capsys):
-    for side in ("a", "b"):
-        write_run(tmp_path / side, {"1": [1.0, 2.0], "2": [3.0, 4.0]})
-    assert "are they the same runs?" in compared(tmp_path / "a", tmp_path / "b", capsys=capsys)
+    """Also one seed of several, and one whose returns are rounded, as in evaluations.csv."""
+    write_run(tmp_path / "a", {"1": [1.0, 2.0], "2": [3.0, 4.0]})
+    write_run(tmp_path / "b", {"1": [1.0, 2.0], "2": [3.0, 4.001]})
+    write_run(tmp_path / "c", {"2": [3.0, 4.0], "3": [3.0, 4.0]})
+    write_run(tmp_path / "d", {"1": [1.0, 2.1], "2": [3.0, 4.1]})
+    for other, seeds in {"b": "seeds 1 2", "c": "seed 2"}.items():
+        out = compared(tmp_path / "a", tmp_path / other, capsys=capsys)
+        assert f"  {seeds} of A and B have identical returns: are they the same runs?\n" in out
+    assert "identical" not in compared(tmp_path / "a", tmp_path / "d", capsys=capsys)
 
 
 def test_seeds_without_evaluations_are_named(tmp_path, capsys):
@@ -697,7 +705,7 @@ def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monke
     with pytest.raises(UsageError, match="sac is in both sets"):
         report.main(report.Compare((Path("sac"), Path("sac"))))
     assert report.main(report.Compare((Path("sac"),))) == 0
-    assert capsys.readouterr().out.startswith("sac on HalfCheetah-v4, seeds 1 2, deterministic")
+    assert capsys.readouterr().out.startswith("sac on HalfCheetah-v4 for 10,000 steps, seeds 1 2,")
     assert "B: td3 --tau 0.02, 1 seed" in compared(Path("sac"), Path("td3"), capsys=capsys)  # the folder
     with pytest.raises(UsageError, match="results has no run of ppo$"):
         report.main(report.Compare((Path("ppo"), Path("mine"))))
@@ -749,6 +757,10 @@ def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
         report.main(report.Compare((tmp_path / "a", tmp_path / "longer")))
     pattern = compared(tmp_path / "a" / "s*", tmp_path / "b" / "td?", capsys=capsys)
     assert "A: sac" in pattern and "B: td3" in pattern
+    (tmp_path / "a").rename(tmp_path / "a [old]")
+    for words in ("a [old]/s*", "a [[]old]/[s]a?"):
+        assert "A: sac" in compared(tmp_path / words, tmp_path / "b" / "td[3]", capsys=capsys)
+    (tmp_path / "a [old]").rename(tmp_path / "a")
     with pytest.raises(UsageError, match="nothing matches .*zzz"):
         report.main(report.Compare((tmp_path / "a", tmp_path / "*zzz")))
 
@@ -853,7 +865,11 @@ def test_a_metric_is_written_with_three_digits_of_its_mean(value, like, text):
 
 
 def test_seeds_of_different_versions_of_a_file_are_named(tmp_path, capsys):
-    """They share a curve, with a warning; runs of an earlier version, without a digest, give none."""
+    """They share a curve, with a warning; runs of an earlier version, without a digest, give none.
+
+    Nor does collecting other runs.
+    """
+    other = write_run(tmp_path / "other", {"1": [1.0, 2.0]}, "td3")
     runs = [write_run(tmp_path / seed, {seed: [1.0, 2.0]}, "sac_mine", lr=1) for seed in "123"]
     said = "warning: seeds of sac_mine on HalfCheetah-v4 were trained by different versions of sac_mine.py\n"
     for digests, warning in (((None, "a", "a"), ""), (("a", "b", None), said)):
@@ -867,6 +883,8 @@ def test_seeds_of_different_versions_of_a_file_are_named(tmp_path, capsys):
         for run in runs:
             report.main(report.Collect((run,), results=tmp_path / f"results-{len(warning)}"))
         assert set(capsys.readouterr().err.splitlines(keepends=True)) == {warning} - {""}
+        report.main(report.Collect((other,), results=tmp_path / f"results-{len(warning)}"))
+        assert capsys.readouterr().err == ""
 
 
 def test_files_under_way_in_the_package_do_not_keep_others_from_being_read(monkeypatch):
