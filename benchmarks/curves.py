@@ -114,7 +114,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     best = order[:NAMED]
     others = [entry for place, entry in enumerate(lines) if place not in best]
     lines = [lines[place] for place in sorted(best)]
-    marks = {entry.algorithm: entry.marks for entry in lines if entry.marks}
+    marks = marks_of(lines)
     end = budget if marks else max(entry.steps[-1] for entry in [*lines, *others])
     handles = plot_lines(axes, lines, others, budget)
     legend = sorted(handles, key=lambda line: -handles[line])
@@ -141,12 +141,17 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     return save_figure(figure, path, dpi=200, description=shown)
 
 
+def marks_of(lines: Iterable[Lines]) -> dict[str, tuple[float, ...]]:
+    """The published means of each algorithm that has any."""
+    return {entry.algorithm: entry.marks for entry in lines if entry.marks}
+
+
 def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) -> dict[Any, float]:
     """Plots what `draw_lines` shows; returns the thick lines, with what each ends at."""
     for entry in others:
         axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
     crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
-    marks = {entry.algorithm: entry.marks for entry in lines if entry.marks}
+    marks = marks_of(lines)
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
         if len(entry.values) > 1 and not (entry.is_variant and crowded):

@@ -189,7 +189,7 @@ def test_an_evaluation_without_end_ends(monkeypatch):
     monkeypatch.setattr(wrapper, "LONGEST_EPISODE", 300)
     assert message(UsageError, Endless("NeverEnds-v0").play) == (
         "an episode of NeverEnds-v0 has not ended after 300 steps; register it with max_episode_steps=N, "
-        "or add --max-episode-steps N, in training to a new run (evaluation at step 5000, seed 1)"
+        "or start anew with --max-episode-steps N (evaluation at step 5000, seed 1)"
     )
     for limit in (50, 400):  # which may be longer
         assert Endless("NeverEnds-v0", max_episode_steps=limit).play().lengths == limit

@@ -15,7 +15,7 @@ LONGEST_EPISODE = 50_000  # steps; beyond, an evaluation without a time limit is
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 SCALARS = {float, np.float64, np.float32}  # rewards that need no conversion
 RESET_TAKES = "reset must take seed and options: def reset(self, *, seed=None, options=None)"
-LIMIT_IT = "register it with max_episode_steps=N, or add --max-episode-steps N, in training to a new run"
+LIMIT_IT = "register it with max_episode_steps=N, or start anew with --max-episode-steps N"
 STEP_RETURNS = "(obs, reward, terminated, truncated, info)"
 
 
