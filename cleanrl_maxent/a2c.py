@@ -2,7 +2,8 @@
 
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016, https://arxiv.org/abs/1602.01783.
 A2C is the synchronous form of the paper's A3C: the gradients of all environments, at the same parameters,
-averaged into one step. Deliberate deviations, with reasons in docs/algorithms/:
+averaged into one step.
+Section and algorithm numbers are the paper's. Deliberate deviations, with reasons in docs/algorithms/:
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
   - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
@@ -219,7 +220,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); only terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -261,7 +262,7 @@ def actor_loss(params, state, batch, args):
 def update(state, rollout, key, index, args):
     """Learns from rollout number `index` (from 0) of one seed; the key is not needed: nothing is sampled.
 
-    Returns the new state and scalar metrics, measured before each gradient step; means if there are several.
+    Returns the new state and scalar metrics, measured before each gradient step.
     """
     reward, ended, elapsed = rollout.transition.reward, rollout.ended, rollout.elapsed
     state = state.replace(returns=state.returns.add(reward, ended, elapsed, args.gamma))
@@ -270,7 +271,7 @@ def update(state, rollout, key, index, args):
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic.params, state, samples)
     state = state.replace(critic=state.critic.apply_gradients(grads=grads))
-    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    # the policy acts and learns with the same statistics; new ones take effect in the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))

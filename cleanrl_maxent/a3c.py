@@ -3,7 +3,8 @@
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016, https://arxiv.org/abs/1602.01783.
 Every worker has its own environment and copy of the parameters, acts with that copy (in `train`), computes
 gradients with it and applies them to the shared parameters, which other workers have updated since
-(`worker_update`): Algorithm S3. Deliberate deviations, with reasons in docs/algorithms/:
+(`worker_update`): Algorithm S3.
+Section and algorithm numbers are the paper's. Deliberate deviations, with reasons in docs/algorithms/:
   - workers take turns instead of running at their own speed, so that a run can be repeated bit for bit;
   - a time limit does not end the return, only the trace of advantages;
   - actor and critic are separate networks, each with its own RMSProp and its own gradient clipping;
@@ -247,7 +248,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); only terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -307,7 +308,7 @@ def update(state, rollout, key, index, args):
     steps = jax.tree.map(lambda x: jnp.expand_dims(x.swapaxes(0, 1), 2), rollout)  # (worker, step, 1, ...)
     state, (workers, metrics) = jax.lax.scan(worker_update, state, (state.workers, steps))
     state = state.replace(workers=workers)
-    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    # the policy acts and learns with the same statistics; new ones take effect in the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))

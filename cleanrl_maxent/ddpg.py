@@ -4,7 +4,7 @@ Lillicrap et al., "Continuous control with deep reinforcement learning", 2016, h
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1], and all quantities are in these units;
   - networks and settings are those of TD3's code: no batch normalisation, no weight decay;
-  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
+  - weights and biases are drawn from U(±1/√fan_in) in the last layers too, not from U(±3e-3).
 
     python cleanrl_maxent/ddpg.py --env-id Hopper-v4
 """
@@ -100,7 +100,7 @@ def policy(state):
 
 
 def next_noise(noise, elapsed, key, args):
-    """Exploration noise of Algorithm 1 after `noise`, `(action_dim,)`; after 0 if the episode begins."""
+    """Noise of the next action, `(action_dim,)`; Ornstein-Uhlenbeck's starts from 0 in every episode."""
     noise, normal = jnp.where(elapsed == 0, 0, noise), jax.random.normal(key, noise.shape)
     if args.noise == "gaussian":
         return args.exploration_noise * normal

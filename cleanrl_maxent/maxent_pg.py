@@ -6,7 +6,7 @@ Schulman et al. 2017 (PPO), https://arxiv.org/abs/1707.06347. What is particular
   - `--backup-entropy`: the entropy of later states counts in values and advantages, as in the objective;
     `--no-backup-entropy`: a state's entropy is a bonus to that state alone, as in A3C and PPO;
   - the policy is a squashed Gaussian with a standard deviation for every state, or categorical;
-  - a time limit does not end the return, only the trace of advantages;
+  - `--gamma-power`: step t has the weight γ^t, as in the objective;
   - `--normalize-reward` scales r alone, so that α is in scaled reward per nat; `--norm-adv`
     normalises advantages, and divides α by their std.
 
@@ -75,6 +75,7 @@ class Args(RunArgs):
         require(tunable, "alpha 0 cannot be tuned (its logarithm is learned); add --no-autotune")
         within = 1e-4 <= self.alpha <= 1 or not self.autotune
         require(within, f"alpha is tuned within [0.0001, 1]; got {self.alpha}")
+        require(self.target_entropy_scale > -math.log(2), "target_entropy_scale must be > -log 2")
 
     @property
     def steps_per_update(self):
@@ -229,7 +230,9 @@ class State:
 
 
 def init(key, task, args):
-    """State of one seed; the key is consumed."""
+    """State of one seed; the key is consumed. Raises UsageError if no policy has the target entropy."""
+    reachable = args.target_entropy_scale < 1 or not (args.autotune and task.discrete)
+    require(reachable, "target_entropy_scale must be < 1 for discrete actions: log A nats is the most")
     actor_key, critic_key = jax.random.split(key)
     actor = Actor(args.hidden_dims, task.action_dim, task.discrete)
     critic, obs = Critic(args.hidden_dims), jnp.zeros(task.obs_dim)
@@ -276,7 +279,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (eq. 6); only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (eq. 6); only terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -373,7 +376,7 @@ def update(state, rollout, key, index, args):
     minibatches = order.reshape(args.update_epochs * args.num_minibatches, -1)
     state, metrics = jax.lax.scan(step, state, (minibatches, jax.random.split(noise_key, len(minibatches))))
     state, alpha_metrics = adapt_temperature(state, samples, args)
-    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    # the policy acts and learns with the same statistics; new ones take effect in the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))

@@ -247,7 +247,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (eqs. 11, 12); only terminal states have value 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (eqs. 11, 12); only terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -327,7 +327,7 @@ def update(state, rollout, key, index, args):
     minibatches = order.reshape(args.update_epochs * args.num_minibatches, -1)
     state, metrics = jax.lax.scan(step, state, minibatches)
     state, kl_metrics = adapt_kl_coef(state, samples, args)
-    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    # the policy acts and learns with the same statistics; new ones take effect in the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))

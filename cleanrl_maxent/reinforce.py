@@ -5,10 +5,11 @@ https://doi.org/10.1007/BF00992696. Estimators of the gradient:
   - `--no-causality`: every score times the return of the whole episode, minus γ^t V(s_t) with the baseline;
   - `--no-baseline`: every score times the return from its step on, G_t;
   - by default: every score times G_t - V(s_t).
-Those with G_t are exact only with the weights γ^t of `--gamma-power`; without them later states weigh more.
+Those with G_t are unbiased only with the weights γ^t of `--gamma-power`; without, later states weigh more.
 Deliberate deviations, with reasons in docs/algorithms/:
   - if the rollout or a time limit cuts an episode short, V of its last state replaces the rewards that would
     follow; without a baseline a time limit is an end, and steps whose episode the rollout cuts are left out;
+  - with `--no-causality` so are steps whose episode began in an earlier rollout;
   - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
 
     python cleanrl_maxent/reinforce.py --env-id CartPole-v1 --num-steps 512
@@ -224,7 +225,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); only terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -317,7 +318,7 @@ def update(state, rollout, key, index, args):
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, samples)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
     state, critic_metrics = fit_critic(state, samples, key, args) if args.baseline else (state, {})
-    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    # the policy acts and learns with the same statistics; new ones take effect in the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))

@@ -205,7 +205,7 @@ def improve_policy(state, batch, args):
     """One step of the actor, then one of the temperature, at the entropy before the actor's step."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor.params, state, batch, args)
     state = state.replace(actor=state.actor.apply_gradients(grads=grads))
-    num_actions = jax.eval_shape(policy(state), batch.obs).shape[-1]
+    num_actions = policy(state)(batch.obs).shape[-1]
     entropy, target_entropy = metrics["losses/entropy"], args.target_entropy_scale * math.log(num_actions)
     grads, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.alpha.params, entropy, target_entropy)
     if args.autotune:

@@ -9,9 +9,9 @@ NumPy and float64, so that other programs can be checked against it.
 Everywhere `P` is `(S, A, S)`, probabilities of the next state; the rest of a row, up to 1, ends the episode;
 `R` is `(S, A)`, rewards; `gamma` is the discount per step, below 1; `pi` is `(S, A)`, probabilities of
 actions; `start` is `(S,)`, probabilities of the first state; `alpha` = 0 is the limit without entropy.
-Arrays are float64, entropies and divergences in nats. Value iteration, policy iteration,
-`soft_optimum`, `bonus_policy` and `trpo_penalty_iteration` raise ValueError for other shapes and ranges,
-those that yield at the first `next`.
+Arrays are float64, entropies and divergences in nats. `soft_value_iteration`, `soft_policy_iteration`,
+`soft_optimum`, `bonus_policy` and `trpo_penalty_iteration` raise ValueError for other shapes and ranges;
+the generators among them do so at the first `next`.
 
     python cleanrl_maxent/tabular.py
 """

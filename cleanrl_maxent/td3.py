@@ -3,7 +3,8 @@
 Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018, https://arxiv.org/abs/1802.09477.
 Equation and section numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1], and all quantities are in these units;
-  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
+  - the smoothed target action is clipped to the bounds, as in the authors' code;
+  - the actor's first step follows the critics' first, not their second.
 
     python cleanrl_maxent/td3.py --env-id Hopper-v4
 """
@@ -103,7 +104,7 @@ def policy(state):
 
 
 def next_noise(noise, elapsed, key, args):
-    """Exploration noise of Algorithm 1 after `noise`, `(action_dim,)`; after 0 if the episode begins."""
+    """Noise of the next action, `(action_dim,)`; Ornstein-Uhlenbeck's starts from 0 in every episode."""
     noise, normal = jnp.where(elapsed == 0, 0, noise), jax.random.normal(key, noise.shape)
     if args.noise == "gaussian":
         return args.exploration_noise * normal
@@ -166,7 +167,8 @@ def critic_loss(params, state, batch, key, args):
 def actor_loss(params, state, batch):
     """Minus the first critic's value of the actor's actions (Algorithm 1)."""
     action = state.actor.apply_fn(params, batch.obs)
-    q = state.critics.apply_fn(jax.tree.map(lambda leaf: leaf[:1], state.critics.params), batch.obs, action)
+    first = jax.tree.map(lambda leaf: leaf[:1], state.critics.params)
+    q = state.critics.apply_fn(first, batch.obs, action)  # (1, batch_size)
     loss = -q.mean()
     return loss, {"losses/actor_loss": loss}
 

@@ -3,6 +3,7 @@
 Schulman et al., "Trust Region Policy Optimization", 2015, https://arxiv.org/abs/1502.05477.
 Equation numbers refer to it. Deliberate deviations, with reasons in docs/algorithms/:
   - a critic and GAE (Schulman et al. 2016, https://arxiv.org/abs/1506.02438) replace the paper's Q;
+  - the Fisher matrix is damped, and estimated from all states instead of a tenth of them;
   - the line search evaluates all candidates at once;
   - a time limit does not end the return, only the trace of advantages;
   - observations are scaled by statistics of earlier rollouts, rewards by those of this rollout too.
@@ -230,7 +231,7 @@ class Samples:
 
 
 def advantages(reward, value, next_value, terminated, ended, args):
-    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); terminal V is 0."""
+    """Advantages, `(num_steps, num_envs)`: Σ (γλ)^l δ (arXiv 1506.02438, eq. 16); only terminal V is 0."""
     residual = reward + args.gamma * (1 - terminated) * next_value - value
 
     def step(advantage, row):
@@ -358,7 +359,7 @@ def update(state, rollout, key, index, args):
     metrics |= {"losses/entropy": samples.old.entropy().mean(), "losses/cg_residual": residual}
     state = state.replace(actor=state.actor.replace(params=params))
     state, critic_metrics = fit_critic(state, samples, key, args)
-    # the policy acts and learns on the same statistics: new ones are for the next rollout
+    # the policy acts and learns with the same statistics; new ones take effect in the next rollout
     if args.normalize_observation:
         obs = rollout.transition.obs
         state = state.replace(observations=state.observations.add(obs.reshape(-1, obs.shape[-1])))

@@ -14,6 +14,7 @@ from benchmarks.studies.corridor import corridor
 from cleanrl_maxent import maxent_pg, tabular
 from cleanrl_maxent.common.data import Statistics, Transition
 from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.errors import UsageError
 from cleanrl_maxent.environments.finite import corridor as corridor_mdp
 from cleanrl_maxent.environments.finite import random_mdp, two_rooms
 from tests.support.pytrees import distance
@@ -413,6 +414,15 @@ def test_temperature_is_learned_and_bounded(discrete):
         assert maxent_pg.temperature(moved) == pytest.approx(1e-4 if sign < 0 else 1.0, rel=1e-4)
     fixed, _ = improve(state, samples, replace(args, autotune=False))
     assert maxent_pg.temperature(fixed) == maxent_pg.temperature(state)
+
+
+def test_a_target_entropy_that_no_policy_has_is_refused():
+    """The entropy over two actions is at most log 2 nats; a fixed temperature has no target."""
+    args = replace(ARGS, autotune=True, target_entropy_scale=1.0)
+    with pytest.raises(UsageError, match="target_entropy_scale must be < 1 for discrete actions"):
+        make_state(args, True)
+    for possible, discrete in ((args, False), (replace(args, autotune=False), True)):
+        make_state(possible, discrete)
 
 
 def test_each_update_takes_one_step_of_adam_with_the_temperature():

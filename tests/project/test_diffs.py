@@ -21,8 +21,8 @@ class Pair(NamedTuple):
 
 NATURAL = "surrogate kl_divergence fisher_vector_product conjugate_gradient natural_step line_search"
 PAIRS = [
-    Pair("ddpg", "td3", 27, 42),
-    Pair("td3", "sac", 65, 78, "next_noise", "sample_action temperature alpha_loss"),
+    Pair("ddpg", "td3", 28, 45),
+    Pair("td3", "sac", 67, 78, "next_noise", "sample_action temperature alpha_loss"),
     Pair(
         *("sac", "sql", 95, 146),
         "sample_action temperature alpha_loss improve_policy",
@@ -50,10 +50,10 @@ PAIRS = [
         "double_value policy_entropy move_targets epsilon",
         "warn_of_divergence",
     ),
-    Pair("reinforce", "a2c", 95, 50, "past_rewards step_mask fit_critic"),
-    Pair("a2c", "a3c", 19, 63, new="Worker synchronize worker_state"),
+    Pair("reinforce", "a2c", 97, 50, "past_rewards step_mask fit_critic"),
+    Pair("a2c", "a3c", 20, 64, new="Worker synchronize worker_state"),
     Pair(
-        *("a2c", "trpo", 49, 137, "actor_loss"),
+        *("a2c", "trpo", 50, 138, "actor_loss"),
         f"{NATURAL} fit_critic",
     ),
     Pair(
@@ -62,7 +62,7 @@ PAIRS = [
         "actor_loss adapt_kl_coef",
     ),
     Pair(
-        *("ppo", "maxent_pg", 81, 131),
+        *("ppo", "maxent_pg", 84, 137),
         "Gaussian adapt_kl_coef",
         "TanhGaussian sample_action temperature alpha_loss adapt_temperature",
     ),

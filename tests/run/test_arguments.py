@@ -89,6 +89,7 @@ CASES = [
 OF_ONE = [
     (sac, dict(target_entropy_scale=-1.0), "target_entropy_scale must be > -log 2"),
     (crossq, dict(target_entropy_scale=-0.7), "target_entropy_scale must be > -log 2"),
+    (maxent_pg, dict(target_entropy_scale=-0.7), "target_entropy_scale must be > -log 2"),
     (crossq, dict(batch_size=1), "a batch of one transition has no variance to normalise by"),
     (crossq, dict(bn_momentum=1.0), "bn_momentum must be in [0, 1); got 1.0"),
     (sql, dict(alpha=1e-7), "alpha, a divisor, must be at least 1e-6; got 1e-07"),
