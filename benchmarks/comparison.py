@@ -32,8 +32,7 @@ def compare_with_published(curves: list[Curve]) -> bool:
         points = points_with_bands(curve)
         if points or curve in main:
             how = "returns in training" if curve.protocol == "training" else f"{curve.protocol} evaluation"
-            seeds = "seed" if len(curve.seeds) == 1 else "seeds"
-            print(f"{place(curve)}, {seeds} {' '.join(curve.seeds)}, {how}")
+            print(f"{place(curve)}, {listed(curve.seeds)}, {how}")
         if not points and curve in main:
             print(f"  nothing published to compare with{why_not(curve)}")
         for step, returns, rows in points:
@@ -89,8 +88,7 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
         for line in conclusion(of_a.final(), of_b.final(), written):
             print(f"  {line}")
         if same := same_seeds(of_a, of_b):
-            seeds = "seed" if len(same) == 1 else "seeds"
-            print(f"  {seeds} {' '.join(same)} of A and B have identical returns: are they the same runs?")
+            print(f"  {listed(same)} of A and B have identical returns: are they the same runs?")
     if not found:
         ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
         how = "sets of several are paired by algorithm, name and flags"
@@ -122,6 +120,11 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
                 if alike and of_a.protocol == of_b.protocol and whole_name(of_a) not in taken:
                     taken.add(whole_name(of_a))
                     yield of_a, of_b
+
+
+def listed(seeds: list[str]) -> str:
+    """`seed 2`, `seeds 1 2 3`."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {' '.join(seeds)}"
 
 
 def same_seeds(a: Curve, b: Curve) -> list[str]:
