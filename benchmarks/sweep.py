@@ -345,7 +345,7 @@ def run_cells(cells: list[Cell], executor: Executor, retries: int) -> int:
     sweep = Sweep(cells, executor, retries)
     status = reconcile(sweep)
     done = [cell for cell in cells if cell.finished()]
-    say(f"{len(done)} of {len(cells)} runs are done, in {cells[0].folder.parent}")
+    say(f"{len(done)} of {plural(len(cells), 'run')} done, in {cells[0].folder.parent}")
     failed = [cell for cell in sweep.failed if cell not in done]  # another sweep may have finished it
     for cell in failed:
         log = cell.log().read_text(errors="replace") if cell.log().exists() else ""

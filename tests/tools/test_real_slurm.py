@@ -179,7 +179,7 @@ def test_every_cell_is_done_once_whatever_happens(cluster, tmp_path):
         status = storm.process.wait(900)
         storm.say("over, status", status)
         print(storm.printed.read_text())
-        assert status == 0 and "8 of 8 runs are done" in storm.printed.read_text()
+        assert status == 0 and "8 of 8 runs done" in storm.printed.read_text()
         assert not cluster.ask("squeue", "--noheader") and not workers_of(storm.out)
     assert not storm.twice
     assert finished_records(storm.out) == expected

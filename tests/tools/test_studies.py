@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks.cells import Cell
+from benchmarks.studies.corridor import corridor
+from benchmarks.studies.fitted_q import cartpole
 from benchmarks.studies.initialisation import sac_orthogonal, sac_uniform
 from benchmarks.studies.multigoal import multigoal
 from benchmarks.studies.particles import particles
+from benchmarks.studies.policy_gradient import policy_gradient
 from benchmarks.trained import trained_state
 from cleanrl_maxent import load_policy, sac, sql, td3
 from cleanrl_maxent.common.data import Transition
@@ -97,3 +100,12 @@ def test_runs_of_the_four_goals_that_are_not_finished_are_named(tmp_path, monkey
     assert finished and {cell.algorithm for cell in finished} == {"sql"}
     left_out = capsys.readouterr().err.splitlines()
     assert left_out and all(line.endswith(" is not finished: left out") for line in left_out)
+
+
+@pytest.mark.parametrize("study", [cartpole, corridor, policy_gradient])
+def test_a_study_of_no_seeds_is_refused(study, tmp_path, monkeypatch):
+    """Before it writes an empty table over that of the last time."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="^seeds must be at least 1; got 0$"):
+        study.main(study.Args(seeds=0))
+    assert not list(tmp_path.iterdir())

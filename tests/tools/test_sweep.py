@@ -70,7 +70,7 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
     bad = GRID | dict(env_ids=[PROBE], flags=SMALL)
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
     status, out, err = finish(run_sweep(write_suite(tmp_path / "suite.toml", good), calm))
-    assert status == 0 and "2 of 2 runs are done" in out and len(finished_records(calm)) == 2, err
+    assert status == 0 and "2 of 2 runs done" in out and len(finished_records(calm)) == 2, err
 
     suite, rng = write_suite(tmp_path / "suite.toml", good, bad), random.Random(0)
     for _ in range(3):
@@ -84,7 +84,7 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
                 os.kill(victim, signal.SIGKILL)
         process.communicate()
     status, out, err = finish(run_sweep(suite, stormy, "--retries", "1"))
-    assert status == 1 and "2 of 3 runs are done" in out
+    assert status == 1 and "2 of 3 runs done" in out
     assert finished_records(stormy).items() >= finished_records(calm).items()
     assert err.count("failed: ") == 1 and PROBE in err and "non-finite reward at step 3" in err
 
@@ -449,7 +449,7 @@ def test_a_file_of_the_users_is_swept(tmp_path):
     (tmp_path / "sac_mine.py").write_text(textwrap.dedent(code))
     suite = tmp_path / "suite.toml"
     write_suite(suite, GRID | dict(algorithms=["sac_mine.py"], flags=SMALL))
-    for said in ("started", "1 of 1 runs are done"):
+    for said in ("started", "1 of 1 run done"):
         status, out, err = finish(run_sweep(suite, tmp_path / "runs"))
         assert status == 0 and said in out, err
     config = json.loads(
@@ -801,7 +801,7 @@ def test_a_run_that_an_earlier_version_left_is_refused(tmp_path):
 def test_a_sweep_names_the_run_that_an_earlier_version_left(tmp_path):
     earlier_cell(tmp_path, finished=False)
     status, out, err = finish(run_sweep(tmp_path / "suite.toml", tmp_path, "--retries", "0"))
-    assert status == 1 and "0 of 1 runs are done" in out
+    assert status == 1 and "0 of 1 run done" in out
     lines = err[err.index("failed: ") :].splitlines()
     assert [line.split(":")[0].strip() for line in lines][:: len(lines) - 1] == ["failed", "error"]
     assert lines[-1].endswith(

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.figures import plural, pyplot, save_figure
 from cleanrl_maxent import load_policy, maxent_pg
 from cleanrl_maxent.common.cli import run_script
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.common.signals import listen
 from cleanrl_maxent.environments.finite import corridor
 from cleanrl_maxent.tabular import bonus_policy, optimal_policy
@@ -85,6 +86,7 @@ def main(args: Args) -> None:
 
     Raises UsageError, and as `learned`.
     """
+    require(args.seeds >= 1, f"seeds must be at least 1; got {args.seeds}")
     pyplot()  # before the training
     listen()
     seeds = range(1, args.seeds + 1)

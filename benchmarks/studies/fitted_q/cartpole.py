@@ -26,6 +26,7 @@ from cleanrl_maxent import fitted_q
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.task import describe_task
+from cleanrl_maxent.common.errors import require
 
 ENV_ID, STEPS, EPISODES = "CartPole-v1", 20_000, 20
 LARGEST = 1 / (1 - fitted_q.Args.gamma)  # discounted return: each step pays 1
@@ -141,7 +142,10 @@ def draw(rows: list[dict[str, Any]], args: Args) -> Path:
 
 
 def main(args: Args) -> None:
-    """Prints the table, and writes rows and figure. Raises UsageError without matplotlib, OSError."""
+    """Prints the table, and writes rows and figure. Raises UsageError, OSError."""
+    for name in ("iterations", "every", "seeds"):
+        value = getattr(args, name)
+        require(value >= 1, f"{name} must be at least 1; got {value}")
     pyplot()
     rows = [row for arm in ARMS for seed in range(1, args.seeds + 1) for row in fit(arm, seed, args)]
     args.rows.parent.mkdir(parents=True, exist_ok=True)

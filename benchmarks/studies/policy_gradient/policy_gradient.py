@@ -24,6 +24,7 @@ from cleanrl_maxent import sql_discrete
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import Replay, Transition
 from cleanrl_maxent.common.env.task import Task
+from cleanrl_maxent.common.errors import require
 from cleanrl_maxent.environments.finite import random_mdp
 from cleanrl_maxent.tabular import boltzmann, visits
 
@@ -181,7 +182,8 @@ def draw(rows: list[dict[str, Any]], args: Args) -> Path:
 
 
 def main(args: Args) -> None:
-    """Prints the table, and writes rows and figure. Raises UsageError without matplotlib, OSError."""
+    """Prints the table, and writes rows and figure. Raises UsageError, OSError."""
+    require(args.seeds >= 1, f"seeds must be at least 1; got {args.seeds}")
     pyplot()
     with jax.enable_x64(True):
         rows = [row for alpha in ALPHAS for row in rows_of(alpha, args.seeds)]
