@@ -16,6 +16,7 @@ from benchmarks.tables import (
     points_with_bands,
     published_band,
     rows_with_spread,
+    says_little,
     verdict,
     with_decimals,
 )
@@ -61,6 +62,8 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
     )
     if band:
         words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
+        if says_little(band):
+            words += ", too wide to judge by"
         if len(rows_with_spread(rows)) == 1:
             words += ", of a single program: differences between programs are not in it"
     judged = verdict(mean, band)

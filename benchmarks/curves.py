@@ -7,7 +7,7 @@ lighter and darker ones, and dashes.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -33,6 +33,7 @@ WORDS = {
     "deterministic": "return, deterministic policy",
     "sampled": "return, sampled actions",
     "training": "return in training",
+    "mixed": "return, deterministic if not marked",
 }
 
 
@@ -46,6 +47,7 @@ class Lines:
     steps: np.ndarray  # (points,)
     values: np.ndarray  # (seeds, points)
     marks: tuple[float, ...] = ()  # published means, beside the ends of the curves
+    number: int = 0  # of a variant, which its look depends on; 0: by its place in the figure
 
     def mean(self) -> np.ndarray:
         """Mean over the seeds that ever have a value, `(points,)`; NaN where one of these has none, so that
@@ -67,17 +69,19 @@ class Lines:
         return float(mean[finite][late].mean())
 
 
-def lines_of(curve: Curve, beside: list[Curve]) -> Lines:
+def lines_of(curve: Curve, beside: list[Curve], known: Sequence[tuple[str, str]] = ()) -> Lines:
     """What a figure shows of a curve `beside` others, with the published means of its algorithm.
 
-    The label names the protocol, unless deterministic, if the curves differ in it.
+    The label names the protocol, unless deterministic, if the curves differ in it. `known`: of `draw_curves`.
     """
     label = label_of(curve.name, curve.flags, curve.is_variant, [other.name for other in beside])
     if len({other.protocol for other in beside}) > 1 and curve.protocol != "deterministic":
         label += f" ({curve.protocol})"
     marks = means_of(published_at_end(curve))
     label += f", {plural(len(curve.seeds), 'seed')}"
-    return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks))
+    kind = curve.name, curve.flags
+    number = 1 + known.index(kind) if kind in known else 0
+    return Lines(curve.algorithm, label, curve.is_variant, curve.steps, curve.returns, tuple(marks), number)
 
 
 def label_of(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
@@ -85,16 +89,18 @@ def label_of(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
     return f"{name} {flags}".strip() if not is_variant or names.count(name) > 1 else name
 
 
-def draw_curves(curves: list[Curve], path: Path) -> Path:
+def draw_curves(curves: list[Curve], path: Path, known: Sequence[tuple[str, str]] = ()) -> Path:
     """Draws curves of one task and number of steps, with published means at the right edge.
 
-    Returns the figure's path. Raises UsageError without matplotlib.
+    `known`: names and flags of variants in all figures, so that each looks the same in all of them. Returns
+    the figure's path. Raises UsageError without matplotlib.
     """
     curves = sorted(curves, key=lambda curve: (curve.algorithm, curve.is_variant, curve.name, curve.flags))
     protocols = {curve.protocol for curve in curves}
-    ylabel = WORDS[protocols.pop()] if len(protocols) == 1 else "return"
+    ylabel = WORDS[curves[0].protocol if len(protocols) == 1 else "mixed"]
     title = f"{curves[0].task}, {curves[0].budget:,} steps"
-    lines = [lines_of(curve, curves) for curve in curves]
+    title += ", sampled actions" if protocols == {"sampled"} else ""
+    lines = [lines_of(curve, curves, known) for curve in curves]
     return draw_lines(lines, curves[0].budget, title, ylabel, path)
 
 
@@ -128,6 +134,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
     axes.set(title=escaped(title), xlabel="environment steps", ylabel=escaped(ylabel))
     axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
+    axes.spines["bottom"].set_bounds(0, end)
     name_whole_ticks(axes)
     if settled:
         inset = axes.inset_axes((0.4, 0.1, 0.6, 0.6))  # each step below itself
@@ -156,7 +163,8 @@ def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) 
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
         if len(entry.values) > 1 and not (entry.is_variant and crowded):
             alpha = 0.25 + 0.5 * np.mean(color)  # light colours show less on white
-            axes.plot(entry.steps, entry.values.T, ls=style, color=color, lw=0.7, alpha=alpha, **dots(entry))
+            thin = {"ls": style, "color": color, "lw": 0.7, "alpha": alpha, "zorder": 2.1, **dots(entry)}
+            axes.plot(entry.steps, entry.values.T, **thin)  # above other algorithms' means
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
         label = escaped("\n".join(wrap(words, 30, break_on_hyphens=False)))
         look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
@@ -199,11 +207,11 @@ def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
     styles, taken = [], defaultdict(int)
     for entry in lines:
         color = COLORS.get(entry.algorithm, OTHER_COLOR)  # the latter is shared
-        number = max(taken[color], int(entry.is_variant))
+        number = entry.number or max(taken[color], int(entry.is_variant))
         turn, place = divmod(number - 1, len(DASHES) - 1) if number else (0, -1)
         tint = 1 + (place + turn) % (len(TINTS) - 1) if number else 0
         styles.append((DASHES[1 + place], tinted(color, TINTS[tint])))
-        taken[color] = number + 1
+        taken[color] = max(taken[color], number + 1)
     return styles
 
 
@@ -248,13 +256,17 @@ def draw_profiles(algorithms: dict[str, list[Curve]], path: Path) -> Path:
     """Share of runs above each score, for algorithms with the same tasks and number of steps."""
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
     scores = {name: [score(curve) for curve in group] for name, group in algorithms.items()}
-    highest = max(values.max() for tasks in scores.values() for values in tasks)
-    thresholds = np.linspace(0, max(1.2, highest + 0.05), 300)
+    drawn = np.hstack([values for tasks in scores.values() for values in tasks])
+    thresholds = np.linspace(min(0, drawn.min() - 0.05), max(1.2, drawn.max() + 0.05), 600)
     for name, tasks in scores.items():
         profile = performance_profile(tasks, thresholds)
-        axes.plot(thresholds, profile, lw=2.2, color=COLORS.get(name, OTHER_COLOR), label=name)
-    tasks, budget = next((group, group[0].budget) for group in algorithms.values())
-    axes.set(title=f"{plural(len(tasks), 'task')}, {budget:,} steps", ylim=(0, 1.02))
+        look = {"lw": 2.2, "drawstyle": "steps-post", "color": COLORS.get(name, OTHER_COLOR)}
+        axes.plot(thresholds, profile, label=name, **look)
+    tasks = next(iter(algorithms.values()))
+    title = ", ".join(curve.family for curve in tasks)
+    title += f"\n{tasks[0].budget:,} steps, {tasks[0].protocol} evaluation"
+    axes.set(ylim=(0, 1.02))
+    axes.set_title(title, fontsize=9)
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1,000,000 steps)", ylabel="share of runs above τ")
     place_legend(axes)
     return save_figure(figure, path, dpi=200, description=digest(*algorithms.values()))

@@ -51,19 +51,32 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
     """
     defaults, variants = split(main_curves(curves))
     drawn = draw_tasks(split(curves)[0], out_dir)
-    for algorithm in sorted({curve.algorithm for curve in variants}):
+    for algorithm, known in named_variants(variants).items():
         for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
             task = group[0].task, group[0].budget
             beside = [curve for curve in defaults if (curve.task, curve.budget) == task]
             group = [curve for curve in beside if curve.algorithm == algorithm] + group
-            drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm)))
+            drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm), known))
     return [*drawn, *draw_scores(curves, out_dir), draw_efficiency(curves, out_dir / "efficiency.png")]
 
 
 def draw_scores(curves: list[Curve], out_dir: Path) -> list[Path]:
-    """Draws performance profiles for each number of steps in `shared_tasks`; returns the paths."""
+    """Draws performance profiles for each group of `shared_tasks`; returns the paths."""
     groups = shared_tasks(curves).items()
-    return [draw_profiles(group, out_dir / f"profiles-{budget}.png") for budget, group in groups]
+    return [draw_profiles(group, out_dir / profiles_file(*kind)) for kind, group in groups]
+
+
+def profiles_file(budget: int, protocol: str) -> str:
+    """The name of a figure of profiles: `profiles-100000.png`, `profiles-100000-sampled.png`."""
+    return f"profiles-{budget}{'' if protocol == 'deterministic' else f'-{protocol}'}.png"
+
+
+def named_variants(variants: Iterable[Curve]) -> dict[str, list[tuple[str, str]]]:
+    """The names and flags of each algorithm's variants, on any task, in order."""
+    found = defaultdict(set)
+    for curve in variants:
+        found[curve.algorithm].add((curve.name, curve.flags))
+    return {algorithm: sorted(found[algorithm]) for algorithm in sorted(found)}
 
 
 def draw_tasks(curves: list[Curve], out_dir: Path) -> list[Path]:
@@ -151,9 +164,10 @@ def results_block(curves: list[Curve]) -> list[str]:
     table = aggregate_table(curves)
     if table:
         lines += ["", "### Scores over tasks", "", *table]
-    for budget in shared_tasks(curves):
-        source = f"../benchmarks/results/profiles-{budget}.png"
-        lines += ["", f'<img src="{source}" width="60%" alt="Performance profiles, {budget:,} steps">']
+    for budget, protocol in shared_tasks(curves):
+        source = f"../benchmarks/results/{profiles_file(budget, protocol)}"
+        alt = f"Performance profiles, {budget:,} steps, {protocol}"
+        lines += ["", f'<img src="{source}" width="60%" alt="{alt}">']
     return lines
 
 
@@ -208,7 +222,8 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
         low, high = (number(limit(means_of(rows))) for limit in (min, max))
         published = low if low == high else f"{low} to {high}"
         if band := published_band(rows, returns):
-            judged = "too wide:" if says_little(band, rows) else verdict(mean, band)
+            judged = verdict(mean, band)
+            judged = "too wide:" if judged == "inside" and says_little(band) else judged
             single = ", from one program" if len(rows_with_spread(rows)) == 1 else ""
             published += f" ({judged} {' to '.join(number(bound, mean) for bound in band)}{single})"
     flags = f", `{curve.flags}`" if curve.flags else ""

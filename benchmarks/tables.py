@@ -105,10 +105,10 @@ def published_band(rows: list[dict[str, str]], returns: np.ndarray) -> tuple[flo
     return prediction_interval(means, spreads, counts, len(returns))
 
 
-def says_little(band: tuple[float, float], rows: list[dict[str, str]]) -> bool:
-    """True if a band contains 0 although the published means all have the same sign: it is very wide."""
-    means = means_of(rows)
-    return band[0] < 0 < band[1] and (min(means) > 0 or max(means) < 0)
+def says_little(band: tuple[float, float]) -> bool:
+    """True if a band is too wide to judge by: its ends differ in sign, or by more than a factor of three."""
+    low, high = band
+    return low * high <= 0 or not 1 / 3 <= low / high <= 3
 
 
 def verdict(mean: float, band: tuple[float, float] | None) -> str:
@@ -135,9 +135,11 @@ def result_cells(curve: Curve) -> list[str]:
     if band is None:
         return [*cells, ""]
     low, high = (number(value, mean) for value in band)
-    inside = verdict(mean, band)
-    single = " (of one program)" if len(rows_with_spread(rows)) == 1 else ""
-    return [*cells, f"{inside if inside == 'inside' else '**outside**'} {low} to {high}{single}"]
+    inside = verdict(mean, band) == "inside"
+    remarks = ["of one program"] if len(rows_with_spread(rows)) == 1 else []
+    remarks += ["too wide"] if inside and says_little(band) else []
+    remark = f" ({', '.join(remarks)})" if remarks else ""
+    return [*cells, f"{'inside' if inside else '**outside**'} {low} to {high}{remark}"]
 
 
 RESULT_TITLES = ["seeds", "evaluation", "mean ± 95%", "IQM", "published", "their band"]
@@ -199,7 +201,7 @@ def verdicts(curves: Iterable[Curve]) -> str:
         if band := published_band(rows, returns):
             if verdict(mean, band) == "inside":
                 inside += 1
-                wide += says_little(band, rows)
+                wide += says_little(band)
             else:
                 side = "above" if mean > band[1] else "below"
                 place = f"{named(curve)} on {curve.env_id} after {curve.budget:,} steps"
@@ -209,8 +211,8 @@ def verdicts(curves: Iterable[Curve]) -> str:
         return ""
     judged = f"Inside their band: {inside} of the {count} means that have one."
     if wide:
-        judged += f" Of these {inside} bands, {wide} are too wide to judge by: they contain 0, but the "
-        judged += "published means all have the same sign."
+        judged += f" Of these {inside} bands, {wide} are too wide to judge by: their ends differ in sign, or "
+        judged += "by more than a factor of three."
     return f"{judged} Outside: {', '.join(outside)}." if outside else judged
 
 
@@ -236,21 +238,25 @@ def score(curve: Curve) -> np.ndarray:
     return (curve.final() - low) / (high - low)
 
 
-def shared_tasks(curves: Iterable[Curve]) -> dict[int, dict[str, list[Curve]]]:
-    """By number of steps, the algorithms that share at least five tasks with a scale, and their curves there.
+def shared_tasks(curves: Iterable[Curve]) -> dict[tuple[int, str], dict[str, list[Curve]]]:
+    """By number of steps and evaluation, deterministic or sampled, the algorithms that share at least five
+    tasks with a scale, and their curves there.
 
-    Runs with changed flags, algorithms with fewer tasks, and tasks that another one lacks are left out.
+    Runs with changed flags, algorithms with fewer tasks, and tasks that another one lacks are left out; so is
+    an algorithm alone with its sampled actions.
     """
-    groups: dict[int, dict[str, dict[str, Curve]]] = defaultdict(lambda: defaultdict(dict))
-    for curve in main_curves(curves):
-        if curve.family in REFERENCE_RETURNS and not curve.is_variant and not curve.flags:
-            groups[curve.budget][curve.name][curve.env_id] = curve
+    groups: dict[tuple[int, str], dict[str, dict[str, Curve]]] = defaultdict(lambda: defaultdict(dict))
+    for curve in curves:
+        plain = curve.family in REFERENCE_RETURNS and not curve.is_variant and not curve.flags
+        if plain and curve.protocol != "training":
+            groups[curve.budget, curve.protocol][curve.name][curve.env_id] = curve
     found = {}
-    for budget, algorithms in sorted(groups.items()):
+    for (budget, protocol), algorithms in sorted(groups.items()):
         broad = {name: tasks for name, tasks in algorithms.items() if len(tasks) >= FEWEST_TASKS}
         shared = sorted(set.intersection(*map(set, broad.values()))) if broad else []
-        if len(shared) >= FEWEST_TASKS:
-            found[budget] = {name: [tasks[task] for task in shared] for name, tasks in broad.items()}
+        if len(shared) >= FEWEST_TASKS and (protocol == "deterministic" or len(broad) > 1):
+            chosen = {name: [tasks[task] for task in shared] for name, tasks in broad.items()}
+            found[budget, protocol] = chosen
     return found
 
 
@@ -258,15 +264,15 @@ def aggregate_table(curves: Iterable[Curve]) -> list[str]:
     """IQM of the scores over tasks and seeds, with its bootstrap interval, and the mean score of each task,
     since the IQM leaves out the lowest and the highest quarter of the runs; [] for fewer than five tasks."""
     rows = []
-    for budget, algorithms in shared_tasks(curves).items():
+    for (budget, protocol), algorithms in shared_tasks(curves).items():
         for name, group in algorithms.items():
             tasks = [score(curve) for curve in group]
             iqm = f"{weighted_interquartile_mean(tasks):.2f}"
             several = min(map(len, tasks)) > 1
             interval = "{:.2f} to {:.2f}".format(*stratified_bootstrap(tasks)) if several else "one seed"
             means = [f"{curve.family} {own.mean():.2f}" for curve, own in zip(group, tasks, strict=True)]
-            rows.append([f"{budget:,}", name, iqm, interval, ", ".join(means)])
-    titles = ["steps", "algorithm", "IQM of scores", "95%", "mean score of each task"]
+            rows.append([f"{budget:,}", protocol, name, iqm, interval, ", ".join(means)])
+    titles = ["steps", "evaluation", "algorithm", "IQM of scores", "95%", "mean score of each task"]
     return markdown_table(titles, rows) if rows else []
 
 

@@ -128,6 +128,21 @@ def test_a_row_says_whether_the_mean_is_inside():
     )
 
 
+@pytest.mark.parametrize(
+    ("band", "wide"),
+    [((-1, 9), True), ((0, 9), True), ((2, 9), True), ((3, 9), False), ((-9, -3), False), ((-9, -2), True)],
+)
+def test_a_band_that_says_little_is_called_too_wide(band, wide, monkeypatch):
+    """Its ends differ in sign or by more than a factor of three. Outside it our mean is a finding."""
+    for module in (tables, pages):
+        monkeypatch.setattr(module, "published_band", lambda *_: band)
+    for value, inside in ((band[1], True), (band[1] + 1, False)):
+        ours = replace(of_three_seeds(), returns=np.full((3, 1), float(value)))
+        assert tables.result_cells(ours)[-1].endswith(" (too wide)") == (inside and wide)
+        assert ("too wide: " in pages.readme_cells([ours], "sac")[2]) == (inside and wide)
+        assert ("1 are too wide" in tables.verdicts([ours])) == (inside and wide)
+
+
 def test_evaluations_below_the_published_average_are_counted():
     """5,500 and 5,800 around the published average of 5,716, 950 far below it; training does not count."""
     above = made_up(returns=np.array([[5_800.0], [5_800.0]]))
@@ -201,10 +216,19 @@ def test_scores_need_five_tasks_of_one_length():
     ddpg = [made_up(task, name="ddpg", algorithm="ddpg") for task in tasks[:4]]
     assert tables.aggregate_table(five[:4] + others) == []
     shared = tables.shared_tasks([*five, *td3, *ddpg, *others])
-    assert set(shared) == {100_000} and set(shared[100_000]) == {"sac", "td3"}
-    assert all([curve.env_id for curve in group] == sorted(tasks) for group in shared[100_000].values())
+    (together,) = shared.values()
+    assert set(shared) == {(100_000, "deterministic")} and set(together) == {"sac", "td3"}
+    assert all([curve.env_id for curve in group] == sorted(tasks) for group in together.values())
     assert len(tables.aggregate_table([*five, *td3])) == 4
     assert tables.shared_tasks([*five[:4], replace(five[4], flags="--tau 0.1")]) == {}
+    sampled = [replace(curve, protocol="sampled") for curve in five]
+    others = [replace(curve, name="sql", algorithm="sql") for curve in sampled]
+    assert set(tables.shared_tasks(five + sampled)) == {(100_000, "deterministic")}
+    both = tables.shared_tasks(five + sampled + others)
+    assert set(both) == {(100_000, "deterministic"), (100_000, "sampled")}
+    assert {name for group in both.values() for name in group} == {"sac", "sql"}
+    training = [replace(curve, protocol="training") for curve in five]
+    assert tables.shared_tasks(training) == {}
 
 
 def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, monkeypatch):
@@ -276,6 +300,29 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     )
     assert axes.get_title() == "HalfCheetah-v4, 100,000 steps" and axes.get_xlabel() == "environment steps"
     curves.pyplot().close(drawn[0])
+
+
+def test_a_variant_looks_the_same_in_all_figures(tmp_path, monkeypatch):
+    """Beside others or alone; of two with one name, the flags tell which."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    names = [("sac-a", ""), ("sac-b", "--tau 0.1"), ("sac-b", "--tau 0.2"), ("sac-c", "")]
+    variants = [made_up(name=name, flags=flags) for name, flags in names]
+    elsewhere = [replace(curve, env_id="Hopper-v4") for curve in variants[2:]]
+    pages.draw_results([made_up(), *variants, *elsewhere], tmp_path)
+    looks = [
+        {line.get_label(): (line.get_linestyle(), line.get_color()) for line in figure.axes[0].lines}
+        for figure in drawn
+        if figure.axes and "steps" in figure.axes[0].get_title()
+    ]
+    (_, many, few) = looks
+    shared = {name.split(",")[0].split()[0] for name in few if name.startswith("sac-")}
+    assert shared == {"sac-b", "sac-c"}
+    two = {look for name, look in many.items() if name.startswith("sac-b")}
+    assert len(two) == 2 and {look for name, look in few.items() if name.startswith("sac-b")} < two
+    assert [look for name, look in few.items() if name.startswith("sac-c")] == [
+        look for name, look in many.items() if name.startswith("sac-c")
+    ]
 
 
 def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):

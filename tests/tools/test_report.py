@@ -735,8 +735,8 @@ def test_a_band_of_one_program_is_called_so(tmp_path, capsys, monkeypatch):
         rows[1]["spread"] = spread
         monkeypatch.setattr(records, "published_rows", lambda count=count: rows[:count])
         report.main(report.Compare((run,)))
-        assert ("of a single program" in capsys.readouterr().out) == alone
-        assert ("(of one program)" in tables.task_table(curves_of(run))[2]) == alone
+        assert (", too wide to judge by, of a single program" in capsys.readouterr().out) == alone
+        assert ("(of one program, too wide)" in tables.task_table(curves_of(run))[2]) == alone
 
 
 def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
