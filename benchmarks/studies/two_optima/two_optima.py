@@ -19,7 +19,8 @@ from types import ModuleType
 
 import numpy as np
 
-from benchmarks.figures import plural, pyplot, save_figure
+from benchmarks.curves import name_whole_ticks
+from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from benchmarks.studies.corridor.corridor import probabilities
 from cleanrl_maxent import maxent_pg, ppo
 from cleanrl_maxent.common.cli import run_script
@@ -34,7 +35,7 @@ LABELS = {ppo: "PPO, --ent-coef 0.5", maxent_pg: "maxent_pg, --alpha 0.5"}
 FLAGS = {ppo: {"ent_coef": ALPHA}, maxent_pg: {"alpha": ALPHA}}
 OPTIMA = {ppo: bonus_policy, maxent_pg: optimal_policy}
 NAMES = {ppo: "bonus-only optimum", maxent_pg: "soft optimum"}
-COLORS = {"-": "tab:red", "+": "tab:green", "@": "tab:blue"}  # of the diff's lines
+DIFF_COLORS = {"-": "tab:red", "+": "tab:green", "@": "tab:blue"}  # of the diff's lines
 
 
 @dataclass(frozen=True)
@@ -95,24 +96,28 @@ def diff_lines() -> Iterator[str]:
 
 
 def draw(args: Args, exact: dict, found: dict, shares: dict) -> Path:
-    """Draws a line for each seed, a dot for its policy, a dashed line for each optimum, and the diff beside
-    them; returns the figure's path."""
+    """Draws a thin line for each seed, a thick one for their mean, a dot for each final policy, a dashed line
+    for each optimum, and the diff beside them; returns the figure's path."""
     sizes = {"figsize": (12, 3.8), "width_ratios": (4, 7), "layout": "constrained"}
     figure, (curves, text) = pyplot().subplots(1, 2, **sizes)
-    for number, (algorithm, label) in enumerate(LABELS.items()):
-        color, values = f"C{number}", np.transpose(shares[algorithm])
-        curves.plot([], [], color=color, label=f"{label}: {plural(args.seeds, 'seed')}")
-        curves.plot(BIN * (np.arange(len(values)) + 0.5), values, color=color, lw=0.8)
+    for algorithm, label in LABELS.items():
+        color, values = COLORS[algorithm.Args.algorithm()], np.transpose(shares[algorithm])
+        steps = BIN * (np.arange(len(values)) + 0.5)
+        curves.plot(steps, values, color=color, lw=0.7, alpha=0.5)
+        curves.plot(steps, values.mean(axis=1), color=color, lw=2.2, label=label)
         dots = {"marker": "o", "linestyle": "none", "color": color, "markersize": 4}
         curves.plot([args.total_timesteps] * args.seeds, found[algorithm], **dots)
         name = f"{NAMES[algorithm]}, exact: {exact[algorithm]:.3f}"
         curves.axhline(exact[algorithm], color=color, linestyle="--", lw=1, label=name)
-    curves.set(xlabel="environment steps", ylabel="P(right room)", ylim=(0.3, 0.85))
+    curves.plot([], [], marker="o", linestyle="none", color="0.4", markersize=4, label="final policies")
+    title = f"Episodes that end in the right room, {plural(args.seeds, 'seed')}"
+    curves.set(title=title, xlabel="environment steps", ylabel="P(right room)", ylim=(0.3, 0.85))
     curves.legend(frameon=False, fontsize=8, loc="center right")
+    name_whole_ticks(curves)
     text.set_axis_off()
     lines = ["git diff --no-index ppo.py maxent_pg.py", "", *diff_lines()]
     for number, line in enumerate(lines):
-        style = {"color": COLORS.get(line[:1], "black"), "family": "monospace", "size": 9}
+        style = {"color": DIFF_COLORS.get(line[:1], "black"), "family": "monospace", "size": 9}
         text.text(0, 0.95 - 0.08 * number, line, **style, transform=text.transAxes)
     return save_figure(figure, args.out_dir / "two-optima.png")
 
