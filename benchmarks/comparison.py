@@ -8,7 +8,15 @@ import numpy as np
 
 from benchmarks.figures import plural
 from benchmarks.intervals import difference_interval, improvement_interval, probability_of_improvement
-from benchmarks.records import COMPARABLE, Curve, known_algorithm, main_curves, published_on_task, rounded
+from benchmarks.records import (
+    COMPARABLE,
+    Curve,
+    is_newer_than_published,
+    known_algorithm,
+    main_curves,
+    published_on_task,
+    round_return,
+)
 from benchmarks.tables import (
     decimals,
     mean_with_interval,
@@ -33,7 +41,7 @@ def compare_with_published(curves: list[Curve]) -> bool:
         points = points_with_bands(curve)
         if points or curve in main:
             how = "returns in training" if curve.protocol == "training" else f"{curve.protocol} evaluation"
-            print(f"{place(curve)}, {listed(curve.seeds)}, {how}")
+            print(f"{place(curve)}, {list_seeds(curve.seeds)}, {how}")
         if not points and curve in main:
             print(f"  nothing published to compare with{why_not(curve)}")
         for step, returns, rows in points:
@@ -48,7 +56,9 @@ def why_not(curve: Curve) -> str:
     if curve.algorithm in algorithm_names():
         rows = published_on_task(curve)
         if not rows:
-            return f" for {curve.algorithm} on this task"
+            older = is_newer_than_published(curve)
+            other = f"; earlier versions of {curve.env_id} have other rewards" if older else ""
+            return f" for {curve.algorithm} on this task{other}"
         alike = any(row["protocol"].startswith(COMPARABLE[curve.protocol]) for row in rows)
         return " at these steps" if alike else " for this kind of evaluation"
     return f": {curve.algorithm}.py is not one of our algorithms; a file named sac_….py is compared with sac"
@@ -65,7 +75,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
         if says_little(band):
             words += ", too wide to judge by"
         if len(rows_with_spread(rows)) == 1:
-            words += ", of a single program: differences between programs are not in it"
+            words += ", of a single implementation: differences between implementations are not in it"
     judged = verdict(mean, band)
     print(f"  {step:,} steps: {number(mean)}  {judged}  ({words})")
     for row in rows:
@@ -84,14 +94,14 @@ def compare_sets(a: list[Curve], b: list[Curve]) -> None:
     found = list(pairs(a, b))
     for of_a, of_b in found:
         print(f"{of_a.task}, {of_a.budget:,} steps, {of_a.protocol}")
-        written = number_of_difference(of_a.final(), of_b.final())
+        write = number_of_difference(of_a.final(), of_b.final())
         for letter, curve in (("A", of_a), ("B", of_b)):
             seeds = plural(len(curve.seeds), "seed")
-            print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final(), written)}")
-        for line in conclusion(of_a.final(), of_b.final(), written):
+            print(f"  {letter}: {whole_name(curve)}, {seeds}: {mean_with_interval(curve.final(), write)}")
+        for line in conclusion(of_a.final(), of_b.final(), write):
             print(f"  {line}")
         if same := same_seeds(of_a, of_b):
-            print(f"  {listed(same)} of A and B have identical returns: are they the same runs?")
+            print(f"  {list_seeds(same)} of A and B have identical returns: are they the same runs?")
     if not found:
         ours, theirs = (some_of({place(curve) for curve in side}) for side in (a, b))
         how = "sets of several are paired by algorithm, name and flags"
@@ -125,7 +135,7 @@ def pairs(a: list[Curve], b: list[Curve]) -> Iterator[tuple[Curve, Curve]]:
                     yield of_a, of_b
 
 
-def listed(seeds: list[str]) -> str:
+def list_seeds(seeds: list[str]) -> str:
     """`seed 2`, `seeds 1 2 3`."""
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {' '.join(seeds)}"
 
@@ -134,7 +144,7 @@ def same_seeds(a: Curve, b: Curve) -> list[str]:
     """The seeds whose returns, rounded as evaluations.csv has them, are the same in both curves."""
     written = [
         {
-            seed: {step: rounded(value) for step, value in zip(curve.steps, returns, strict=True)}
+            seed: {step: round_return(value) for step, value in zip(curve.steps, returns, strict=True)}
             for seed, returns in zip(curve.seeds, curve.returns, strict=True)
         }
         for curve in (a, b)
@@ -159,17 +169,17 @@ def number_of_difference(a: np.ndarray, b: np.ndarray) -> Callable[[float, float
     return lambda value, _: with_decimals(value, digits)
 
 
-def conclusion(a: np.ndarray, b: np.ndarray, written: Callable[[float, float], str]) -> list[str]:
+def conclusion(a: np.ndarray, b: np.ndarray, write: Callable[[float, float], str]) -> list[str]:
     """What the final returns of A's and B's seeds say about the difference, in one or two lines."""
     mean = float(b.mean() - a.mean())
-    difference = f"B − A: {written(mean, mean)}"
+    difference = f"B − A: {write(mean, mean)}"
     if min(len(a), len(b)) < 2:
         return [f"{difference}; one seed gives no estimate of the spread"]
     low, high = difference_interval(a, b)
     if low == high and mean:
         return [f"{difference}; all seeds of each side are equal, which gives no estimate of the spread"]
     beats = f"a seed of B beats one of A with probability {chance([(a, b)])}"
-    interval = f"{written(low, mean)} to {written(high, mean)}"
+    interval = f"{write(low, mean)} to {write(high, mean)}"
     if low > 0 or high < 0:
         more = "B" if low > 0 else "A"
         better = f"{more} returns more: the difference is larger than chance explains (95%)."

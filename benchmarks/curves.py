@@ -132,7 +132,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     rows = sum(1 + line.get_label().count("\n") for line in legend)
     figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
-    axes.set(title=escaped(title), xlabel="environment steps", ylabel=escaped(ylabel))
+    axes.set(title=escape_dollars(title), xlabel="environment steps", ylabel=escape_dollars(ylabel))
     axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
     axes.spines["bottom"].set_bounds(0, end)
     name_whole_ticks(axes)
@@ -166,7 +166,7 @@ def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) 
             thin = {"ls": style, "color": color, "lw": 0.7, "alpha": alpha, "zorder": 2.1, **dots(entry)}
             axes.plot(entry.steps, entry.values.T, **thin)  # above other algorithms' means
         words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
-        label = escaped("\n".join(wrap(words, 30, break_on_hyphens=False)))
+        label = escape_dollars("\n".join(wrap(words, 30, break_on_hyphens=False)))
         look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
         (line,) = axes.plot(entry.steps, entry.mean(), label=label, **look)
         handles[line] = entry.end()
@@ -191,7 +191,7 @@ def settled_range(lines: list[Lines]) -> tuple[float, float] | None:
     return float(late.min()), float(late.max())
 
 
-def escaped(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """Text for matplotlib, which would take what stands between two dollar signs for a formula."""
     return text.replace("$", r"\$")
 
@@ -210,12 +210,12 @@ def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
         number = entry.number or max(taken[color], int(entry.is_variant))
         turn, place = divmod(number - 1, len(DASHES) - 1) if number else (0, -1)
         tint = 1 + (place + turn) % (len(TINTS) - 1) if number else 0
-        styles.append((DASHES[1 + place], tinted(color, TINTS[tint])))
+        styles.append((DASHES[1 + place], shade(color, TINTS[tint])))
         taken[color] = max(taken[color], number + 1)
     return styles
 
 
-def tinted(color: str, share: float) -> Color:
+def shade(color: str, share: float) -> Color:
     """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0.
 
     A colour near black is always mixed with white, since darker shades look alike.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.curves import digest, name_whole_ticks, place_legend, tinted
+from benchmarks.curves import digest, name_whole_ticks, place_legend, shade
 from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from benchmarks.records import Curve, main_curves, read_csv
 from benchmarks.tables import markdown_table
@@ -133,7 +133,7 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
         for program, curve in select_curves(curves, env_id).items():
             name, style, tint = PROGRAMS[program]
             label = f"{name}, {plural(len(curve.seeds), 'seed')}"
-            kind = {"ls": style, "color": tinted(COLORS[curve.algorithm], tint)}
+            kind = {"ls": style, "color": shade(COLORS[curve.algorithm], tint)}
             minutes = minutes_to(curve, curve.steps, costs.get(program, np.nan))
             if style == "-":  # those of every program would hide the means
                 left.plot(curve.steps, curve.returns.T, lw=0.6, alpha=0.4, **kind)

@@ -64,23 +64,23 @@ def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> np
 def prediction_interval(
     means: ArrayLike, deviations: ArrayLike, seeds: ArrayLike, new_seeds: int
 ) -> tuple[float, float]:
-    """95% prediction interval for the mean of k = `new_seeds` seeds of one more program of the same kind.
+    """95% prediction interval for the mean of k = `new_seeds` seeds of one more implementation.
 
-    M ± t √(s² (1/k + u/m) + b² (1 + 1/m)) for m programs; every argument but the last is `(m,)`. M is the
-    mean of their `means`, s the pooled standard deviation of their seeds, u the mean of 1/`seeds`, b² the
-    variance between programs beyond what s explains; t has Satterthwaite's degrees of freedom. `deviations`
-    are standard deviations with divisor `seeds`, two or more each. A single program does not tell b, which
-    counts as 0. In simulations the interval covers 95 to 98% if b is 0, and at worst 86% with three or four
-    programs and 81% with two (b one to three times s, k = 10).
+    M ± t √(s² (1/k + u/m) + b² (1 + 1/m)) for m implementations; every argument but the last is `(m,)`. M is
+    the mean of their `means`, s the pooled standard deviation of their seeds, u the mean of 1/`seeds`, b² the
+    variance between implementations beyond what s explains; t has Satterthwaite's degrees of freedom.
+    `deviations` are standard deviations with divisor `seeds`, two or more each. A single implementation does
+    not tell b, which counts as 0. In simulations the interval covers 95 to 98% if b is 0, and at worst 86%
+    with three or four implementations and 81% with two (b one to three times s, k = 10).
     """
     means, deviations, seeds = (np.asarray(values, float) for values in (means, deviations, seeds))
-    programs, freedom = len(means), np.sum(seeds - 1)
+    m, freedom = len(means), np.sum(seeds - 1)
     s_squared, u = np.sum(seeds * deviations**2) / freedom, np.mean(1 / seeds)
-    within, between = s_squared * (1 / new_seeds + u / programs), 0.0
-    if programs > 1:
+    within, between = s_squared * (1 / new_seeds + u / m), 0.0
+    if m > 1:
         b_squared = max(0.0, np.var(means, ddof=1) - s_squared * u)
-        between = b_squared * (1 + 1 / programs)
-        freedom = (within + between) ** 2 / (within**2 / freedom + between**2 / (programs - 1))
+        between = b_squared * (1 + 1 / m)
+        freedom = (within + between) ** 2 / (within**2 / freedom + between**2 / (m - 1))
     half_width = student.ppf(0.975, freedom) * np.sqrt(within + between)
     return float(means.mean() - half_width), float(means.mean() + half_width)
 
@@ -98,8 +98,8 @@ def welch_half_width(errors: ArrayLike, counts: ArrayLike) -> float:
 def welch_band(mean: float, deviation: float, seeds: float, scores: ArrayLike) -> tuple[float, float]:
     """The means from which that of our `scores` does not differ significantly (Welch's test, 5%).
 
-    About the `mean` of one program, whose standard deviation has divisor `seeds`; two seeds or more each.
-    Unlike `prediction_interval` it does not assume that our seeds scatter as the program's do.
+    About the `mean` of one implementation, whose standard deviation has divisor `seeds`; two seeds or more
+    each. Unlike `prediction_interval` it does not assume that our seeds scatter as the implementation's do.
     """
     half_width = welch_half_width([deviation**2 / (seeds - 1), sem(scores) ** 2], [seeds, np.size(scores)])
     return mean - half_width, mean + half_width

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.curves import Lines, draw_lines, label_of
 from benchmarks.figures import figure_name, plural
 from benchmarks.records import (
+    enter_file,
     enter_holder,
     group_of,
     in_last_twentieth,
@@ -47,31 +48,28 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
 
     Seeds without the metric are left out, which is printed too. Returns the figures' paths. Raises UsageError
     if no run has the metric, with the names of those there are; if it is never a finite number; if two
-    folders hold the same seed; or if a finished run lacks a seed's record.
+    folders hold the same seed; if different files trained seeds of one name; or if a run is damaged.
     """
-    groups, known, holders, without = defaultdict(lambda: defaultdict(list)), set(), {}, Counter()
+    groups, known, without = defaultdict(lambda: defaultdict(list)), set(), Counter()
+    holders, files = {}, {}
     configs = {folder: read_config(folder) for folder in run_folders(run_dirs)}
     for folder, config in configs.items():
-        result = folder / "result.json"
         try:
-            group, is_finished = group_of(config), result.exists()
+            group = group_of(config)
             budget = int(group["total_timesteps"])
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise UsageError(f"{folder}/config.json is damaged: {problem!r}") from problem
-        names = {path.parent.name.removeprefix("seed-") for path in folder.glob("seed-*/metrics.jsonl")}
-        if is_finished:
-            names.update(read_json(result)["evaluations"])
-        for name in sorted(names, key=lambda name: (len(name), name)):
+            seeds, names = read_seeds(metric, folder, budget)
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+            raise UsageError(f"{folder} is damaged: {problem!r}") from problem
+        known |= names
+        enter_file(group, config["algorithm"], files)
+        kind = group["algorithm"], group["exp_name"], group["flags"]
+        task = task_of(group["env_id"], group["flags"])
+        for name, seed in seeds.items():
             enter_holder(group | {"seed": name}, folder, holders)
-            record = read_lines(folder / f"seed-{name}" / "metrics.jsonl")
-            known.update(*record)
-            points = [(row["global_step"], row[metric]) for row in record if metric in row]
-            if points:
-                steps, values = np.array(points, float).T
-                end = record[-1]["global_step"] if is_finished else budget
-                kind = group["algorithm"], group["exp_name"], group["flags"]
-                task = task_of(group["env_id"], group["flags"])
-                groups[task, budget][kind].append(Seed(name, steps, values, end))
+            if seed:
+                groups[task, budget][kind].append(seed)
             else:
                 without[folder] += 1
     if not groups:
@@ -85,6 +83,26 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     for folder, count in without.items():
         print(f"{folder}: {plural(count, 'seed')} left out, without {metric}")
     return drawn
+
+
+def read_seeds(metric: str, folder: Path, budget: int) -> tuple[dict[str, Seed | None], set[str]]:
+    """What each seed of a run recorded of a metric, None for nothing; and the names of all recorded metrics.
+
+    A damaged run raises UsageError, KeyError, TypeError, ValueError, AttributeError or IndexError.
+    """
+    names = {path.parent.name.removeprefix("seed-") for path in folder.glob("seed-*/metrics.jsonl")}
+    result, found, known = folder / "result.json", {}, set()
+    is_finished = result.exists()
+    if is_finished:
+        names.update(read_json(result)["evaluations"])
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        record = read_lines(folder / f"seed-{name}" / "metrics.jsonl")
+        known.update(*record)
+        end = record[-1]["global_step"] if is_finished else budget
+        points = [(row["global_step"], row[metric]) for row in record if metric in row]
+        steps, values = np.array(points, float).reshape(-1, 2).T
+        found[name] = Seed(name, steps, values, end) if points else None
+    return found, known
 
 
 def draw_task(
@@ -119,9 +137,9 @@ def end_in_words(seeds: list[Seed]) -> str:
     return "; ".join(words)
 
 
-def three_digits(value: float, like: float) -> str:
-    """A value with as many decimals as `like` has with three significant digits: `0.982`, `1.03`, `5,152`."""
-    magnitude = math.floor(math.log10(abs(like))) if like and math.isfinite(like) else 0
+def three_digits(value: float, reference: float) -> str:
+    """A value with as many decimals as three significant digits of `reference` need: `0.982`, `5,152`."""
+    magnitude = math.floor(math.log10(abs(reference))) if reference and math.isfinite(reference) else 0
     return f"{value:z,.{min(max(2 - magnitude, 0), 12)}f}".replace("-", "−")  # z: as in `number`
 
 

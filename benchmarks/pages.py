@@ -97,12 +97,12 @@ def split(curves: Iterable[Curve]) -> tuple[list[Curve], list[Curve]]:
 
 def by_task(curves: Iterable[Curve]) -> list[list[Curve]]:
     """Curves grouped by task."""
-    return grouped(curves, attrgetter("task"))
+    return group_by(curves, attrgetter("task"))
 
 
 def by_task_and_budget(curves: Iterable[Curve]) -> list[list[Curve]]:
     """Curves grouped by task and number of steps: those that can share an axis."""
-    return grouped(curves, attrgetter("task", "budget"))
+    return group_by(curves, attrgetter("task", "budget"))
 
 
 def sampled_groups(curves: Iterable[Curve]) -> list[list[Curve]]:
@@ -114,7 +114,7 @@ def sampled_groups(curves: Iterable[Curve]) -> list[list[Curve]]:
     return [group for group in groups if any(published_at_end(curve) for curve in set(group) - main)]
 
 
-def grouped(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[Curve]]:
+def group_by(curves: Iterable[Curve], key: Callable[[Curve], Any]) -> list[list[Curve]]:
     """Curves of the same `key` together, in the order of the keys."""
     groups = defaultdict(list)
     for curve in curves:
@@ -224,7 +224,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
         if band := published_band(rows, returns):
             judged = verdict(mean, band)
             judged = "too wide:" if judged == "inside" and says_little(band) else judged
-            single = ", from one program" if len(rows_with_spread(rows)) == 1 else ""
+            single = ", from one implementation" if len(rows_with_spread(rows)) == 1 else ""
             published += f" ({judged} {' to '.join(number(bound, mean) for bound in band)}{single})"
     flags = f", `{curve.flags}`" if curve.flags else ""
     return [f"{curve.env_id}, {curve.budget:,}{evaluation}{flags}", number(mean), published]

@@ -54,6 +54,7 @@ NOT_LEARNED = MAY_DIFFER | {
     "eval_episodes",
     "deterministic",
 }
+LAST_ALIKE = 4  # version of MuJoCo's tasks up to which returns compare; rewards of version 5 are others
 TASK_FLAGS = "--env-kwargs ", "--max-episode-steps "  # they change the environment that the id names
 COMPARABLE = {  # protocol of a curve -> beginnings of comparable protocols in published.csv
     "deterministic": ("deterministic evaluation", "evaluation, determinism not stated"),
@@ -143,6 +144,12 @@ def task_of(env_id: str, flags: str) -> str:
     return " ".join([env_id, *(flag for flag in given if flag.startswith(TASK_FLAGS))])
 
 
+def family_of(env_id: str) -> str:
+    """The environment's name, with its version if that is above `LAST_ALIKE`: `Hopper`, `Hopper-v5`."""
+    name, _, version = env_id.rpartition("-v")
+    return name if version.isdecimal() and int(version) <= LAST_ALIKE else env_id
+
+
 def is_ours(config: dict[str, Any]) -> bool:
     """True if one of this project's files trained a run; False for a file of the user's."""
     return config["algorithm"] in algorithm_names()
@@ -215,7 +222,7 @@ def rows_and_entry(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     return rows, config | {"seconds": result["seconds"]}
 
 
-def rounded(value: float) -> str:
+def round_return(value: float) -> str:
     """A return as evaluations.csv has it, with three significant digits or more."""
     if abs(value) < 1:
         return f"{value:.4g}"
@@ -316,7 +323,10 @@ def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     if not whole or "flags" not in text.partition("\n")[0].split(","):
         raise UsageError(f"{path} is damaged or of an earlier version: collect its runs into a new folder")
     entries = read_manifest(manifest_path)
-    flags = {key: changed_flags(entry) for key, entry in entries.items()}
+    try:
+        flags = {key: changed_flags(entry) for key, entry in entries.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise UsageError(f"{manifest_path} is damaged: {problem!r}") from problem
     rows, manifest, holders = [], {}, {}
     for before in stored:
         key = identity(before)
@@ -369,7 +379,7 @@ def add_runs(runs: list[tuple[list[dict[str, str]], dict[str, Any]]], results: P
             enter_file(row, entry["algorithm"], files)
             for column in COLUMN_OF.values():
                 if row.get(column):
-                    row[column] = rounded(float(row[column]))
+                    row[column] = round_return(float(row[column]))
         identities = {identity(row) for row in added}
         read |= identities
         rows = [row for row in rows if identity(row) not in identities] + added
@@ -427,8 +437,8 @@ class Curve:
 
     @property
     def family(self) -> str:
-        """The environment's name without its version."""
-        return self.env_id.rpartition("-v")[0]
+        """The environment as `family_of` names it."""
+        return family_of(self.env_id)
 
     def final(self) -> np.ndarray:
         """Mean of each seed's evaluations in the last 5% of its steps, `(seeds,)`."""
@@ -490,8 +500,8 @@ def published_rows() -> list[dict[str, str]]:
 def published_on_task(curve: Curve) -> list[dict[str, str]]:
     """Published rows of a curve's algorithm and environment, of any protocol and step.
 
-    The environment's version does not matter. A variant has the rows under its own name, if there are any and
-    we have no algorithm of that name, else its algorithm's. A changed task has none.
+    Versions up to `LAST_ALIKE` count as one environment. A variant has the rows under its own name, if there
+    are any and we have no algorithm of that name, else its algorithm's. A changed task has none.
     """
     if curve.changes_task:
         return []
@@ -500,8 +510,14 @@ def published_on_task(curve: Curve) -> list[dict[str, str]]:
     return [
         row
         for row in published_rows()
-        if row["algorithm"] == name and row["env_id"].rpartition("-v")[0] == curve.family
+        if row["algorithm"] == name and family_of(row["env_id"]) == curve.family
     ]
+
+
+def is_newer_than_published(curve: Curve) -> bool:
+    """True if published rows are of earlier versions of the curve's environment, and do not compare."""
+    name = curve.env_id.rpartition("-v")[0]
+    return curve.family != name and any(family_of(row["env_id"]) == name for row in published_rows())
 
 
 def published(curve: Curve) -> list[dict[str, str]]:

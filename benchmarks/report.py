@@ -67,11 +67,11 @@ class Compare:
     """With two sets of runs: which returns more, task by task? With any other number: does the mean of the
     seeds lie in the published band, at each published step?
 
-    The band is the 95% prediction interval for the mean of as many seeds of one more program, from the spread
-    of published seeds and between published programs. If only one program states a spread, it holds the means
-    that do not differ significantly from its mean (Welch's test). A quoted pattern is one set:
-    "runs/cpu/*sac*". The name of an algorithm, or of a variant on its page, stands for its collected runs,
-    unless a folder has that name.
+    The band is the 95% prediction interval for the mean of as many seeds of one more implementation, from the
+    spread of published seeds and between published implementations. If only one of these states a spread, the
+    band of two or more seeds holds the means that do not differ significantly from its mean (Welch's test). A
+    quoted pattern is one set: "runs/cpu/*sac*". The name of an algorithm, or of a variant on its page, stands
+    for its collected runs, unless a folder has that name.
     """
 
     run_dirs: Paths  # runs, folders of runs, patterns in quotes, or names of algorithms
@@ -92,7 +92,7 @@ def is_pattern(path: Path) -> bool:
     return bool({"*", "?", "["}.intersection(str(path))) and not path.exists()
 
 
-def matching(path: Path) -> list[Path]:
+def match_pattern(path: Path) -> list[Path]:
     """The folders with runs that match a pattern; another path as it is.
 
     A `[` stands for itself if that finds something. Raises UsageError if nothing matches.
@@ -105,14 +105,14 @@ def matching(path: Path) -> list[Path]:
     return [path for path in found if runs_in(path)] or found[:1]
 
 
-def all_matching(paths: Iterable[Path]) -> list[Path]:
+def match_all(paths: Iterable[Path]) -> list[Path]:
     """`matching` of every path."""
-    return [folder for path in paths for folder in matching(path)]
+    return [folder for path in paths for folder in match_pattern(path)]
 
 
 def curves_of(*paths: Path) -> list[Curve]:
     """The curves of the finished runs among `paths`. Raises UsageError."""
-    return group_curves(read_rows(all_matching(paths)))
+    return group_curves(read_rows(match_all(paths)))
 
 
 def compared_curves(*paths: Path) -> list[Curve]:
@@ -142,7 +142,7 @@ def compared_curves(*paths: Path) -> list[Curve]:
 def sources(path: Path) -> set[Path]:
     """The runs in a folder or of a pattern, resolved; else the path, a name."""
     if path.exists() or is_pattern(path):
-        return {folder.resolve() for folder in run_folders(matching(path))}
+        return {folder.resolve() for folder in run_folders(match_pattern(path))}
     return {path}
 
 
@@ -159,7 +159,7 @@ def draw(curves: list[Curve], out_dir: Path) -> str:
 def main(command: Collect | Draw | Compare | Plot) -> int:
     """Runs a command and returns its exit status. Raises UsageError."""
     if isinstance(command, Collect):
-        folders = finished_runs(all_matching(command.run_dirs))
+        folders = finished_runs(match_all(command.run_dirs))
         read, replaced = collect(folders, command.results)
         hint = "; report.py draw makes the figures and tables" if command.results == RESULTS else ""
         seeds = f"{plural(read, 'seed')} of {plural(len(folders), 'run')}"
@@ -168,7 +168,7 @@ def main(command: Collect | Draw | Compare | Plot) -> int:
         require(
             bool(command.run_dirs), f"name a metric, then a run or a folder of runs; got {command.metric}"
         )
-        for path in plot_metric(command.metric, all_matching(command.run_dirs), command.out_dir):
+        for path in plot_metric(command.metric, match_all(command.run_dirs), command.out_dir):
             print(path)
     elif isinstance(command, Compare):
         without_logs = [path for path in command.run_dirs if path.suffix != ".log" or path.is_dir()]

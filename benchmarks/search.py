@@ -11,9 +11,12 @@ Exit status 2 for bad input, 75 if a trial was stopped.
 """
 
 import importlib
+import os
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +48,9 @@ class Args:
     device: Literal["auto", "cpu", "cuda", "tpu"] = "auto"
     trials: Count = 20  # trials of the study, those of earlier commands included
     folder: Path = Path("runs/search")  # of the study and its runs
+
+
+DIVERGED = "error: non-finite "  # begins the line that ends a run when a NaN or an infinity arises
 
 
 def space(optuna: Any) -> dict[str, Any]:
@@ -88,13 +94,17 @@ def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
 
 
 def train(cell: Cell) -> float | None:
-    """Runs or resumes a trial; returns its value, None if its training failed.
+    """Runs or resumes a trial; returns its value, None if its training diverged.
 
-    Raises Stopped if it was stopped or killed, and UsageError if it could not start.
+    Raises Stopped if it was stopped or killed, and UsageError if it could not start or go on.
     """
     while cell.in_use():  # the trial's process outlives a search that is killed alone
         time.sleep(1)
-    with subprocess.Popen(cell.command()) as process:
+    errors, environment = [], os.environ | cell.variables({})
+    piped: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with subprocess.Popen(cell.command(), env=environment, **piped) as process:
+        copy = threading.Thread(target=copy_lines, args=(process.stderr, errors))
+        copy.start()
         try:
             status = process.wait()
         except KeyboardInterrupt as stop:  # Ctrl-C goes to the trial too, which saves
@@ -102,13 +112,23 @@ def train(cell: Cell) -> float | None:
             raise Stopped(
                 f"the search in {cell.folder.parent} is stopped; the same command resumes it"
             ) from stop
+        finally:
+            copy.join()
     if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
     if status and cell.in_use():  # a process that a killed search left had not locked the folder yet
         return train(cell)
-    if status and not (cell.folder / "config.json").exists():
-        raise UsageError(f"{cell.folder.name} could not start, see above; the same command tries it again")
+    if status and not any(line.startswith(DIVERGED) for line in errors):
+        wanted = "go on" if (cell.folder / "config.json").exists() else "start"
+        raise UsageError(f"{cell.folder.name} could not {wanted}, see above; the same command tries it again")
     return value(cell.folder) if status == 0 else None
+
+
+def copy_lines(source: Iterable[str], lines: list[str]) -> None:
+    """Appends every line to `lines`, and prints it on stderr at once."""
+    for line in source:
+        lines.append(line)
+        sys.stderr.write(line)
 
 
 def search(
@@ -165,6 +185,8 @@ def main(args: Args) -> None:
     except ModuleNotFoundError as missing:
         raise UsageError(f"{missing}; pip install optuna") from missing
     require(args.trials > 0, f"trials must be > 0; got {args.trials}")
+    is_run = (args.folder / "config.json").exists()
+    require(not is_run, f"{args.folder} is a run; name another --folder for the search")
     check_algorithms([args.algorithm])
     fixed = flag_names(args)
     first = cell_of(0, {}, args)

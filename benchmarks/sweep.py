@@ -13,6 +13,7 @@ retries (its command and last lines are printed); 2, the suite cannot be run; 75
 --cancel: runs of this machine are saved, jobs stay in Slurm's queue unless they were cancelled.
 """
 
+import heapq
 import itertools
 import math
 import os
@@ -238,9 +239,10 @@ def estimate(cells: list[Cell], workers: int) -> str:
     if runs:
         left = [cell.args.total_timesteps - last_checkpoint(cell.folder) for cell in cells]
         steps = [max(0, each) * cell.args.num_seeds for each, cell in zip(left, cells, strict=True)]
-        seconds = sum(seconds_per_step(cell, runs) * each for cell, each in zip(cells, steps, strict=True))
-        length = duration(seconds / workers)
-        pace = f"about {length} at the pace of benchmarks/results, measured on CPU cores; "
+        ends = [0.0] * workers  # seconds from now, when each of them is free
+        for cell, each in zip(cells, steps, strict=True):
+            heapq.heapreplace(ends, ends[0] + seconds_per_step(cell, runs) * each)
+        pace = f"about {duration(max(ends))} at the pace of benchmarks/results, measured on CPU cores; "
     return (
         f"{plural(len(cells), 'run')} to do, {workers} at a time: {pace}up to {largest / 1e9:.1f} GB "
         f"of {kind} each, {largest * workers / 1e9:.1f} GB together"

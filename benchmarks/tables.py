@@ -37,9 +37,9 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in [titles, ["---"] * len(titles), *rows]]
 
 
-def number(value: float, like: float | None = None) -> str:
-    """A return: `5,152`, `−4.3`, `0.0143`; with as many decimals as `like` would have."""
-    size = abs(value if like is None else like)
+def number(value: float, reference: float | None = None) -> str:
+    """A return: `5,152`, `−4.3`, `0.0143`; with as many decimals as `reference` would have."""
+    size = abs(value if reference is None else reference)
     return with_decimals(value, decimals(size) if abs(value) < 1 else min(decimals(size), 1))
 
 
@@ -55,7 +55,7 @@ def with_decimals(value: float, digits: int) -> str:
     return f"{value:z,.{digits}f}".replace("-", "−")  # z: no minus before a value that rounds to 0
 
 
-def named(curve: Curve) -> str:
+def name_with_flags(curve: Curve) -> str:
     """The name of a curve, followed by the changed flags."""
     return f"{curve.name} {code(curve.flags)}".strip()
 
@@ -65,11 +65,11 @@ def code(words: str) -> str:
     return f"`{words}`" if words else ""
 
 
-def mean_with_interval(values: np.ndarray, written: Callable[[float, float], str] = number) -> str:
-    """`5,152 ± 1,607`; without an interval if there is one seed. `written` formats a number like another."""
+def mean_with_interval(values: np.ndarray, write: Callable[[float, float], str] = number) -> str:
+    """`5,152 ± 1,607`; without an interval if there is one seed. `write` formats a number like another."""
     mean = float(values.mean())
-    interval = f" ± {written(mean_interval(values), mean)}" if len(values) > 1 else ""
-    return written(mean, mean) + interval
+    interval = f" ± {write(mean_interval(values), mean)}" if len(values) > 1 else ""
+    return write(mean, mean) + interval
 
 
 def means_of(rows: list[dict[str, str]]) -> list[float]:
@@ -91,8 +91,8 @@ def published_band(rows: list[dict[str, str]], returns: np.ndarray) -> tuple[flo
     """The band for the mean of our `returns`, `(seeds,)`, from published rows of one step; None without a
     spread.
 
-    Returns in training have no band: programs average them over different windows, which lag behind. If only
-    one program states a spread, that of our seeds counts too.
+    Returns in training have no band: implementations average them over different windows, which lag behind.
+    If only one implementation states a spread, that of our seeds counts too, if there are two or more.
     """
     with_spread = rows_with_spread(rows)
     if not with_spread:
@@ -136,7 +136,7 @@ def result_cells(curve: Curve) -> list[str]:
         return [*cells, ""]
     low, high = (number(value, mean) for value in band)
     inside = verdict(mean, band) == "inside"
-    remarks = ["of one program"] if len(rows_with_spread(rows)) == 1 else []
+    remarks = ["of one implementation"] if len(rows_with_spread(rows)) == 1 else []
     remarks += ["too wide"] if inside and says_little(band) else []
     remark = f" ({', '.join(remarks)})" if remarks else ""
     return [*cells, f"{'inside' if inside else '**outside**'} {low} to {high}{remark}"]
@@ -148,7 +148,7 @@ RESULT_TITLES = ["seeds", "evaluation", "mean ± 95%", "IQM", "published", "thei
 def task_table(curves: list[Curve]) -> list[str]:
     """Results on one task: a row for each number of steps and algorithm."""
     chosen = sorted(worth_a_row(curves), key=lambda curve: (curve.budget, curve.name))
-    rows = [[f"{curve.budget:,}", named(curve), *result_cells(curve)] for curve in chosen]
+    rows = [[f"{curve.budget:,}", name_with_flags(curve), *result_cells(curve)] for curve in chosen]
     return markdown_table(["steps", "algorithm", *RESULT_TITLES], rows)
 
 
@@ -204,7 +204,7 @@ def verdicts(curves: Iterable[Curve]) -> str:
                 wide += says_little(band)
             else:
                 side = "above" if mean > band[1] else "below"
-                place = f"{named(curve)} on {curve.env_id} after {curve.budget:,} steps"
+                place = f"{name_with_flags(curve)} on {curve.env_id} after {curve.budget:,} steps"
                 outside.append(f"{place} ({curve.protocol}, {side})")
     count = inside + len(outside)
     if not count:

@@ -119,12 +119,13 @@ def main(args: Args) -> int:
             train(ROOT, after, case)
             return differences(before, after)
 
-        print("| algorithm | environment | seeds | differences |\n|---|---|---|---|")
+        print("| algorithm | environment | seeds | differences |\n|---|---|---|---|", flush=True)
         with ThreadPoolExecutor(args.workers) as pool:
-            results = list(pool.map(compare, cases))
-            for case, wrong in zip(cases, results, strict=True):
+            differ = False
+            for case, wrong in zip(cases, pool.map(compare, cases), strict=True):
+                differ |= bool(wrong)
                 print("|", *(f"{cell} |" for cell in case), "; ".join(wrong) or "none", "|", flush=True)
-    return int(any(results))
+    return int(differ)
 
 
 if __name__ == "__main__":

@@ -279,7 +279,7 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 2}
     sac, variant, td3 = (thick[f"{name}, 2\N{NO-BREAK SPACE}seeds"] for name in ("sac", "sac-x", "td3"))
     shades = [("sac", 0.0), ("sac", curves.TINTS[1]), ("td3", 0.0)]
-    expected = [curves.tinted(curves.COLORS[name], share) for name, share in shades]
+    expected = [curves.shade(curves.COLORS[name], share) for name, share in shades]
     assert [line.get_color() for line in (sac, variant, td3)] == expected
     assert sac.get_ydata().tolist() == [5_500.0]  # the mean
     assert sac.get_linestyle() == td3.get_linestyle() == "-" != variant.get_linestyle()
@@ -291,7 +291,7 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     assert all(style != "-" for style, _ in looks[1:])
     shades = {color for _, color in curves.line_styles([replace(alone, algorithm="maxent_pg")] * 6)}
     assert len(shades) == 6 and min(map(max, shades)) > 0.25  # none as dark as black
-    assert curves.tinted("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.tinted("#ff0000", 1) == (1, 1, 1)
+    assert curves.shade("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.shade("#ff0000", 1) == (1, 1, 1)
     seeds = [line for line in axes.lines if line.get_linewidth() < 1 and line.get_marker() == "o"]
     assert sorted(line.get_ydata().tolist() for line in seeds) == 3 * [[5_000.0]] + 3 * [[6_000.0]]
     marks = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
@@ -414,7 +414,7 @@ def test_algorithms_that_share_a_figure_differ_to_colour_blind_eyes(committed):
     )
 
     def lab(algorithm):
-        rgb = np.array(curves.tinted(curves.COLORS[algorithm], 0))
+        rgb = np.array(curves.shade(curves.COLORS[algorithm], 0))
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         return 100 * np.cbrt(np.clip(seen @ linear, 0, 1) @ to_cones.T) @ to_lab.T
 

@@ -191,9 +191,10 @@ def test_results_of_an_earlier_version_are_refused(tmp_path):
         with pytest.raises(UsageError, match="evaluations.csv is damaged or of an earlier version"):
             records.read_results(tmp_path)
     (tmp_path / "evaluations.csv").unlink()
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UsageError, match="manifest.json is damaged"):
-        records.read_results(tmp_path)
+    for content in ("{", "[]", '{"sac sac Hopper-v4 100 1": {}}'):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(UsageError, match="manifest.json is damaged"):
+            records.read_results(tmp_path)
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
@@ -286,8 +287,8 @@ def test_damaged_runs_are_named(tmp_path):
         (run / file).unlink() if content is None else (run / file).write_text(content)
         with pytest.raises(UsageError, match=words):
             report.main(report.Compare((run,)))
-        if file == "config.json":
-            with pytest.raises(UsageError, match=words):
+        if "NaN" not in (content or ""):  # which is drawn as a gap
+            with pytest.raises(UsageError, match=words if content else f"{file} is|{number} is damaged"):
                 report.main(report.Plot("eval/return_mean", (run,)))
 
 
@@ -380,6 +381,8 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     records.collect(runs[:1], tmp_path / "results")
     with pytest.raises(UsageError, match=said):
         records.collect(runs[1:], tmp_path / "results")
+    with pytest.raises(UsageError, match=said):
+        report.main(report.Plot("eval/return_mean", (tmp_path,), tmp_path))
 
 
 @pytest.mark.parametrize("flags", [dict(max_episode_steps=200), dict(env_kwargs='{"frame_skip": 2}')])
@@ -396,6 +399,9 @@ def test_a_changed_task_has_no_published_means(flags, tmp_path, capsys):
         ("HalfCheetah-v4", "sac", "at these steps"),
         ("HalfCheetah-v4", "ppo", "for this kind of evaluation"),
         ("Hopper-v4", "maxent_pg", "for maxent_pg on this task"),
+        ("Ant-v5", "sac", "for sac on this task; earlier versions of Ant-v5 have other rewards"),
+        ("Mine-v5", "sac", "for sac on this task"),
+        ("Mine", "sac", "for sac on this task"),
     ],
 )
 def test_why_nothing_published_is_compared(env_id, algorithm, why, tmp_path, capsys):
@@ -403,6 +409,20 @@ def test_why_nothing_published_is_compared(env_id, algorithm, why, tmp_path, cap
     curves = curves_of(write_run(tmp_path / "run", {"1": [1.0]}, algorithm, env_id, every=10))
     assert comparison.compare_with_published(curves)
     assert f"nothing published to compare with {why}\n" in capsys.readouterr().out
+
+
+def test_versions_with_other_rewards_have_no_published_means_and_no_score(tmp_path):
+    """Version 4 and those before it count as one environment."""
+    rows = {
+        env_id: records.published(*curves_of(write_run(tmp_path / env_id, {"1": [1.0] * 20}, "sac", env_id)))
+        for env_id in ("Ant-v3", "Ant-v4", "Ant-v5")
+    }
+    assert rows["Ant-v3"] == rows["Ant-v4"] != [] and rows["Ant-v5"] == []
+    (curve,) = curves_of(tmp_path / "Ant-v5")
+    tasks = ("Ant", "Hopper", "Walker2d", "HalfCheetah", "Swimmer")
+    for version, groups in (("v4", 1), ("v5", 0)):
+        curves = [replace(curve, env_id=f"{task}-{version}") for task in tasks]
+        assert len(tables.shared_tasks(curves)) == groups
 
 
 def test_the_last_twentieth_has_its_edge():
@@ -463,7 +483,7 @@ def test_being_inside_at_the_last_step_is_not_enough(tmp_path, capsys):
 
 
 def test_compare_where_there_is_no_band(tmp_path, capsys):
-    """Nothing published; soft Q-learning, whose two figures are of one program; returns in training."""
+    """Nothing published; soft Q-learning, whose figures are of one implementation; returns in training."""
     pendulum = write_run(tmp_path / "pendulum", {"1": [-150.0, -150.0]}, env_id="Pendulum-v1")
     sql = write_run(tmp_path / "sql", {"1": [3_000.0] * 20}, "sql", metric="eval_stochastic/return_mean")
     episodes = [(500_000, 400.0)]
@@ -683,6 +703,17 @@ def test_without_collected_runs_no_document_is_touched(tmp_path, monkeypatch):
     assert (tmp_path / "curve.png").exists()
 
 
+def test_figures_that_are_no_longer_drawn_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "refreshed_pages", lambda curves: {})  # never those of this tree
+    monkeypatch.setattr(report, "draw_results", lambda curves, out_dir: [out_dir / "drawn.png"])
+    records.collect([write_run(tmp_path / "run", {"1": [1]})], tmp_path)
+    for name in ("drawn.png", "gone.png"):
+        (tmp_path / name).touch()
+    report.refresh_documents()
+    assert [path.name for path in tmp_path.glob("*.png")] == ["drawn.png"]
+
+
 def test_compare_with_the_collected_runs_of_an_algorithm(tmp_path, capsys, monkeypatch):
     """Without its variants, which have names too; on either side, or on both. A folder of that name comes
     first."""
@@ -723,20 +754,21 @@ def test_few_seeds_have_no_bootstrap_interval():
     assert comparison.chance([(a, a + 1), (a, a[:4] + 1)]) == "0.64"
 
 
-def test_a_band_of_one_program_is_called_so(tmp_path, capsys, monkeypatch):
+def test_a_band_of_one_implementation_is_called_so(tmp_path, capsys, monkeypatch):
     """Also if another program published its mean alone, without a spread."""
     rows = [
         {"algorithm": "sac", "env_id": "E-v0", "step": "10000", "mean": "5", "spread": spread, "seeds": "5"}
         | {"protocol": "deterministic evaluation", "source": "https://"}
         for spread in ("2", "")
     ]
+    assert tables.rows_with_spread([row | {"seeds": "1"} for row in rows]) == []
     run = write_run(tmp_path / "run", {"1": [5.0, 5.0]}, env_id="E-v0")
     for count, spread, alone in ((1, "2", True), (2, "", True), (2, "2", False)):
         rows[1]["spread"] = spread
         monkeypatch.setattr(records, "published_rows", lambda count=count: rows[:count])
         report.main(report.Compare((run,)))
-        assert (", too wide to judge by, of a single program" in capsys.readouterr().out) == alone
-        assert ("(of one program, too wide)" in tables.task_table(curves_of(run))[2]) == alone
+        assert (", too wide to judge by, of a single implementation" in capsys.readouterr().out) == alone
+        assert ("(of one implementation, too wide)" in tables.task_table(curves_of(run))[2]) == alone
 
 
 def test_compare_pairs_names_and_number_of_steps(tmp_path, capsys):
@@ -848,7 +880,7 @@ def test_a_lost_record_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "like", "text"),
+    ("value", "reference", "text"),
     [
         (1.02496, 0.982, "1.025"),
         (1.02496, 1.003, "1.02"),
@@ -860,8 +892,8 @@ def test_a_lost_record_is_named(tmp_path):
         (2, math.inf, "2.00"),
     ],
 )
-def test_a_metric_is_written_with_three_digits_of_its_mean(value, like, text):
-    assert metric.three_digits(value, like) == text
+def test_a_metric_is_written_with_three_digits_of_its_mean(value, reference, text):
+    assert metric.three_digits(value, reference) == text
 
 
 def test_seeds_of_different_versions_of_a_file_are_named(tmp_path, capsys):

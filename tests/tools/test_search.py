@@ -14,6 +14,7 @@ from benchmarks import search
 from benchmarks.commands import words
 from cleanrl_maxent.common.errors import STOPPED, WORKER_DIED, Stopped, UsageError
 from tests.support.results import write_run
+from tests.support.suites import write_config
 
 RANGES = {"tau": "any"}
 SMALL = "--learning-starts 100 --batch-size 16 --buffer-size 500 --hidden-dims 8 8 --eval-episodes 1"
@@ -84,13 +85,14 @@ def test_a_search_maximises_and_prints_the_best(tmp_path, monkeypatch, capsys):
         create_study=lambda **options: given.append(options) or study,
     )
     monkeypatch.setitem(sys.modules, "optuna", optuna)
-    values = {"trial-0": 1.0, "trial-1": 3.0, "trial-2": 2.0}
+    values = {"trial-1": 3.0, "trial-2": 4.0, "trial-3": -5.0}
     monkeypatch.setattr(search, "train", lambda cell: values[cell.folder.name])
-    search.main(search.Args(folder=tmp_path, trials=3, device="cpu"))
+    monkeypatch.setattr(search, "round_parameters", lambda given: {name: x / 4 for name, x in given.items()})
+    search.main(search.Args(folder=tmp_path, trials=4, device="cpu"))
     assert given[0]["direction"] == "maximize"
-    refused, _, best = capsys.readouterr().out.splitlines()  # of tau = 0, 1 and 2, one can be trained
+    refused, best = capsys.readouterr().out.splitlines()
     assert refused == "trial-0: tau must be in (0, 1]; got 0.0"
-    assert best.startswith("best of 1 (2 more failed): trial-1, 3.0: ")
+    assert best.startswith("best of 3 (1 more failed): trial-2, 4.0: ") and "--tau 0.5" in best
 
 
 def test_a_trial_is_a_command_in_its_own_folder(tmp_path):
@@ -114,9 +116,47 @@ def test_a_trial_that_cannot_start_does_not_count(tmp_path, monkeypatch):
     cell = search.cell_of(0, {}, search.Args(folder=tmp_path))
     with pytest.raises(UsageError, match="^trial-0 could not start, see above"):
         search.train(cell)
+    assert not cell.folder.exists()
+
+
+def test_only_a_trial_that_diverges_has_failed(tmp_path, monkeypatch, capfd):
+    """One that is refused, for example by another version of JAX, stays unfinished. Its errors are shown."""
+    cell = search.cell_of(0, {}, search.Args(folder=tmp_path))
     cell.folder.mkdir()
     (cell.folder / "config.json").write_text("{}")
-    assert search.train(cell) is None
+    for said, failed in (("error: non-finite losses at step 7", True), ("error: now jax 9.0", False)):
+        program = f"import sys; print('warning: x', {said!r}, sep='\\n', file=sys.stderr); sys.exit(2)"
+        command = [sys.executable, "-c", program]
+        monkeypatch.setattr(search.Cell, "command", lambda cell, command=command: command)
+        if failed:
+            assert search.train(cell) is None
+        else:
+            with pytest.raises(UsageError, match="^trial-0 could not go on, see above; the same command"):
+                search.train(cell)
+        assert capfd.readouterr().err == f"warning: x\n{said}\n"
+
+
+def test_a_trial_has_the_threads_that_its_run_began_with(tmp_path, monkeypatch):
+    cell = search.cell_of(0, {}, search.Args(folder=tmp_path))
+    write_config(cell, cpu_threads=5)
+    program = "import os; raise SystemExit(os.environ['NPROC'] != '5')"
+    monkeypatch.setattr(search.Cell, "command", lambda cell: [sys.executable, "-c", program])
+    monkeypatch.setattr(search, "value", lambda folder: 3.0)
+    monkeypatch.setenv("NPROC", "2")
+    assert search.train(cell) == 3.0
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_says_so_in_the_words_that_are_looked_for(tmp_path):
+    flags = f"{SMALL} --q-lr 1e30 --total-timesteps 300 --env-id Pendulum-v1".split()
+    assert search.train(search.Cell("sac", tuple(flags), tmp_path / "trial-0", "cpu")) is None
+
+
+def test_a_run_is_no_folder_for_a_search(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", SimpleNamespace())
+    run = write_run(tmp_path / "run", {"1": [1.0]})
+    with pytest.raises(UsageError, match="run is a run; name another --folder for the search"):
+        search.main(search.Args(folder=run, device="cpu"))
 
 
 def test_a_trial_whose_folder_is_taken_is_tried_again(tmp_path, monkeypatch):

@@ -387,6 +387,9 @@ def test_a_cell_that_is_done_or_run_by_another_process(tmp_path, monkeypatch, ca
     assert sweep.run_here([cell], 0) == 0 and not executed
     waiting, done = capsys.readouterr().out.splitlines()
     assert waiting == f"waiting: another process writes {cell.folder}" and done == f"{cell.folder} is done"
+    (cell.folder / "result.json").unlink()  # the other ended, unfinished, while a signal came
+    monkeypatch.setattr(sweep.signals, "received", [signal.SIGTERM])
+    assert sweep.run_here([cell], 0) == STOPPED and not executed
 
 
 @pytest.mark.slow
@@ -525,10 +528,12 @@ def test_a_process_has_its_slot_and_the_threads_of_its_run(tmp_path, monkeypatch
     write_config(begun, cpu_threads=5)
     found = []
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
-    monkeypatch.setattr(local.subprocess, "Popen", lambda command, **given: found.append(given["env"]))
+    monkeypatch.setattr(local.subprocess, "Popen", lambda command, **given: found.append(given))
     executor = local.LocalExecutor([begun, new], [{"NPROC": "1", "CUDA_VISIBLE_DEVICES": "3"}] * 2)
     for cell in (begun, new):
         executor.start(cell)
+    assert all(given["start_new_session"] for given in found)  # Ctrl-C reaches the sweep alone
+    found = [given["env"] for given in found]
     assert [environment["NPROC"] for environment in found] == ["5", "1"]
     assert {environment["CUDA_VISIBLE_DEVICES"] for environment in found} == {"3"}
     assert not any("XLA_PYTHON_CLIENT_MEM_FRACTION" in environment for environment in found)
@@ -630,6 +635,22 @@ def test_without_committed_results_a_plan_has_no_time(tmp_path, monkeypatch):
     suite = write_suite(tmp_path / "suite.toml", GRID | dict(flags=SMALL))
     cells, _ = sweep.suite_cells(sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu"))
     assert sweep.estimate(cells, 1).startswith("1 run to do, 1 at a time: up to 0.")
+
+
+def test_a_plan_lasts_as_long_as_its_longest_worker(tmp_path, monkeypatch):
+    """Two of 9 and 1 hours beside one of 2: 9 hours, and no less with more workers; steps already done count
+    no more."""
+    flags = {
+        name: SMALL | dict(exp_name=name, total_timesteps=hours * 3_600)
+        for name, hours in (("a", 9), ("b", 1), ("c", 2))
+    }
+    suite = write_suite(tmp_path / "suite.toml", *(GRID | dict(flags=given) for given in flags.values()))
+    cells, _ = sweep.suite_cells(sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu"))
+    monkeypatch.setattr(sweep, "seconds_per_step", lambda cell, runs: 1.0)
+    for workers, length in ((1, "12:00"), (2, "9:00"), (9, "9:00")):
+        assert f"{min(workers, 3)} at a time: about {length} h at the pace" in sweep.estimate(cells, workers)
+    monkeypatch.setattr(sweep, "last_checkpoint", lambda folder: 3_600)
+    assert "about 9:00 h at" in sweep.estimate(cells, 1)
 
 
 def test_an_edited_suite_is_refused_where_its_runs_have_begun(tmp_path, capsys):
