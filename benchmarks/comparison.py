@@ -11,9 +11,9 @@ from benchmarks.intervals import difference_interval, improvement_interval, prob
 from benchmarks.records import (
     COMPARABLE,
     Curve,
-    is_newer_than_published,
     known_algorithm,
     main_curves,
+    published_on_older_versions,
     published_on_task,
     round_return,
 )
@@ -56,8 +56,8 @@ def why_not(curve: Curve) -> str:
     if curve.algorithm in algorithm_names():
         rows = published_on_task(curve)
         if not rows:
-            older = is_newer_than_published(curve)
-            other = f"; earlier versions of {curve.env_id} have other rewards" if older else ""
+            older = published_on_older_versions(curve)
+            other = "; what is published is of versions with other rewards" if older else ""
             return f" for {curve.algorithm} on this task{other}"
         alike = any(row["protocol"].startswith(COMPARABLE[curve.protocol]) for row in rows)
         return " at these steps" if alike else " for this kind of evaluation"
@@ -72,7 +72,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
     )
     if band:
         words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
-        if says_little(band):
+        if verdict(mean, band) == "inside" and says_little(band):
             words += ", too wide to judge by"
         if len(rows_with_spread(rows)) == 1:
             words += ", of a single implementation: differences between implementations are not in it"

@@ -6,7 +6,6 @@ lighter and darker ones, and dashes.
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ WORDS = {
     "deterministic": "return, deterministic policy",
     "sampled": "return, sampled actions",
     "training": "return in training",
-    "mixed": "return, deterministic if not marked",
+    "mixed": "return, deterministic unless marked",
 }
 
 
@@ -203,16 +202,21 @@ def dots(entry: Lines) -> dict[str, Any]:
 
 def line_styles(lines: Iterable[Lines]) -> list[tuple[Any, Color]]:
     """Dashes and colour of each of `lines`, no two alike: an algorithm's own line is solid and has its
-    colour, those of its variants differ in both."""
-    styles, taken = [], defaultdict(int)
+    colour, those of its variants differ in both. There are 36 looks of variants, more than `NAMED`."""
+    styles = []
     for entry in lines:
-        color = COLORS.get(entry.algorithm, OTHER_COLOR)  # the latter is shared
-        number = entry.number or max(taken[color], int(entry.is_variant))
-        turn, place = divmod(number - 1, len(DASHES) - 1) if number else (0, -1)
-        tint = 1 + (place + turn) % (len(TINTS) - 1) if number else 0
-        styles.append((DASHES[1 + place], shade(color, TINTS[tint])))
-        taken[color] = max(taken[color], number + 1)
+        number = entry.number or int(entry.is_variant)
+        while (style := line_style(entry.algorithm, number)) in styles:
+            number += 1
+        styles.append(style)
     return styles
+
+
+def line_style(algorithm: str, number: int) -> tuple[Any, Color]:
+    """Dashes and colour of an algorithm's own line, with number 0, and of its variants."""
+    turn, place = divmod(number - 1, len(DASHES) - 1) if number else (0, -1)
+    tint = 1 + (place + turn) % (len(TINTS) - 1) if number else 0
+    return DASHES[1 + place], shade(COLORS.get(algorithm, OTHER_COLOR), TINTS[tint])
 
 
 def shade(color: str, share: float) -> Color:

@@ -51,7 +51,7 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
     """
     defaults, variants = split(main_curves(curves))
     drawn = draw_tasks(split(curves)[0], out_dir)
-    for algorithm, known in named_variants(variants).items():
+    for algorithm, known in variant_names(variants).items():
         for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
             task = group[0].task, group[0].budget
             beside = [curve for curve in defaults if (curve.task, curve.budget) == task]
@@ -71,7 +71,7 @@ def profiles_file(budget: int, protocol: str) -> str:
     return f"profiles-{budget}{'' if protocol == 'deterministic' else f'-{protocol}'}.png"
 
 
-def named_variants(variants: Iterable[Curve]) -> dict[str, list[tuple[str, str]]]:
+def variant_names(variants: Iterable[Curve]) -> dict[str, list[tuple[str, str]]]:
     """The names and flags of each algorithm's variants, on any task, in order."""
     found = defaultdict(set)
     for curve in variants:

@@ -54,7 +54,7 @@ NOT_LEARNED = MAY_DIFFER | {
     "eval_episodes",
     "deterministic",
 }
-LAST_ALIKE = 4  # version of MuJoCo's tasks up to which returns compare; rewards of version 5 are others
+LAST_ALIKE = 4  # last version of MuJoCo's tasks whose returns compare: version 5 changed some rewards
 TASK_FLAGS = "--env-kwargs ", "--max-episode-steps "  # they change the environment that the id names
 COMPARABLE = {  # protocol of a curve -> beginnings of comparable protocols in published.csv
     "deterministic": ("deterministic evaluation", "evaluation, determinism not stated"),
@@ -503,21 +503,22 @@ def published_on_task(curve: Curve) -> list[dict[str, str]]:
     Versions up to `LAST_ALIKE` count as one environment. A variant has the rows under its own name, if there
     are any and we have no algorithm of that name, else its algorithm's. A changed task has none.
     """
-    if curve.changes_task:
-        return []
+    return [] if curve.changes_task else published_on_family(curve, curve.family)
+
+
+def published_on_older_versions(curve: Curve) -> list[dict[str, str]]:
+    """Published rows of a curve's algorithm on versions of its environment that do not compare with it."""
+    name = curve.env_id.rpartition("-v")[0]
+    return [] if curve.family == name else published_on_family(curve, name)
+
+
+def published_on_family(curve: Curve, family: str) -> list[dict[str, str]]:
+    """Published rows of a curve's algorithm, or of the variant's name, on environments of a `family_of`."""
     names = {row["algorithm"] for row in published_rows()}.difference(algorithm_names())
     name = curve.name if curve.name in names else curve.algorithm
     return [
-        row
-        for row in published_rows()
-        if row["algorithm"] == name and family_of(row["env_id"]) == curve.family
+        row for row in published_rows() if row["algorithm"] == name and family_of(row["env_id"]) == family
     ]
-
-
-def is_newer_than_published(curve: Curve) -> bool:
-    """True if published rows are of earlier versions of the curve's environment, and do not compare."""
-    name = curve.env_id.rpartition("-v")[0]
-    return curve.family != name and any(family_of(row["env_id"]) == name for row in published_rows())
 
 
 def published(curve: Curve) -> list[dict[str, str]]:

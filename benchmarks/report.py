@@ -106,7 +106,7 @@ def match_pattern(path: Path) -> list[Path]:
 
 
 def match_all(paths: Iterable[Path]) -> list[Path]:
-    """`matching` of every path."""
+    """`match_pattern` of every path."""
     return [folder for path in paths for folder in match_pattern(path)]
 
 

@@ -50,6 +50,7 @@ class Args:
     folder: Path = Path("runs/search")  # of the study and its runs
 
 
+CRASHED = 1  # exit status of a run that ends with a traceback
 DIVERGED = "error: non-finite "  # begins the line that ends a run when a NaN or an infinity arises
 
 
@@ -94,16 +95,16 @@ def cell_of(number: int, parameters: dict[str, Any], args: Args) -> Cell:
 
 
 def train(cell: Cell) -> float | None:
-    """Runs or resumes a trial; returns its value, None if its training diverged.
+    """Runs or resumes a trial; returns its value, None if its training diverged or its environment crashed.
 
-    Raises Stopped if it was stopped or killed, and UsageError if it could not start or go on.
+    Raises Stopped if it was stopped or killed, and UsageError if it could not start or resume.
     """
     while cell.in_use():  # the trial's process outlives a search that is killed alone
         time.sleep(1)
     errors, environment = [], os.environ | cell.variables({})
     piped: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     with subprocess.Popen(cell.command(), env=environment, **piped) as process:
-        copy = threading.Thread(target=copy_lines, args=(process.stderr, errors))
+        copy = threading.Thread(target=copy_lines, args=(process.stderr, errors), daemon=True)
         copy.start()
         try:
             status = process.wait()
@@ -113,13 +114,15 @@ def train(cell: Cell) -> float | None:
                 f"the search in {cell.folder.parent} is stopped; the same command resumes it"
             ) from stop
         finally:
-            copy.join()
+            copy.join(timeout=5)  # a process that the trial leaves behind may keep its stderr open
     if can_resume(status):
         raise Stopped(f"{cell.folder} is unfinished; the same command resumes it")
     if status and cell.in_use():  # a process that a killed search left had not locked the folder yet
         return train(cell)
-    if status and not any(line.startswith(DIVERGED) for line in errors):
-        wanted = "go on" if (cell.folder / "config.json").exists() else "start"
+    failed = status == CRASHED or any(line.startswith(DIVERGED) for line in errors)
+    begun = (cell.folder / "config.json").exists()
+    if status and not (begun and failed):
+        wanted = "resume" if begun else "start"
         raise UsageError(f"{cell.folder.name} could not {wanted}, see above; the same command tries it again")
     return value(cell.folder) if status == 0 else None
 

@@ -134,8 +134,8 @@ def test_a_reward_beyond_float32_is_refused_where_it_comes_in():
     envs.batch.envs[0].unwrapped.returned = None
     said = message(NonFiniteError, envs.step, np.zeros((2, 1), np.float32))
     assert said == (
-        "RewardHuge-v0 returned the reward 1e+300 at step 1 of an episode; float32 ends at 3.4e38 "
-        "(training, step 1, seed 5)"
+        "non-finite reward in float32, which ends at 3.4e38: RewardHuge-v0 returned 1e+300 "
+        "at step 1 of an episode (training, step 1, seed 5)"
     )
 
 

@@ -120,18 +120,23 @@ def test_a_trial_that_cannot_start_does_not_count(tmp_path, monkeypatch):
 
 
 def test_only_a_trial_that_diverges_has_failed(tmp_path, monkeypatch, capfd):
-    """One that is refused, for example by another version of JAX, stays unfinished. Its errors are shown."""
+    """Or crashes. One that is refused, say by another version of JAX, stays unfinished. Errors are shown."""
     cell = search.cell_of(0, {}, search.Args(folder=tmp_path))
     cell.folder.mkdir()
     (cell.folder / "config.json").write_text("{}")
-    for said, failed in (("error: non-finite losses at step 7", True), ("error: now jax 9.0", False)):
-        program = f"import sys; print('warning: x', {said!r}, sep='\\n', file=sys.stderr); sys.exit(2)"
+    said_and_status = (
+        ("error: non-finite loss at step 7", 2),
+        ("error: now jax 9.0", 2),
+        ("ZeroDivisionError", 1),
+    )
+    for said, status in said_and_status:
+        program = f"import sys; print('warning: x', {said!r}, sep='\\n', file=sys.stderr); sys.exit({status})"
         command = [sys.executable, "-c", program]
         monkeypatch.setattr(search.Cell, "command", lambda cell, command=command: command)
-        if failed:
+        if "now" not in said:
             assert search.train(cell) is None
         else:
-            with pytest.raises(UsageError, match="^trial-0 could not go on, see above; the same command"):
+            with pytest.raises(UsageError, match="^trial-0 could not resume, see above; the same command"):
                 search.train(cell)
         assert capfd.readouterr().err == f"warning: x\n{said}\n"
 

@@ -638,19 +638,19 @@ def test_without_committed_results_a_plan_has_no_time(tmp_path, monkeypatch):
 
 
 def test_a_plan_lasts_as_long_as_its_longest_worker(tmp_path, monkeypatch):
-    """Two of 9 and 1 hours beside one of 2: 9 hours, and no less with more workers; steps already done count
-    no more."""
+    """Runs of 3, 3 and 4 hours: 7 with two workers, and no less than 4 with more; steps already done do not
+    count."""
     flags = {
         name: SMALL | dict(exp_name=name, total_timesteps=hours * 3_600)
-        for name, hours in (("a", 9), ("b", 1), ("c", 2))
+        for name, hours in (("a", 3), ("b", 3), ("c", 4))
     }
     suite = write_suite(tmp_path / "suite.toml", *(GRID | dict(flags=given) for given in flags.values()))
     cells, _ = sweep.suite_cells(sweep.Args(str(suite), out_dir=tmp_path / "runs", device="cpu"))
     monkeypatch.setattr(sweep, "seconds_per_step", lambda cell, runs: 1.0)
-    for workers, length in ((1, "12:00"), (2, "9:00"), (9, "9:00")):
+    for workers, length in ((1, "10:00"), (2, "7:00"), (9, "4:00")):
         assert f"{min(workers, 3)} at a time: about {length} h at the pace" in sweep.estimate(cells, workers)
     monkeypatch.setattr(sweep, "last_checkpoint", lambda folder: 3_600)
-    assert "about 9:00 h at" in sweep.estimate(cells, 1)
+    assert "about 7:00 h at" in sweep.estimate(cells, 1)
 
 
 def test_an_edited_suite_is_refused_where_its_runs_have_begun(tmp_path, capsys):

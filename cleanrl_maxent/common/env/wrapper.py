@@ -67,7 +67,8 @@ class CheckedEnv(gym.Wrapper):
         value = float(reward)
         if not -LARGEST_REWARD <= value <= LARGEST_REWARD and math.isfinite(value):
             raise NonFiniteError(
-                f"{self.name} returned the reward {value} {self.describe_step()}; float32 ends at 3.4e38"
+                f"non-finite reward in float32, which ends at 3.4e38: {self.name} returned {value} "
+                f"{self.describe_step()}"
             )
         if type(terminated) is not bool:
             terminated = self.convert_flag("terminated", terminated)
