@@ -4,8 +4,7 @@ Haarnoja et al., "Soft Actor-Critic: Off-Policy Maximum Entropy Deep Reinforceme
 Stochastic Actor", 2018, https://arxiv.org/abs/1801.01290. Equation numbers refer to it. Deliberate
 deviations, with reasons in docs/algorithms/:
   - inside the agent actions lie in [-1, 1], and all quantities are in these units;
-  - the target of V starts as a copy of V;
-  - weights and biases are drawn from U(±1/√fan_in), PyTorch's default.
+  - the target of V starts as a copy of V.
 
     python cleanrl_maxent/sac_v1.py --env-id Hopper-v4
 """
@@ -72,10 +71,8 @@ def reward_scale(args):
 
 
 def linear(x, features):
-    """Dense layer; weights and biases are initialised from U(±1/√fan_in)."""
-    bound = 1 / math.sqrt(x.shape[-1])
-    uniform = Partial(jax.random.uniform, minval=-bound, maxval=bound)
-    return nn.Dense(features, kernel_init=uniform, bias_init=uniform)(x)
+    """Dense layer; weights are initialised from U(±√(6 / (fan_in + fan_out))), Glorot's, biases with 0."""
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())(x)
 
 
 class Value(nn.Module):

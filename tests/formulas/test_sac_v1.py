@@ -202,12 +202,14 @@ def test_samples_and_their_density():
 
 
 def test_init():
-    """Weights and biases within 1/√fan_in; the target is a copy."""
+    """Weights within √(6 / (fan_in + fan_out)), biases 0; the target is a copy."""
     state = make_state(sac_v1, sac_v1.Args(), Task(14, 2))
     sizes = dict(actor=14, critics=16, value=14)
     for name, fan_in in sizes.items():
-        kernel = getattr(state, name).params["params"]["Dense_0"]["kernel"]
-        assert 0.97 / math.sqrt(fan_in) < jnp.abs(kernel).max() <= 1 / math.sqrt(fan_in), name
+        layer = getattr(state, name).params["params"]["Dense_0"]
+        bound = math.sqrt(6 / (fan_in + 256))
+        assert 0.97 * bound < jnp.abs(layer["kernel"]).max() <= bound, name
+        assert not jnp.any(layer["bias"]), name
     assert not changed(state.target_value, state.value.params)
     assert state.value.params["params"]["Dense_2"]["kernel"].shape == (256, 1)
 

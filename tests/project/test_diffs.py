@@ -28,7 +28,7 @@ PAIRS = [
         "sample_action temperature alpha_loss improve_policy",
         "reward_scale repeat soft_value sample_particles log_density lower_median stein_direction",
     ),
-    Pair("sac", "sac_v1", 66, 82, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
+    Pair("sac", "sac_v1", 64, 77, "temperature alpha_loss improve_policy", "reward_scale Value value_loss"),
     Pair(
         *("sac", "crossq", 61, 150),
         "linear move_targets",
