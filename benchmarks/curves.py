@@ -109,11 +109,12 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     At most `NAMED` lines are named, an algorithm's own before its variants, and the highest at the end first;
     the others are grey and without seeds. An algorithm's published means are drawn once, in its colour. If
     variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. Without published means
-    the x axis ends where the longest run does. The figure is as high as its legend needs. If all but the
-    beginning lies in its top fifth, an inset enlarges that. The file's description is the figure's `digest`.
+    the x axis ends where the longest run does. The figure is as high as its legend needs. An inset enlarges
+    the later steps if they lie in its top fifth (`settled_range`). The file's description is the figure's
+    `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
-    settled = settled_range(lines)
+    drawn, settled = lines, settled_range(lines)
     shown = digest(title, ylabel, *lines, *([settled] if settled else []))
     order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
     best = order[:NAMED]
@@ -136,7 +137,9 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     axes.spines["bottom"].set_bounds(0, end)
     name_whole_ticks(axes)
     if settled:
-        inset = axes.inset_axes((0.4, 0.1, 0.6, 0.6))  # each step below itself
+        lowest = axes.transLimits.transform((0, returns_from(EARLY, drawn).min()))[1]  # 0 to 1 of the axes
+        height = min(0.6, lowest - 0.18)  # below all lines there
+        inset = axes.inset_axes((0.4, 0.1, 0.6, height))  # each step below itself
         plot_lines(inset, lines, others, budget)
         low, high = settled
         inset.set_xlim(0.4 * axes.get_xlim()[1], axes.get_xlim()[1])
@@ -178,16 +181,28 @@ def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) 
 def settled_range(lines: list[Lines]) -> tuple[float, float] | None:
     """The lowest and the highest return or mark after the first `EARLY` share of the steps.
 
-    None unless there are two that differ, and all lie in the top fifth of the figure.
+    None unless there are two that differ, and all lie in the top fifth of the figure. The line that ends
+    lowest may be left out, if there are three or more and it stays in the upper half.
     """
-    start = EARLY * max(entry.steps[-1] for entry in lines)
-    marks = [mark for entry in lines for mark in entry.marks]
-    drawn = np.hstack([marks, *(entry.values.ravel() for entry in lines)])
-    late = np.hstack([marks, *(entry.values[:, entry.steps >= start].ravel() for entry in lines)])
-    drawn, late = drawn[np.isfinite(drawn)], late[np.isfinite(late)]
-    if not late.size or late.min() < drawn.max() - np.ptp(drawn) / 5 or np.ptp(late) <= np.ptp(drawn) / 50:
+    drawn, settled = returns_from(0, lines), returns_from(EARLY, lines)
+    if not settled.size:
         return None
-    return float(late.min()), float(late.max())
+    chosen = [lines]
+    if len(lines) > 2 and settled.min() > drawn.min() + np.ptp(drawn) / 2:
+        chosen.append(sorted(lines, key=Lines.end)[1:])
+    for group in chosen:
+        late = returns_from(EARLY, group)
+        if late.size and late.min() >= drawn.max() - np.ptp(drawn) / 5 and np.ptp(late) > np.ptp(drawn) / 50:
+            return float(late.min()), float(late.max())
+    return None
+
+
+def returns_from(share: float, lines: list[Lines]) -> np.ndarray:
+    """All finite returns after a share of the steps, and the marks."""
+    start = share * max(entry.steps[-1] for entry in lines)
+    marks = [mark for entry in lines for mark in entry.marks]
+    found = np.hstack([marks, *(entry.values[:, entry.steps >= start].ravel() for entry in lines)])
+    return found[np.isfinite(found)]
 
 
 def escape_dollars(text: str) -> str:

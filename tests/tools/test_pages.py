@@ -269,6 +269,27 @@ def test_an_inset_enlarges_what_all_but_the_beginning_squeezes_into_the_top_of_a
     assert inset_of(np.nan, np.nan, marks=())[1] == []
 
 
+def test_an_inset_leaves_out_the_line_that_ends_lowest_and_lies_below_it(tmp_path, monkeypatch):
+    """If that stays in the upper half, and two others remain."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi, description: drawn.append(figure))
+    steps = np.arange(1, 11) * 10_000
+
+    def inset_of(*ends):
+        lines = [
+            curves.Lines(name, name, False, steps, np.array([[-80.0, -80.0, *[end - 1, end] * 4]]))
+            for name, end in zip(("sac", "td3", "sql"), ends, strict=False)
+        ]
+        curves.draw_lines(lines, 100_000, "", "", tmp_path)
+        return drawn[-1].axes[0], drawn[-1].axes[0].child_axes
+
+    axes, (inset,) = inset_of(-4.0, -8.0, -32.0)
+    assert inset.get_ylim() == pytest.approx((-9.25, -3.75))
+    top = axes.transAxes.inverted().transform(inset.transAxes.transform((0, 1)))[1]
+    assert 0.3 < top < axes.transLimits.transform((0, -33))[1] - 0.05
+    assert inset_of(-4.0, -8.0, -60.0)[1] == inset_of(-4.0, -32.0)[1] == []
+
+
 def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     """Variants have a shade of their algorithm's colour; seeds are thin; published means stand beyond the
     last step."""
