@@ -72,7 +72,7 @@ def compare_at(step: int, returns: np.ndarray, rows: list[dict[str, str]]) -> bo
     )
     if band:
         words = f"band {number(band[0], mean)} to {number(band[1], mean)}"
-        if verdict(mean, band) == "inside" and says_little(band):
+        if says_little(mean, band):
             words += ", too wide to judge by"
         if len(rows_with_spread(rows)) == 1:
             words += ", of a single implementation: differences between implementations are not in it"

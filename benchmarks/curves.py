@@ -114,7 +114,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     `digest`.
     """
     figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
-    drawn, settled = lines, settled_range(lines)
+    settled = settled_range(lines)
     shown = digest(title, ylabel, *lines, *([settled] if settled else []))
     order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
     best = order[:NAMED]
@@ -137,8 +137,9 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     axes.spines["bottom"].set_bounds(0, end)
     name_whole_ticks(axes)
     if settled:
-        lowest = axes.transLimits.transform((0, returns_from(EARLY, drawn).min()))[1]  # 0 to 1 of the axes
-        height = min(0.6, lowest - 0.18)  # below all lines there
+        lowest = returns_from(EARLY, [*lines, *others]).min()
+        _, place = axes.transLimits.transform((0, lowest))  # 0 to 1 of the axes
+        height = min(0.6, place - 0.18)  # below all lines there
         inset = axes.inset_axes((0.4, 0.1, 0.6, height))  # each step below itself
         plot_lines(inset, lines, others, budget)
         low, high = settled

@@ -14,6 +14,7 @@ from benchmarks.records import (
     enter_holder,
     group_of,
     in_last_twentieth,
+    name_damaged,
     read_lines,
     run_folders,
     task_of,
@@ -54,14 +55,10 @@ def plot_metric(metric: str, run_dirs: list[Path], out_dir: Path) -> list[Path]:
     holders, files = {}, {}
     configs = {folder: read_config(folder) for folder in run_folders(run_dirs)}
     for folder, config in configs.items():
-        try:
+        with name_damaged(folder):
             group = group_of(config)
             budget = int(group["total_timesteps"])
             seeds, names = read_seeds(metric, folder, budget)
-        except UsageError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
-            raise UsageError(f"{folder} is damaged: {problem!r}") from problem
         known |= names
         enter_file(group, config["algorithm"], files)
         kind = group["algorithm"], group["exp_name"], group["flags"]

@@ -222,8 +222,7 @@ def readme_cells(curves: list[Curve], algorithm: str) -> list[str]:
         low, high = (number(limit(means_of(rows))) for limit in (min, max))
         published = low if low == high else f"{low} to {high}"
         if band := published_band(rows, returns):
-            judged = verdict(mean, band)
-            judged = "too wide:" if judged == "inside" and says_little(band) else judged
+            judged = "too wide:" if says_little(mean, band) else verdict(mean, band)
             single = ", from one implementation" if len(rows_with_spread(rows)) == 1 else ""
             published += f" ({judged} {' to '.join(number(bound, mean) for bound in band)}{single})"
     flags = f", `{curve.flags}`" if curve.flags else ""

@@ -10,7 +10,8 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -184,14 +185,21 @@ def group_of(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """Rows of a finished run, and its entry in the manifest. Raises UsageError if a file is damaged."""
+@contextmanager
+def name_damaged(path: Path) -> Iterator[None]:
+    """Raises UsageError that names `path` for an error that missing or wrong entries of a file cause."""
     try:
-        return rows_and_entry(folder)
+        yield
     except UsageError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise UsageError(f"{folder} is damaged: {problem!r}") from problem
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+        raise UsageError(f"{path} is damaged: {problem!r}") from problem
+
+
+def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Rows of a finished run, and its entry in the manifest. Raises UsageError if a file is damaged."""
+    with name_damaged(folder):
+        return rows_and_entry(folder)
 
 
 def rows_and_entry(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -323,10 +331,8 @@ def read_results(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     if not whole or "flags" not in text.partition("\n")[0].split(","):
         raise UsageError(f"{path} is damaged or of an earlier version: collect its runs into a new folder")
     entries = read_manifest(manifest_path)
-    try:
+    with name_damaged(manifest_path):
         flags = {key: changed_flags(entry) for key, entry in entries.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise UsageError(f"{manifest_path} is damaged: {problem!r}") from problem
     rows, manifest, holders = [], {}, {}
     for before in stored:
         key = identity(before)

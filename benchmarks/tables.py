@@ -105,10 +105,11 @@ def published_band(rows: list[dict[str, str]], returns: np.ndarray) -> tuple[flo
     return prediction_interval(means, spreads, counts, len(returns))
 
 
-def says_little(band: tuple[float, float]) -> bool:
-    """True if a band is too wide to judge by: its ends differ in sign, or by more than a factor of three."""
+def says_little(mean: float, band: tuple[float, float]) -> bool:
+    """True if a mean is inside a band that is too wide to judge by: its ends differ in sign, or by more than
+    a factor of three."""
     low, high = band
-    return low * high <= 0 or not 1 / 3 <= low / high <= 3
+    return verdict(mean, band) == "inside" and (low * high <= 0 or not 1 / 3 <= low / high <= 3)
 
 
 def verdict(mean: float, band: tuple[float, float] | None) -> str:
@@ -134,10 +135,10 @@ def result_cells(curve: Curve) -> list[str]:
     cells += [number(float(interquartile_mean(returns)), mean), means]
     if band is None:
         return [*cells, ""]
+    inside, too_wide = verdict(mean, band) == "inside", says_little(mean, band)
     low, high = (number(value, mean) for value in band)
-    inside = verdict(mean, band) == "inside"
     remarks = ["of one implementation"] if len(rows_with_spread(rows)) == 1 else []
-    remarks += ["too wide"] if inside and says_little(band) else []
+    remarks += ["too wide"] if too_wide else []
     remark = f" ({', '.join(remarks)})" if remarks else ""
     return [*cells, f"{'inside' if inside else '**outside**'} {low} to {high}{remark}"]
 
@@ -201,7 +202,7 @@ def verdicts(curves: Iterable[Curve]) -> str:
         if band := published_band(rows, returns):
             if verdict(mean, band) == "inside":
                 inside += 1
-                wide += says_little(band)
+                wide += says_little(mean, band)
             else:
                 side = "above" if mean > band[1] else "below"
                 place = f"{name_with_flags(curve)} on {curve.env_id} after {curve.budget:,} steps"
