@@ -148,7 +148,7 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
         inset.set_xticks([])
         inset.tick_params(labelsize=9)
         inset.set_title("enlarged", fontsize=9)
-    return save_figure(figure, path, dpi=200, description=shown)
+    return save_figure(figure, path, description=shown)
 
 
 def marks_of(lines: Iterable[Lines]) -> dict[str, tuple[float, ...]]:
@@ -289,4 +289,4 @@ def draw_profiles(algorithms: dict[str, list[Curve]], path: Path) -> Path:
     axes.set_title(title, fontsize=9)
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1,000,000 steps)", ylabel="share of runs above τ")
     place_legend(axes)
-    return save_figure(figure, path, dpi=200, description=digest(*algorithms.values()))
+    return save_figure(figure, path, description=digest(*algorithms.values()))

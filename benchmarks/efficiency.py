@@ -147,4 +147,4 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
         left.spines[["top", "right"]].set_visible(False)
         name_whole_ticks(left)
         place_legend(right)
-    return save_figure(figure, path, dpi=200, description=digest(*shown))
+    return save_figure(figure, path, description=digest(*shown))

@@ -39,13 +39,13 @@ def pyplot() -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
-def save_figure(figure: Any, path: Path, dpi: int = 120, description: str | None = None) -> Path:
-    """Writes a figure, makes its folder if needed, and closes it; returns its path.
+def save_figure(figure: Any, path: Path, description: str | None = None) -> Path:
+    """Writes a figure at 200 dots per inch, makes its folder if needed, and closes it; returns its path.
 
     The `description` is stored in the PNG.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, metadata={"Description": description} if description else None)
+    figure.savefig(path, dpi=200, metadata={"Description": description} if description else None)
     pyplot().close(figure)
     return path
 

@@ -500,7 +500,7 @@ def save(draw, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     draw(axes)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
     plt.close(figure)
     return path
 

@@ -83,4 +83,4 @@ def test_multigoal_figure(tmp_path):
     ):
         multigoal.draw(shown, tmp_path / "figure.png")
         height, width, _ = image.imread(tmp_path / "figure.png").shape
-        assert (height, width) == (240 * len(shown), 960)
+        assert (height, width) == (100 + 440 * len(shown), 2000)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.figures import plural, pyplot, save_figure
+from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from cleanrl_maxent import load_policy, maxent_pg
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.errors import require
@@ -26,6 +26,7 @@ from cleanrl_maxent.tabular import bonus_policy, optimal_policy
 
 ALPHA, GAMMA = 0.1, 0.99
 LABELS = {True: "backed up", False: "as a bonus only"}
+STYLES = {True: "-", False: "--"}  # of the exact optimum
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ def probabilities(run_dir: Path, seed: int = 1) -> np.ndarray:
 def draw(args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list[float]]]) -> Path:
     """Draws a line for each optimum and a dot for each run; returns the figure's path."""
     figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
+    color = COLORS[maxent_pg.Args.algorithm()]
     for backup, label in LABELS.items():
-        (line,) = axes.plot(args.depths, exact[backup], label=f"entropy {label}: exact")
+        axes.plot(args.depths, exact[backup], STYLES[backup], color=color, label=f"entropy {label}: exact")
         labels = [f"learned, {plural(args.seeds, 'seed')}"] + [None] * (args.seeds - 1)
-        dots = {"marker": "o", "linestyle": "none", "color": line.get_color()}
-        axes.plot(args.depths, found[backup], **dots, label=labels)
+        dots = {"color": color, "markerfacecolor": color if backup else "none"}
+        axes.plot(args.depths, found[backup], "o", **dots, label=labels)
     axes.set(xlabel="depth of both branches (steps)", ylabel="P(branch where all 8 actions succeed)")
     axes.set_xticks(args.depths)
     axes.legend(frameon=False)

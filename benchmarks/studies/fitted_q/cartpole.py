@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.figures import pyplot, save_figure
+from benchmarks.figures import COLORS, pyplot, save_figure
 from cleanrl_maxent import fitted_q
 from cleanrl_maxent.common.cli import run_script
 from cleanrl_maxent.common.data import Replay, Transition
@@ -123,9 +123,9 @@ def draw(rows: list[dict[str, Any]], args: Args) -> Path:
     figure, panels = pyplot().subplots(2, len(ARMS), figsize=(13, 6.5), sharex=True, sharey="row")
     for arm, (returns, promises) in zip(ARMS, panels.T, strict=True):
         for panel, column, color, label in (
-            (returns, "return", "C0", "return"),
-            (promises, "discounted_return", "C0", "discounted return of the greedy policy"),
-            (promises, "max_q", "C3", "max Q in the first state"),
+            (returns, "return", COLORS["fitted_q"], "return"),
+            (promises, "discounted_return", COLORS["fitted_q"], "discounted return of the greedy policy"),
+            (promises, "max_q", "0.25", "max Q in the first state"),
         ):
             iterations, values = curve(rows, arm, column)
             panel.plot(iterations, values.T, color=color, lw=0.8, alpha=0.4)

@@ -156,8 +156,8 @@ def draw(shown: list[tuple], path: Path) -> Path:
 
     Returns its path.
     """
-    size = {"figsize": (12, 3 * len(shown)), "layout": "constrained", "squeeze": False}
-    figure, axes = pyplot().subplots(len(shown), 4, **size)
+    size = {"figsize": (10, 0.5 + 2.2 * len(shown)), "layout": "constrained", "squeeze": False}
+    figure, axes = pyplot().subplots(len(shown), 4, sharex="col", **size)
     fine = np.linspace(-1, 1, 41)
     mesh = np.stack(np.meshgrid(fine, fine, indexing="ij"), axis=-1).reshape(-1, 2)
     rng = np.random.default_rng(0)
@@ -166,15 +166,23 @@ def draw(shown: list[tuple], path: Path) -> Path:
             panel.contour(fine, fine, values(position, mesh).reshape(41, 41).T, 12, linewidths=0.8)
             samples = policy(np.tile(np.float32(position), (100, 1)), rng)
             panel.plot(*samples.T, ".", color="C3", markersize=4)
-            panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), title=f"p = ({position[0]:g}, {position[1]:g})")
-        panels[0].set_ylabel(name)
+            panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+        panels[0].set_ylabel("action in y")
+        side = {"rotation": 90, "ha": "center", "va": "center", "weight": "bold"}
+        panels[0].text(-0.42, 0.5, name, transform=panels[0].transAxes, **side)
         for episode in play(policy, 100)["paths"]:
             panels[3].plot(*episode.T, linewidth=0.7, alpha=0.6)
         panels[3].plot(*GOALS.T, "k*", markersize=9)
-        panels[3].set(xlim=(-BOUND, BOUND), ylim=(-BOUND, BOUND), title="100 episodes")
+        panels[3].set(xlim=(-BOUND, BOUND), ylim=(-BOUND, BOUND), xticks=(-5, 0, 5), yticks=(-5, 0, 5))
+        panels[3].set_ylabel("y")
         for panel in panels:
             panel.set_aspect("equal")
-    return save_figure(figure, path, dpi=80)
+    for panel, (x, y) in zip(axes[0, :3], STATES, strict=True):
+        panel.set_title(f"Q and 100 actions at ({x:g}, {y:g})", fontsize=10)
+    axes[0, 3].set_title("100 episodes", fontsize=10)
+    for panel, label in zip(axes[-1], ("action in x",) * 3 + ("x",), strict=True):
+        panel.set_xlabel(label)
+    return save_figure(figure, path)
 
 
 def finished_cells() -> list[sweep.Cell]:
