@@ -421,6 +421,7 @@ def draw_corridor(axes):
     for find, label in ((optimal_policy, "entropy backed up"), (bonus_policy, "entropy as a bonus only")):
         policies = [find(*corridor(depth)[:2], gamma, alpha) for depth in depths]
         axes.plot(depths, [pi[0, 4:].sum() for pi in policies], "o-", label=label)
+    axes.set_title(f"The branch that the optimum prefers, α = {alpha}, γ = {gamma}")
     axes.set(xlabel="depth of both branches (steps)", ylabel="P(branch where all 8 actions succeed)")
     axes.legend(frameon=False)
 
@@ -430,7 +431,8 @@ def draw_rates(axes):
     for alpha, label in ((0.5, "with entropy, α = 0.5: $O(e^{-Ct})$"), (0, "without: $O(1/t)$")):
         delta = suboptimality(alpha)
         axes.loglog(np.arange(1, len(delta) + 1), delta, label=label)
-    axes.set(xlabel="gradient step t", ylabel=r"optimum - value of $\pi_t$")
+    axes.set_title("Exact policy gradient, 3 states, 3 actions, γ = 0.5")
+    axes.set(xlabel="gradient step t", ylabel=r"optimum $-$ value of $\pi_t$")
     axes.legend(frameon=False)
 
 
@@ -440,10 +442,11 @@ def draw_temperature(axes):
     P, R, _ = random_mdp(seed=0, num_states=6, num_actions=4)
     hard_pi, _, hard_V = soft_optimum(P, R, gamma, 0)
     optima = [soft_optimum(P, R, gamma, alpha) for alpha in alphas]
-    axes.loglog(alphas, alphas * math.log(4) / (1 - gamma), "k:", label="bound: α log A/(1 - γ)")
-    axes.loglog(alphas, [np.max(V - hard_V) for _, _, V in optima], label="largest V*(α) - V*(0)")
+    axes.loglog(alphas, alphas * math.log(4) / (1 - gamma), "k:", label="bound: α log A/(1 − γ)")
+    axes.loglog(alphas, [np.max(V - hard_V) for _, _, V in optima], label="largest V*(α) − V*(0)")
     distance = [np.abs(pi - hard_pi).sum(axis=-1).max() / 2 for pi, _, _ in optima]
     axes.loglog(alphas, distance, label="total variation of π*(α) and π*(0)")
+    axes.set_title(f"A random MDP of 6 states and 4 actions, γ = {gamma}")
     axes.set(xlabel="temperature α", ylabel="distance to the optimum without entropy", ylim=(1e-6, 1e3))
     axes.legend(frameon=False)
 
@@ -461,6 +464,7 @@ def draw_robust_reward(axes):
         axes.axline(worst, slope=-pi[0, 0] / pi[0, 1], color=color, linestyle=":", linewidth=1)
     J = R[0] @ pi[0] + alpha * entropy(pi)[0]
     axes.plot(*R[0], "k*", label=f"r: π earns {R[0] @ pi[0]:.2f}, $J_{{MaxEnt}}$ = {J:.2f}")
+    axes.set_title("Robust sets of a policy in one state with two actions")
     axes.set(xlabel="reward of action 1", ylabel="reward of action 2", xlim=(-1, 4), ylim=(-1, 4))
     axes.legend(frameon=False, loc="upper right")
 

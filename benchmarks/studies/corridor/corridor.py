@@ -77,6 +77,7 @@ def draw(args: Args, exact: dict[bool, list[float]], found: dict[bool, list[list
         labels = [f"learned, {plural(args.seeds, 'seed')}"] + [None] * (args.seeds - 1)
         dots = {"color": color, "markerfacecolor": color if backup else "none"}
         axes.plot(args.depths, found[backup], "o", **dots, label=labels)
+    axes.set_title(f"The branch that optima and policies prefer, α = {ALPHA}, γ = {GAMMA}")
     axes.set(xlabel="depth of both branches (steps)", ylabel="P(branch where all 8 actions succeed)")
     axes.set_xticks(args.depths)
     axes.legend(frameon=False)
