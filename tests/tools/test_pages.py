@@ -71,6 +71,14 @@ def test_committed_figures_show_the_rows(committed, monkeypatch):
     assert len(shown) >= 20 and shown == found
 
 
+def test_committed_figures_have_200_dots_per_inch():
+    paths = [*records.RESULTS.glob("*.png"), *(pages.ROOT / "docs" / "figures").glob("*.png")]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1), path
+    assert len(paths) >= 60
+
+
 def test_blocks_are_renewed_and_nothing_else(committed):
     text = pages.PAGE.read_text()
     stale = text.replace("| ddpg |", "| changed |")
