@@ -29,6 +29,14 @@ def made_up(
     return records.Curve(algorithm, name, env_id=env_id, budget=budget, protocol=protocol, **given | changed)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that would be saved."""
+    figures = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: figures.append(figure))
+    return figures
+
+
 def size_and_description(path):
     with Image.open(path) as image:
         return image.size, image.text["Description"]
@@ -239,10 +247,8 @@ def test_scores_need_five_tasks_of_one_length():
     assert tables.shared_tasks(training) == {}
 
 
-def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, monkeypatch):
+def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, drawn):
     """With published means, which stand beyond the last step, it ends there."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     young = curves.Lines("sac", "sac", False, np.array([10_000, 40_000]), np.array([[1.0, 2.0]]))
     curves.draw_lines([young], 1_000_000, "", "", tmp_path)
     curves.draw_lines([replace(young, marks=(3.0,))], 1_000_000, "", "", tmp_path)
@@ -250,12 +256,8 @@ def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, monkeypatch):
     assert drawn[1].axes[0].get_xlim()[1] > 1_000_000
 
 
-def test_an_inset_enlarges_what_all_but_the_beginning_squeezes_into_the_top_of_a_figure(
-    tmp_path, monkeypatch
-):
+def test_an_inset_enlarges_what_all_but_the_beginning_squeezes_into_the_top_of_a_figure(tmp_path, drawn):
     """It shows every return and published mean after 30% of the steps, each step below itself."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     steps = np.arange(1, 11) * 10_000
 
     def inset_of(*late, early=-80.0, marks=(-4.0,)):
@@ -277,10 +279,8 @@ def test_an_inset_enlarges_what_all_but_the_beginning_squeezes_into_the_top_of_a
     assert inset_of(np.nan, np.nan, marks=())[1] == []
 
 
-def test_an_inset_leaves_out_the_line_that_ends_lowest_and_lies_below_it(tmp_path, monkeypatch):
+def test_an_inset_leaves_out_the_line_that_ends_lowest_and_lies_below_it(tmp_path, drawn):
     """If that stays in the upper half, and two others remain."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     steps = np.arange(1, 11) * 10_000
 
     def inset_of(*ends):
@@ -298,11 +298,9 @@ def test_an_inset_leaves_out_the_line_that_ends_lowest_and_lies_below_it(tmp_pat
     assert inset_of(-4.0, -8.0, -60.0)[1] == inset_of(-4.0, -32.0)[1] == []
 
 
-def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
+def test_one_colour_and_other_dashes(tmp_path, drawn):
     """Variants have a shade of their algorithm's colour; seeds are thin; published means stand beyond the
     last step."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     curves.draw_curves([made_up(name="sac-x"), made_up(), made_up(name="td3", algorithm="td3")], tmp_path)
     axes = drawn[0].axes[0]
     thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 2}
@@ -331,10 +329,8 @@ def test_one_colour_and_other_dashes(tmp_path, monkeypatch):
     curves.pyplot().close(drawn[0])
 
 
-def test_a_variant_looks_the_same_in_all_figures(tmp_path, monkeypatch):
+def test_a_variant_looks_the_same_in_all_figures(tmp_path, drawn):
     """Beside others or alone; of two with one name, the flags tell which."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     names = [("sac-a", ""), ("sac-b", "--tau 0.1"), ("sac-b", "--tau 0.2"), ("sac-c", "")]
     variants = [made_up(name=name, flags=flags) for name, flags in names]
     elsewhere = [replace(curve, env_id="Hopper-v4") for curve in variants[2:]]
@@ -353,13 +349,11 @@ def test_a_variant_looks_the_same_in_all_figures(tmp_path, monkeypatch):
     assert shown[1] == {"sac-b": shown[0]["sac-b --tau 0.2"], "sac-c": shown[0]["sac-c"]}
 
 
-def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):
+def test_a_figure_names_its_best_ten(tmp_path, drawn):
     """The trials of a search: two of twelve are grey, without their seeds; also if all return the same.
 
     No two named ones look alike, and the legend with their long names is inside the figure.
     """
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     rates = "--policy-lr 0.000312345 --q-lr 0.00212345"
     for slope in (1.0, 0.0):
         trials = [
@@ -384,11 +378,9 @@ def test_a_figure_names_its_best_ten(tmp_path, monkeypatch):
         curves.pyplot().close(drawn[-1])
 
 
-def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, monkeypatch):
+def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, drawn):
     """In the algorithm's colour, whatever the curves' flags. The algorithm's own curve is named however low;
     the legend has the order of the tables, of the mean over the last 5% of the steps."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     variants = [made_up(name=f"sac-{letter}", flags=f"--tau 0.{ord(letter)}") for letter in "abcdefghijkl"]
     several = [made_up(flags=flags) for flags in ("--tau 0.1", "--tau 0.2")]
     late = made_up(steps=np.array([95_000, 100_000]), returns=np.array([[9.0, 1], [9, 1]]))
@@ -467,10 +459,8 @@ def test_sampled_evaluations_have_a_figure_where_something_is_published():
     assert pages.sampled_groups(both[1:2]) == []  # its only evaluation, which the main figure shows
 
 
-def test_a_profile_is_the_share_of_runs_above_each_score(tmp_path, monkeypatch):
+def test_a_profile_is_the_share_of_runs_above_each_score(tmp_path, drawn, monkeypatch):
     """One seed of each task has score 0.3, the other 0.9."""
-    drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: drawn.append(figure))
     monkeypatch.setattr(curves, "score", lambda curve: np.array([0.3, 0.9]))
     curves.draw_profiles({"sac": [made_up(), made_up("Hopper-v4")]}, tmp_path / "profiles.png")
     (line,) = drawn[0].axes[0].lines
