@@ -178,7 +178,7 @@ def draw(shown: list[tuple], path: Path) -> Path:
         for panel in panels:
             panel.set_aspect("equal")
     for panel, (x, y) in zip(axes[0, :3], STATES, strict=True):
-        panel.set_title(f"Q and 100 actions at ({x:g}, {y:g})", fontsize=10)
+        panel.set_title(f"Q and 100 actions at ({x:g}, {y:g})".replace("-", "−"), fontsize=10)
     axes[0, 3].set_title("100 episodes", fontsize=10)
     for panel, label in zip(axes[-1], ("action in x",) * 3 + ("x",), strict=True):
         panel.set_xlabel(label)
