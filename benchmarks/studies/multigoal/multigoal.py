@@ -201,7 +201,7 @@ def finished_cells() -> list[sweep.Cell]:
 def compare(args: Args, env: MultiGoal, V: np.ndarray, cells: list[sweep.Cell]) -> None:
     """Prints a row for every run and draws the first of each name beside the optimum."""
     set_up_device("cpu")
-    shown, drawn = [("exact soft optimum", partial(exact_values, env, V), exact_policy(env, V))], set()
+    shown = {"": ("exact soft optimum", partial(exact_values, env, V), exact_policy(env, V))}
     for cell in cells:
         algorithm, label = algorithms()[cell.algorithm], cell.args.exp_name
         state, _ = trained_state(algorithm, cell.folder)
@@ -209,10 +209,9 @@ def compare(args: Args, env: MultiGoal, V: np.ndarray, cells: list[sweep.Cell]) 
         starts: dict[str, dict[str, Any]] = {"": {}, ", from (0, 0)": {"init_sigma": 0.0}}
         for start, options in starts.items():
             print(row(f"{label}, seed {cell.args.seed}{start}", play(policy, args.episodes, **options)))
-        if label not in drawn:
-            drawn.add(label)
-            shown.append((f"{label}, seed {cell.args.seed}", partial(learned_values, state), policy))
-    print(draw(shown, args.out_dir / "multigoal.png"))
+        first = f"{label}, seed {cell.args.seed}", partial(learned_values, state), policy
+        shown.setdefault(label, first)
+    print(draw([*shown.values()], args.out_dir / "multigoal.png"))
 
 
 def main(args: Args) -> int:
