@@ -26,7 +26,7 @@ NAMED = 10  # lines of a figure that the legend names
 EARLY = 0.3  # of the steps, in which values may lie far below all later ones
 SEEDS_SHOWN = 10  # with more seeds of variants, only their means are drawn
 STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
-ROW, GAP = 0.16, 0.07  # inches of a line of the legend, and between two entries
+ROW, GAP, PANEL = 0.16, 0.07, 2.2  # inches of a line of the legend, between two entries, of a second panel
 MARK = {"marker": "<", "mfc": "none", "ms": 5, "lw": 0}  # a published mean
 WORDS = {
     "deterministic": "return, deterministic policy",
@@ -110,12 +110,14 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     the others are grey and without seeds. An algorithm's published means are drawn once, in its colour. If
     variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. Without published means
     the x axis ends where the longest run does. The figure is as high as its legend needs. An inset enlarges
-    the later steps if they lie in its top fifth (`settled_range`). The file's description is the figure's
-    `digest`.
+    the later steps if they lie in its top fifth (`settled_range`); a second panel enlarges all lines but the
+    highest if they lie in the bottom quarter (`lower_range`). The file's description is the `digest`.
     """
-    figure, axes = pyplot().subplots(figsize=(7.2, 3.4), layout="constrained")
-    settled = settled_range(lines)
-    shown = digest(title, ylabel, *lines, *([settled] if settled else []))
+    settled, lower = settled_range(lines), lower_range(lines)
+    look = {"sharex": True, "squeeze": False, "figsize": (7.2, 3.4), "layout": "constrained"}
+    figure, panels = pyplot().subplots(2 if lower else 1, 1, **look)
+    axes, bottom = panels[0, 0], panels[-1, 0]
+    shown = digest(title, ylabel, *lines, *filter(None, (settled, lower)))
     order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
     best = order[:NAMED]
     others = [entry for place, entry in enumerate(lines) if place not in best]
@@ -130,25 +132,38 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
         legend += axes.plot([], [], color="0.8", lw=0.7, label=f"{len(others)} more")
     place_legend(axes, handles=legend)
     rows = sum(1 + line.get_label().count("\n") for line in legend)
-    figure.set_figheight(max(3.4, 0.5 + ROW * rows + GAP * len(legend)))
+    height = max(3.4, 0.5 + ROW * rows + GAP * len(legend))
+    figure.set_figheight(height + PANEL * len(panels[1:]))
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
-    axes.set(title=escape_dollars(title), xlabel="environment steps", ylabel=escape_dollars(ylabel))
+    axes.set(title=escape_dollars(title), ylabel=escape_dollars(ylabel))
+    bottom.set_xlabel("environment steps")
     axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
-    axes.spines["bottom"].set_bounds(0, end)
-    name_whole_ticks(axes)
+    if lower:
+        plot_enlarged(bottom, lines, others, budget, lower)
+    for panel in panels.flat:
+        unframe(panel)
+        panel.spines["bottom"].set_bounds(0, end)
+        name_whole_ticks(panel)
     if settled:
         lowest = returns_from(EARLY, [*lines, *others]).min()
         _, place = axes.transLimits.transform((0, lowest))  # 0 to 1 of the axes
         height = min(0.6, place - 0.18)  # below all lines there
         inset = axes.inset_axes((0.4, 0.1, 0.6, height))  # each step below itself
-        plot_lines(inset, lines, others, budget)
-        low, high = settled
+        plot_enlarged(inset, lines, others, budget, settled)
         inset.set_xlim(0.4 * axes.get_xlim()[1], axes.get_xlim()[1])
-        inset.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         inset.set_xticks([])
         inset.tick_params(labelsize=9)
-        inset.set_title("enlarged", fontsize=9)
     return save_figure(figure, path, description=shown)
+
+
+def plot_enlarged(
+    axes: Any, lines: list[Lines], others: list[Lines], budget: int, limits: tuple[float, float]
+) -> None:
+    """Plots what `draw_lines` shows, between two limits of the y axis and with a margin."""
+    plot_lines(axes, lines, others, budget)
+    low, high = limits
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes.set_title("enlarged", fontsize=9)
 
 
 def marks_of(lines: Iterable[Lines]) -> dict[str, tuple[float, ...]]:
@@ -196,6 +211,20 @@ def settled_range(lines: list[Lines]) -> tuple[float, float] | None:
         if late.size and late.min() >= drawn.max() - np.ptp(drawn) / 5 and np.ptp(late) > np.ptp(drawn) / 50:
             return float(late.min()), float(late.max())
     return None
+
+
+def lower_range(lines: list[Lines]) -> tuple[float, float] | None:
+    """The lowest and the highest return or mark of all lines but the one that ends highest.
+
+    None unless there are three lines or more, with two such values that differ, all in the bottom quarter of
+    the figure.
+    """
+    if len(lines) < 3:
+        return None
+    drawn, lower = returns_from(0, lines), returns_from(0, sorted(lines, key=Lines.end)[:-1])
+    if not lower.size or not 0 < np.ptp(lower) <= lower.max() - drawn.min() <= np.ptp(drawn) / 4:
+        return None
+    return float(lower.min()), float(lower.max())
 
 
 def returns_from(share: float, lines: list[Lines]) -> np.ndarray:
@@ -265,9 +294,13 @@ def name_whole_ticks(axes: Any) -> None:
 
 
 def place_legend(axes: Any, **legend: Any) -> None:
-    """The legend at the right of the axes, which get a faint grid and no frame."""
+    """The legend at the right of the axes."""
     look = {"frameon": False, "fontsize": 9, "handlelength": 2.8}  # long enough for a dash and a gap
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **look, **legend)
+
+
+def unframe(axes: Any) -> None:
+    """A faint grid in place of the frame."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -289,4 +322,5 @@ def draw_profiles(algorithms: dict[str, list[Curve]], path: Path) -> Path:
     axes.set_title(title, fontsize=9)
     axes.set(xlabel="score τ (0: random, 1: TD3 after 1,000,000 steps)", ylabel="share of runs above τ")
     place_legend(axes)
+    unframe(axes)
     return save_figure(figure, path, description=digest(*algorithms.values()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.curves import digest, name_whole_ticks, place_legend, shade
+from benchmarks.curves import digest, name_whole_ticks, place_legend, shade, unframe
 from benchmarks.figures import COLORS, plural, pyplot, save_figure
 from benchmarks.records import Curve, main_curves, read_csv
 from benchmarks.tables import markdown_table
@@ -143,8 +143,8 @@ def draw_efficiency(curves: list[Curve], path: Path) -> Path:
         left.set(title=f"{env_id}, {BUDGET:,} steps", ylabel="return, deterministic policy", xlim=(0, BUDGET))
         left.set(xlabel="environment steps")
         right.set(xlabel="CPU minutes of learning", xlim=0)
-        left.grid(alpha=0.25)
-        left.spines[["top", "right"]].set_visible(False)
         name_whole_ticks(left)
         place_legend(right)
+        unframe(left)
+        unframe(right)
     return save_figure(figure, path, description=digest(*shown))

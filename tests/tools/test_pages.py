@@ -31,10 +31,12 @@ def made_up(
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Figures that would be saved."""
+    """Figures that would be saved, and closed."""
     figures = []
     monkeypatch.setattr(curves, "save_figure", lambda figure, path, description: figures.append(figure))
-    return figures
+    yield figures
+    for figure in figures:
+        curves.pyplot().close(figure)
 
 
 def size_and_description(path):
@@ -296,6 +298,29 @@ def test_an_inset_leaves_out_the_line_that_ends_lowest_and_lies_below_it(tmp_pat
     top = axes.transAxes.inverted().transform(inset.transAxes.transform((0, 1)))[1]
     assert 0.3 < top < axes.transLimits.transform((0, -33))[1] - 0.05
     assert inset_of(-4.0, -8.0, -60.0)[1] == inset_of(-4.0, -32.0)[1] == []
+
+
+def test_a_second_panel_enlarges_what_the_highest_line_squeezes_into_the_bottom_of_a_figure(tmp_path, drawn):
+    """It has the steps of the first, and all returns and published means but those of the highest."""
+    steps = np.arange(1, 11) * 10_000
+
+    def panels_of(*tops, marks=()):
+        lines = [
+            curves.Lines(name, name, False, steps, np.array([np.linspace(0, top, 10)]), marks if at else ())
+            for at, (name, top) in enumerate(zip(("crossq", "td3", "sql"), tops, strict=False))
+        ]
+        path = curves.draw_lines(lines, 100_000, "title", "return", tmp_path / "figure.png")
+        return drawn[-1].axes, path
+
+    (first, second), _ = panels_of(4_000.0, 500.0, 300.0, marks=(800.0,))
+    assert second.get_ylim() == pytest.approx((-40, 840)) and first.get_ylim()[1] > 4_000
+    assert second.get_xlim() == first.get_xlim() and len(second.lines) == len(first.lines) - 1
+    assert (first.get_title(), second.get_title()) == ("title", "enlarged")
+    assert (first.get_xlabel(), second.get_xlabel()) == ("", "environment steps")
+    assert drawn[-1].get_figheight() > panels_of(4_000.0, 2_000.0, 300.0)[0][0].figure.get_figheight()
+    for tops in [(4_000.0, 1_100.0, 0.0), (4_000.0, 500.0), (4_000.0, 0.0, 0.0), (4_000.0, np.nan, np.nan)]:
+        (only,), _ = panels_of(*tops)
+        assert only.get_xlabel() == "environment steps"
 
 
 def test_one_colour_and_other_dashes(tmp_path, drawn):
