@@ -6,6 +6,7 @@ lighter and darker ones, and dashes.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +21,20 @@ from benchmarks.records import Curve, in_last_twentieth, published_at_end
 from benchmarks.tables import means_of, score
 
 Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
+COLUMNS = 4  # of panels
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
 TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
 NAMED = 10  # lines of a figure that the legend names
 EARLY = 0.3  # of the steps, in which values may lie far below all later ones
+LOWER = 0.4  # of a figure's height, to which the highest lines may press the others
+YOUNG = 0.95  # of the steps, below which a run's axis ends where the run does
+TOGETHER = 4  # variants of an algorithm that share a panel; more have a panel each
+MOST = 12  # panels of a figure
 SEEDS_SHOWN = 10  # with more seeds of variants, only their means are drawn
-STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN)
 ROW, GAP, PANEL = 0.16, 0.07, 2.2  # inches of a line of the legend, between two entries, of a second panel
 MARK = {"marker": "<", "mfc": "none", "ms": 5, "lw": 0}  # a published mean
+MARKS = "means published elsewhere"
+STYLE = (COLORS, DASHES, TINTS, NAMED, SEEDS_SHOWN, TOGETHER, YOUNG, MARKS)
 WORDS = {
     "deterministic": "return, deterministic policy",
     "sampled": "return, sampled actions",
@@ -97,10 +104,57 @@ def draw_curves(curves: list[Curve], path: Path, known: Sequence[tuple[str, str]
     curves = sorted(curves, key=lambda curve: (curve.algorithm, curve.is_variant, curve.name, curve.flags))
     protocols = {curve.protocol for curve in curves}
     ylabel = WORDS[curves[0].protocol if len(protocols) == 1 else "mixed"]
-    title = f"{curves[0].task}, {curves[0].budget:,} steps"
-    title += ", sampled actions" if protocols == {"sampled"} else ""
     lines = [lines_of(curve, curves, known) for curve in curves]
-    return draw_lines(lines, curves[0].budget, title, ylabel, path)
+    drawing = draw_grid if has_grid(curves) else draw_lines
+    return drawing(lines, curves[0].budget, title_of(curves), ylabel, path)
+
+
+def title_of(curves: list[Curve]) -> str:
+    """The task and the number of steps of curves that share them; and their protocol, if it is `sampled`."""
+    sampled = ", sampled actions" if {curve.protocol for curve in curves} == {"sampled"} else ""
+    return f"{curves[0].task}, {curves[0].budget:,} steps{sampled}"
+
+
+def has_grid(curves: list[Curve]) -> bool:
+    """Whether these are the curves of one algorithm, with so many variants that each has its own panel."""
+    algorithms = {curve.algorithm for curve in curves}
+    return len(algorithms) == 1 and TOGETHER < sum(curve.is_variant for curve in curves) <= MOST
+
+
+def draw_grid(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
+    """Draws a panel for each variant, in its algorithm's colour, beside the algorithm's own lines, in grey.
+
+    Returns the figure's path; the file's description is the `digest`.
+    """
+    own = [entry for entry in lines if not entry.is_variant]
+    variants = [entry for entry in lines if entry.is_variant]
+    rows = math.ceil(len(variants) / COLUMNS)
+    look = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, panels = pyplot().subplots(rows, COLUMNS, figsize=(10, 1.2 + 2 * rows), **look)
+    color, grey = shade(COLORS.get(lines[0].algorithm, OTHER_COLOR), 0), (0.6, 0.6, 0.6)
+    marks = next(iter(marks_of(lines).values()), ())
+    for axes, variant in zip(panels.flat, variants, strict=False):
+        for entry in own:
+            plot_seeds(axes, entry, "-", grey)
+        plot_seeds(axes, variant, "-", color)
+        handles = [plot_mean(axes, entry, "-", grey, entry.label) for entry in own]
+        handles.append(plot_mean(axes, variant, "-", color, "the variant"))
+        if marks:
+            handles += axes.plot([1.05 * budget] * len(marks), marks, **MARK, color=color, label=MARKS)
+        axes.set_title(wrapped(variant.label, 28), fontsize=9)
+        axes.set_xlim(0, 1.1 * budget)
+        unframe(axes)
+        name_whole_ticks(axes, 3)
+    for place in range(panels.size - COLUMNS, panels.size):
+        has_variant = place < len(variants)
+        panels.flat[place].set_visible(has_variant)
+        lowest = panels.flat[place if has_variant else place - COLUMNS]
+        lowest.set_xlabel("environment steps", fontsize=9)
+        lowest.tick_params(labelbottom=True)
+    figure.suptitle(escape_dollars(title))
+    figure.supylabel(escape_dollars(ylabel), size="medium")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return save_figure(figure, path, description=digest(title, ylabel, *lines))
 
 
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
@@ -109,9 +163,9 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     At most `NAMED` lines are named, an algorithm's own before its variants, and the highest at the end first;
     the others are grey and without seeds. An algorithm's published means are drawn once, in its colour. If
     variants have more than `SEEDS_SHOWN` seeds together, only their means are drawn. Without published means
-    the x axis ends where the longest run does. The figure is as high as its legend needs. An inset enlarges
-    the later steps if they lie in its top fifth (`settled_range`); a second panel enlarges all lines but the
-    highest if they lie in the bottom quarter (`lower_range`). The file's description is the `digest`.
+    the x axis ends where the longest run does, if that is young. The figure is as high as its legend needs.
+    An inset enlarges the later steps if they lie in its top fifth (`settled_range`), a second panel the lines
+    that end in the lower half (`lower_range`). The file's description is the `digest`.
     """
     settled, lower = settled_range(lines), lower_range(lines)
     look = {"sharex": True, "squeeze": False, "figsize": (7.2, 3.4), "layout": "constrained"}
@@ -123,11 +177,12 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     others = [entry for place, entry in enumerate(lines) if place not in best]
     lines = [lines[place] for place in sorted(best)]
     marks = marks_of(lines)
-    end = budget if marks else max(entry.steps[-1] for entry in [*lines, *others])
+    longest = max(entry.steps[-1] for entry in [*lines, *others])
+    end = longest if not marks and longest < YOUNG * budget else budget
     handles = plot_lines(axes, lines, others, budget)
     legend = sorted(handles, key=lambda line: -handles[line])
     if marks:
-        legend += axes.plot([], [], **MARK, color="0.4", label="published means")
+        legend += axes.plot([], [], **MARK, color="0.4", label=MARKS)
     if others:
         legend += axes.plot([], [], color="0.8", lw=0.7, label=f"{len(others)} more")
     place_legend(axes, handles=legend)
@@ -135,7 +190,8 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     height = max(3.4, 0.5 + ROW * rows + GAP * len(legend))
     figure.set_figheight(height + PANEL * len(panels[1:]))
     title = "\n".join(wrap(title, 50, break_on_hyphens=False))
-    axes.set(title=escape_dollars(title), ylabel=escape_dollars(ylabel))
+    axes.set_title(escape_dollars(title))
+    figure.supylabel(escape_dollars(ylabel), size="medium")
     bottom.set_xlabel("environment steps")
     axes.set_xlim(0, end * (1.03 + 0.022 * len(marks)))
     if lower:
@@ -179,19 +235,28 @@ def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) 
     marks = marks_of(lines)
     handles = {}
     for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
-        if len(entry.values) > 1 and not (entry.is_variant and crowded):
-            alpha = 0.25 + 0.5 * np.mean(color)  # light colours show less on white
-            thin = {"ls": style, "color": color, "lw": 0.7, "alpha": alpha, "zorder": 2.1, **dots(entry)}
-            axes.plot(entry.steps, entry.values.T, **thin)  # above other algorithms' means
-        words = entry.label.replace(" seed", "\N{NO-BREAK SPACE}seed")
-        label = escape_dollars("\n".join(wrap(words, 30, break_on_hyphens=False)))
-        look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
-        (line,) = axes.plot(entry.steps, entry.mean(), label=label, **look)
-        handles[line] = entry.end()
+        if not (entry.is_variant and crowded):
+            plot_seeds(axes, entry, style, color)
+        handles[plot_mean(axes, entry, style, color, wrapped(entry.label, 30))] = entry.end()
     for lane, (algorithm, means) in enumerate(marks.items()):
         place = [(1.025 + 0.022 * lane) * budget] * len(means)
         axes.plot(place, means, **MARK, color=COLORS.get(algorithm, OTHER_COLOR))
     return handles
+
+
+def plot_seeds(axes: Any, entry: Lines, style: Any, color: Color) -> None:
+    """Plots thin seeds, above other algorithms' means; a single one is its own mean."""
+    if len(entry.values) > 1:
+        light = 0.25 + 0.5 * np.mean(color)  # light colours show less on white
+        alpha = light if max(color) > 0.2 else 0.65  # black must not turn into the grey of another
+        thin = {"ls": style, "color": color, "lw": 0.7, "alpha": alpha, "zorder": 2.1, **dots(entry)}
+        axes.plot(entry.steps, entry.values.T, **thin)
+
+
+def plot_mean(axes: Any, entry: Lines, style: Any, color: Color, label: str) -> Any:
+    """Plots a thick mean; returns its line."""
+    (line,) = axes.plot(entry.steps, entry.mean(), ls=style, color=color, lw=2.2, label=label, **dots(entry))
+    return line
 
 
 def settled_range(lines: list[Lines]) -> tuple[float, float] | None:
@@ -214,17 +279,17 @@ def settled_range(lines: list[Lines]) -> tuple[float, float] | None:
 
 
 def lower_range(lines: list[Lines]) -> tuple[float, float] | None:
-    """The lowest and the highest return or mark of all lines but the one that ends highest.
+    """The lowest and the highest return of the lines that end in the lower half of the figure.
 
-    None unless there are three lines or more, with two such values that differ, all in the bottom quarter of
-    the figure.
+    None unless there are three or more, beside others, whose returns differ and fill at most `LOWER` of it.
     """
-    if len(lines) < 3:
+    drawn = returns_from(0, lines)
+    if not drawn.size:
         return None
-    drawn, lower = returns_from(0, lines), returns_from(0, sorted(lines, key=Lines.end)[:-1])
-    if not lower.size or not 0 < np.ptp(lower) <= lower.max() - drawn.min() <= np.ptp(drawn) / 4:
-        return None
-    return float(lower.min()), float(lower.max())
+    below = [entry for entry in lines if -np.inf < entry.end() < drawn.min() + np.ptp(drawn) / 2]
+    values = np.hstack([entry.values.ravel() for entry in below]) if 3 <= len(below) < len(lines) else drawn
+    low, high = np.nanmin(values), np.nanmax(values)
+    return (float(low), float(high)) if low < high <= drawn.min() + LOWER * np.ptp(drawn) else None
 
 
 def returns_from(share: float, lines: list[Lines]) -> np.ndarray:
@@ -233,6 +298,12 @@ def returns_from(share: float, lines: list[Lines]) -> np.ndarray:
     marks = [mark for entry in lines for mark in entry.marks]
     found = np.hstack([marks, *(entry.values[:, entry.steps >= start].ravel() for entry in lines)])
     return found[np.isfinite(found)]
+
+
+def wrapped(label: str, width: int) -> str:
+    """A label in lines of at most `width` characters, with the number of seeds in one of them."""
+    words = label.replace(" seed", "\N{NO-BREAK SPACE}seed")
+    return escape_dollars("\n".join(wrap(words, width, break_on_hyphens=False)))
 
 
 def escape_dollars(text: str) -> str:
@@ -267,10 +338,14 @@ def line_style(algorithm: str, number: int) -> tuple[Any, Color]:
 def shade(color: str, share: float) -> Color:
     """A colour `#rrggbb`, mixed with a share of white, or of black if the share is below 0.
 
-    A colour near black is always mixed with white, since darker shades look alike.
+    A colour near black is always mixed with white, since darker shades look alike, and a light one with
+    black, since lighter shades hardly show on white.
     """
     channels = pyplot().matplotlib.colors.to_rgb(color)
-    share = abs(share) if max(channels) < 0.2 else share
+    if max(channels) < 0.2:
+        share = abs(share)
+    elif np.mean(channels) > 0.5:
+        share = -abs(share)
     red, green, blue = (channel + abs(share) * ((share > 0) - channel) for channel in channels)
     return red, green, blue
 
@@ -284,9 +359,9 @@ def digest(*shown: Any) -> str:
     return hashlib.sha256(json.dumps((STYLE, shown), default=plain).encode()).hexdigest()[:16]
 
 
-def name_whole_ticks(axes: Any) -> None:
+def name_whole_ticks(axes: Any, intervals: int = 6) -> None:
     """Puts ticks at whole steps on the x axis; writes numbers on both axes with commas."""
-    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="x", nbins=intervals, integer=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     low, high = axes.get_ylim()
     if high - low >= 20:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import ROOT
-from benchmarks.curves import draw_curves, draw_profiles
+from benchmarks.curves import draw_curves, draw_profiles, has_grid, title_of
 from benchmarks.efficiency import draw_efficiency, efficiency_block
 from benchmarks.figures import figure_name
 from benchmarks.records import RESULTS, Curve, main_curves, published_at_end
@@ -146,12 +146,12 @@ def task_section(curves: list[Curve], figures: str) -> list[str]:
 
 
 def images(groups: list[list[Curve]], folder: str, algorithm: str = "", sampled: bool = False) -> list[str]:
-    """The figures of some groups of curves, each half as wide as a page."""
+    """The figures of some groups of curves, each half as wide as a page, or as wide if it has many panels."""
     tags = []
     for group in groups:
         source = f"{folder}/{figure_of(group, Path(), algorithm, sampled)}"
-        alt = f"Returns on {group[0].task}, {group[0].budget:,} steps{', sampled actions' if sampled else ''}"
-        tags.append(f'<img src="{source}" width="49%" alt="{escape(alt)}">')
+        alt = f"Returns on {title_of(group)}"
+        tags.append(f'<img src="{source}" width="{98 if has_grid(group) else 49}%" alt="{escape(alt)}">')
     return tags
 
 
@@ -176,7 +176,8 @@ def algorithm_block(curves: list[Curve], algorithm: str) -> list[str]:
     defaults, variants = split(curve for curve in curves if curve.algorithm == algorithm)
     lines = algorithm_table(defaults) if defaults else ["No run is committed yet."]
     if variants:
-        figures = images(by_task_and_budget(variants), "../../benchmarks/results", algorithm)
+        shown = by_task_and_budget(main_curves(variants))
+        figures = images(shown, "../../benchmarks/results", algorithm)
         lines = [*lines, "", "With other settings:", "", *variant_table(variants), "", *figures]
     return lines
 

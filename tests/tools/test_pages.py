@@ -300,27 +300,52 @@ def test_an_inset_leaves_out_the_line_that_ends_lowest_and_lies_below_it(tmp_pat
     assert inset_of(-4.0, -8.0, -60.0)[1] == inset_of(-4.0, -32.0)[1] == []
 
 
-def test_a_second_panel_enlarges_what_the_highest_line_squeezes_into_the_bottom_of_a_figure(tmp_path, drawn):
-    """It has the steps of the first, and all returns and published means but those of the highest."""
+def test_a_second_panel_enlarges_what_the_highest_lines_squeeze_into_the_bottom_of_a_figure(tmp_path, drawn):
+    """It has the steps of the first, and all returns of three lines or more that end in the lower half."""
     steps = np.arange(1, 11) * 10_000
 
-    def panels_of(*tops, marks=()):
+    def panels_of(*tops):
+        names = zip(("crossq", "sac", "td3", "sql", "ddpg"), tops, strict=False)
         lines = [
-            curves.Lines(name, name, False, steps, np.array([np.linspace(0, top, 10)]), marks if at else ())
-            for at, (name, top) in enumerate(zip(("crossq", "td3", "sql"), tops, strict=False))
+            curves.Lines(name, name, False, steps, np.array([np.linspace(0, top, 10)]), (800.0,))
+            for name, top in names
         ]
-        path = curves.draw_lines(lines, 100_000, "title", "return", tmp_path / "figure.png")
-        return drawn[-1].axes, path
+        curves.draw_lines(lines, 100_000, "title", "return", tmp_path)
+        return drawn[-1].axes
 
-    (first, second), _ = panels_of(4_000.0, 500.0, 300.0, marks=(800.0,))
-    assert second.get_ylim() == pytest.approx((-40, 840)) and first.get_ylim()[1] > 4_000
+    high = [4_000.0, 3_500.0]
+    first, second = panels_of(*high, 500.0, 300.0, 100.0)
+    assert second.get_ylim() == pytest.approx((-25, 525)) and first.get_ylim()[1] > 4_000
     assert second.get_xlim() == first.get_xlim() and len(second.lines) == len(first.lines) - 1
     assert (first.get_title(), second.get_title()) == ("title", "enlarged")
     assert (first.get_xlabel(), second.get_xlabel()) == ("", "environment steps")
-    assert drawn[-1].get_figheight() > panels_of(4_000.0, 2_000.0, 300.0)[0][0].figure.get_figheight()
-    for tops in [(4_000.0, 1_100.0, 0.0), (4_000.0, 500.0), (4_000.0, 0.0, 0.0), (4_000.0, np.nan, np.nan)]:
-        (only,), _ = panels_of(*tops)
+    assert drawn[-1].get_supylabel() == "return"
+    assert [len(panels_of(*high, highest, 300.0, 100.0)) for highest in (1_500.0, 1_700.0)] == [2, 1]
+    for tops in [(*high, 500.0, 300.0), (500.0, 500.0, 500.0), (*high, *[0.0] * 3), [np.nan] * 5]:
+        (only,) = panels_of(*tops)
         assert only.get_xlabel() == "environment steps"
+
+
+def test_many_variants_have_a_panel_each(tmp_path, drawn):
+    """In their algorithm's colour, in the order of names, the algorithm's own curve in grey beside them."""
+    variants = [made_up(name=f"sac-{letter}", flags=f"--tau 0.{ord(letter)}") for letter in "edcba"]
+    curves.draw_curves([*variants, made_up()], tmp_path)
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    titles = [axes.get_title().replace("\N{NO-BREAK SPACE}", " ") for axes in panels]
+    assert titles == [f"sac-{letter}, 2 seeds" for letter in "abcde"]
+    blue = curves.shade(curves.COLORS["sac"], 0)
+    for axes in panels:
+        own, variant = [line for line in axes.lines if line.get_linewidth() > 2]
+        assert own.get_color() == (0.6, 0.6, 0.6) and variant.get_color() == blue
+        assert [line.get_ydata().tolist() for line in (own, variant)] == [[5_500.0]] * 2
+        assert len([line for line in axes.lines if line.get_linewidth() == 0.7]) == 4
+        (marks,) = [line for line in axes.lines if line.get_marker() == "<"]
+        assert len(marks.get_ydata()) == 3 and marks.get_color() == blue
+    assert [bool(axes.get_xlabel()) for axes in panels] == [False, True, True, True, True]
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["sac, 2 seeds", "the variant", curves.MARKS]
+    curves.draw_curves([*variants[:4], made_up()], tmp_path)
+    assert len(drawn[1].axes) == 1 and drawn[1].get_suptitle() == ""
 
 
 def test_one_colour_and_other_dashes(tmp_path, drawn):
@@ -406,7 +431,7 @@ def test_a_figure_names_its_best_ten(tmp_path, drawn):
 def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, drawn):
     """In the algorithm's colour, whatever the curves' flags. The algorithm's own curve is named however low;
     the legend has the order of the tables, of the mean over the last 5% of the steps."""
-    variants = [made_up(name=f"sac-{letter}", flags=f"--tau 0.{ord(letter)}") for letter in "abcdefghijkl"]
+    variants = [made_up(name=f"sac-{letter}", flags=f"--tau 0.{ord(letter)}") for letter in "abcdefghijklm"]
     several = [made_up(flags=flags) for flags in ("--tau 0.1", "--tau 0.2")]
     late = made_up(steps=np.array([95_000, 100_000]), returns=np.array([[9.0, 1], [9, 1]]))
     for shown in (variants[:1], several, [*variants, late]):
@@ -416,7 +441,7 @@ def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, draw
         assert marks.get_color() == curves.COLORS["sac"] and len(marks.get_ydata()) == 3
         names = [text.get_text() for text in axes.get_legend().get_texts()]
         curves.pyplot().close(drawn[-1])
-    assert names[-3:] == ["sac, 2\N{NO-BREAK SPACE}seeds", "published means", "3 more"]
+    assert names[-3:] == ["sac, 2\N{NO-BREAK SPACE}seeds", curves.MARKS, "4 more"]
     assert curves.lines_of(late, []).end() == 5
 
 

@@ -137,13 +137,16 @@ def draw(rows: list[dict[str, Any]], args: Args) -> Path:
     errors.set(xlabel="iteration k", ylabel=r"$\|Q_k - Q^*\|_\infty$", ylim=(1e-8, 30))
     errors.set_title("solid: soft, α = 0.5; dashed: hard", fontsize=10)
     errors.legend(frameon=False, fontsize=8)
-    for number, (alpha, label) in enumerate(ALPHAS.items()):
+    looks = {"color": "black", "ls": "-"}, {"color": "0.5", "ls": "--", "mfc": "none"}
+    for (alpha, label), look in zip(ALPHAS.items(), looks, strict=True):
         last = [r for r in rows if (r["part"], r["alpha"], r["iteration"]) == ("error", alpha, ITERATIONS)]
         of_data = [r for r in last if r["samples"] != "model"]
-        x = np.array([r["samples"] for r in of_data]) * (0.94, 1.06)[number]
-        policies.semilogx(x, [float(r["policy_tv"]) for r in of_data], "o", ms=4, alpha=0.6, label=label)
-        means = [mean(last, "policy_tv", samples=size) for size in SIZES]
-        policies.semilogx(SIZES, means, color=f"C{number}", lw=1)
+        beside = 0.85 + 0.3 / args.batches * np.array(
+            [r["batch"] for r in of_data]
+        )  # equal ones side by side
+        x, distances = beside * [r["samples"] for r in of_data], [float(r["policy_tv"]) for r in of_data]
+        policies.semilogx(x, distances, marker="o", ms=4, label=label, **look | {"ls": ""})
+        policies.semilogx(SIZES, [mean(last, "policy_tv", samples=size) for size in SIZES], lw=1, **look)
     policies.set(xlabel="samples", ylabel="distance to the optimal policy")
     policies.set_title("total variation in the worst state; a dot: a batch; lines: means", fontsize=10)
     policies.legend(frameon=False, fontsize=8, loc="center right")

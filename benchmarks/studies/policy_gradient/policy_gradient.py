@@ -165,19 +165,19 @@ def column(rows: list[dict[str, Any]], name: str, alpha: float, age: int) -> np.
 
 
 def draw(rows: list[dict[str, Any]], args: Args) -> Path:
-    """Mean cosine by age, and the middle half of seeds and updates; returns the figure's path."""
+    """Median cosine by age, and the middle half of seeds and updates; returns the figure's path."""
     figure, both = pyplot().subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     titles = {"cosine": "the whole gradient", "policy_cosine": "without the value regression"}
     for axes, (name, title) in zip(both, titles.items(), strict=True):
         for alpha in ALPHAS:
             values = [column(rows, name, alpha, age) for age in AGES]
-            (line,) = axes.plot(AGES, [x.mean() for x in values], "o-", ms=4, label=f"α = {alpha:g}")
-            quartiles = np.transpose([np.percentile(x, (25, 75)) for x in values])
-            axes.fill_between(AGES, *quartiles, color=line.get_color(), alpha=0.2, lw=0)
+            low, median, high = np.transpose([np.percentile(x, (25, 50, 75)) for x in values])
+            (line,) = axes.plot(AGES, median, "o-", ms=4, label=f"α = {alpha:g}")
+            axes.fill_between(AGES, low, high, color=line.get_color(), alpha=0.2, lw=0)
         axes.set_xscale("symlog", linthresh=1)
         axes.set(xlabel="age of the data (updates)", title=title)
     both[0].set(ylabel="cosine to the on-policy gradient", ylim=(None, 1.03))
-    both[0].legend(frameon=False)
+    both[0].legend(frameon=False, title="median, middle half")
     return save_figure(figure, args.out_dir / "cosine.png")
 
 

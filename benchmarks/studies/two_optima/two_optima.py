@@ -1,4 +1,4 @@
-"""Why MaxEnt RL is not an entropy bonus: PPO and maxent_pg.py on the two rooms, with the diff beside them.
+"""Why MaxEnt RL is not an entropy bonus: PPO and maxent_pg.py on the two rooms, with the diff below them.
 
     python benchmarks/studies/two_optima/two_optima.py    # trains what is not trained yet; table and figure
 
@@ -97,9 +97,9 @@ def diff_lines() -> Iterator[str]:
 
 def draw(args: Args, exact: dict, found: dict, shares: dict) -> Path:
     """Draws a thin line for each seed, a thick one for their mean, a dot for each final policy, a dashed line
-    for each optimum, and the diff beside them; returns the figure's path."""
-    sizes = {"figsize": (12, 3.8), "width_ratios": (4, 7), "layout": "constrained"}
-    figure, (curves, text) = pyplot().subplots(1, 2, **sizes)
+    for each optimum, and the diff below them; returns the figure's path."""
+    sizes = {"figsize": (7.2, 5.6), "height_ratios": (3, 2), "layout": "constrained"}
+    figure, (curves, text) = pyplot().subplots(2, 1, **sizes)
     for algorithm, label in LABELS.items():
         color, values = COLORS[algorithm.Args.algorithm()], np.transpose(shares[algorithm])
         steps = BIN * (np.arange(len(values)) + 0.5)
@@ -110,15 +110,16 @@ def draw(args: Args, exact: dict, found: dict, shares: dict) -> Path:
         name = f"{NAMES[algorithm]}, exact: {exact[algorithm]:.3f}"
         curves.axhline(exact[algorithm], color=color, linestyle="--", lw=1, label=name)
     curves.plot([], [], marker="o", linestyle="none", color="0.4", markersize=4, label="final policies")
-    title = f"Episodes that end in the right room, {plural(args.seeds, 'seed')}"
-    curves.set(title=title, xlabel="environment steps", ylabel="P(right room)", ylim=(0.3, 0.85))
-    curves.legend(frameon=False, fontsize=8, loc="center right")
+    title = f"Episodes in the right-hand room, where every action succeeds, {plural(args.seeds, 'seed')}"
+    curves.set_title(title, fontsize=10)
+    curves.set(xlabel="environment steps", ylabel="share of episodes", ylim=(0.3, 0.85))
+    curves.legend(frameon=False, fontsize=9, loc="center right")
     name_whole_ticks(curves)
     text.set_axis_off()
     lines = ["git diff --no-index ppo.py maxent_pg.py", "", *diff_lines()]
     for number, line in enumerate(lines):
-        style = {"color": DIFF_COLORS.get(line[:1], "black"), "family": "monospace", "size": 9}
-        text.text(0, 0.95 - 0.08 * number, line, **style, transform=text.transAxes)
+        style = {"color": DIFF_COLORS.get(line[:1], "black"), "family": "monospace", "size": 8}
+        text.text(-0.08, 0.95 - 0.09 * number, line, **style, transform=text.transAxes)
     return save_figure(figure, args.out_dir / "two-optima.png")
 
 
