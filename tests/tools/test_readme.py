@@ -38,3 +38,17 @@ def test_make_prints_the_other_lines():
     command = SHOWN[len(before)]
     first = re.search(r"^FIRST = (.*)$", makefile, re.MULTILINE)[1]
     assert command == f".venv/bin/python cleanrl_maxent/sac.py {first}"
+
+
+def test_the_multi_goal_captions_are_the_table_of_soft_q_learning():
+    """Returns of soft Q-learning, and the seeds of SAC that leave a goal out."""
+    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "algorithms" / "sql.md").read_text()
+    rows = re.findall(r"^\| (\w+), seed \d \| (-\d+) ± .*\| ([^|]*) \|$", page, re.MULTILINE)
+    returns = [int(value) for name, value, _ in rows if name == "sql"]
+    stated = re.search(r"five seeds average −(\d+) to −(\d+)", readme)
+    assert len(returns) == 5 and [-int(number) for number in stated.groups()] == [max(returns), min(returns)]
+    shares = {name: [goals.split() for n, _, goals in rows if n == name] for name in ("sql", "sac")}
+    assert not any("0%" in goals for goals in shares["sql"])
+    assert len(shares["sac"]) == 5 and sum("0%" in goals for goals in shares["sac"]) == 2
+    assert re.search(r"leaves one\s+out\]\(docs/algorithms/sql.md#multi-goal\) in two of five", readme)
