@@ -1,14 +1,14 @@
 """Figures: learning curves of one task and number of steps, any recorded metric, performance profiles.
 
 Seeds are thin lines, their mean is a thick one. An algorithm has one colour everywhere; its variants have
-lighter and darker ones, and dashes.
+lighter and darker ones, and dashes unless each has a panel.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -23,13 +23,21 @@ from benchmarks.tables import means_of, score
 Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 COLUMNS = 4  # of panels
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
-TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn: darker below 0, lighter above
+TINTS = [
+    0.0,
+    0.45,
+    -0.55,
+    0.65,
+    -0.8,
+    0.25,
+    -0.3,
+]  # of variants, in turn: darker below 0, lighter above (`shade`)
 NAMED = 10  # lines of a figure that the legend names
 EARLY = 0.3  # of the steps, in which values may lie far below all later ones
 LOWER = 0.4  # of a figure's height, to which the highest lines may press the others
-YOUNG = 0.95  # of the steps, below which a run's axis ends where the run does
-TOGETHER = 4  # variants of an algorithm that share a panel; more have a panel each
-MOST = 12  # panels of a figure
+YOUNG = 0.95  # of the steps, before which runs without published means end their axis
+TOGETHER, MOST = 4, 12  # variants of an algorithm that share a panel, and most that have a panel each
+DARK = -0.5  # tint of a variant with a panel of its own
 SEEDS_SHOWN = 10  # with more seeds of variants, only their means are drawn
 ROW, GAP, PANEL = 0.16, 0.07, 2.2  # inches of a line of the legend, between two entries, of a second panel
 MARK = {"marker": "<", "mfc": "none", "ms": 5, "lw": 0}  # a published mean
@@ -98,8 +106,8 @@ def label_of(name: str, flags: str, is_variant: bool, names: list[str]) -> str:
 def draw_curves(curves: list[Curve], path: Path, known: Sequence[tuple[str, str]] = ()) -> Path:
     """Draws curves of one task and number of steps, with published means at the right edge.
 
-    `known`: names and flags of variants in all figures, so that each looks the same in all of them. Returns
-    the figure's path. Raises UsageError without matplotlib.
+    `known`: names and flags of variants in all figures, so that each looks the same in all that it shares
+    with others. Returns the figure's path. Raises UsageError without matplotlib.
     """
     curves = sorted(curves, key=lambda curve: (curve.algorithm, curve.is_variant, curve.name, curve.flags))
     protocols = {curve.protocol for curve in curves}
@@ -116,45 +124,53 @@ def title_of(curves: list[Curve]) -> str:
 
 
 def has_grid(curves: list[Curve]) -> bool:
-    """Whether these are the curves of one algorithm, with so many variants that each has its own panel."""
+    """Whether these are variants of one algorithm, at most one curve of its own, and enough of them that each
+    has a panel."""
     algorithms = {curve.algorithm for curve in curves}
-    return len(algorithms) == 1 and TOGETHER < sum(curve.is_variant for curve in curves) <= MOST
+    variants = sum(curve.is_variant for curve in curves)
+    return len(algorithms) == 1 and len(curves) - variants <= 1 and TOGETHER < variants <= MOST
 
 
 def draw_grid(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
-    """Draws a panel for each variant, in its algorithm's colour, beside the algorithm's own lines, in grey.
+    """Draws a panel for each variant, in one shade, beside its algorithm's own lines and published means.
 
-    Returns the figure's path; the file's description is the `digest`.
+    Seeds and the x axis are as in `draw_lines`. Returns the figure's path; the file's description is the
+    `digest`.
     """
     own = [entry for entry in lines if not entry.is_variant]
     variants = [entry for entry in lines if entry.is_variant]
     rows = math.ceil(len(variants) / COLUMNS)
     look = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
     figure, panels = pyplot().subplots(rows, COLUMNS, figsize=(10, 1.2 + 2 * rows), **look)
-    color, grey = shade(COLORS.get(lines[0].algorithm, OTHER_COLOR), 0), (0.6, 0.6, 0.6)
-    marks = next(iter(marks_of(lines).values()), ())
+    color, dark = (shade(COLORS.get(lines[0].algorithm, OTHER_COLOR), tint) for tint in (0, DARK))
+    end = axis_end(lines, budget)
     for axes, variant in zip(panels.flat, variants, strict=False):
         for entry in own:
-            plot_seeds(axes, entry, "-", grey)
-        plot_seeds(axes, variant, "-", color)
-        handles = [plot_mean(axes, entry, "-", grey, entry.label) for entry in own]
-        handles.append(plot_mean(axes, variant, "-", color, "the variant"))
-        if marks:
-            handles += axes.plot([1.05 * budget] * len(marks), marks, **MARK, color=color, label=MARKS)
+            plot_entry(axes, entry, "-", color)
+        crowded = len(variant.values) > SEEDS_SHOWN
+        line = plot_entry(axes, mean_of(variant) if crowded else variant, "-", dark)
+        line.set_label("the variant")
+        if variant.marks:
+            axes.plot([1.05 * budget] * len(variant.marks), variant.marks, **MARK, color=color, label=MARKS)
         axes.set_title(wrapped(variant.label, 28), fontsize=9)
-        axes.set_xlim(0, 1.1 * budget)
+        axes.set_xlim(0, 1.1 * end)
         unframe(axes)
         name_whole_ticks(axes, 3)
-    for place in range(panels.size - COLUMNS, panels.size):
-        has_variant = place < len(variants)
-        panels.flat[place].set_visible(has_variant)
-        lowest = panels.flat[place if has_variant else place - COLUMNS]
-        lowest.set_xlabel("environment steps", fontsize=9)
-        lowest.tick_params(labelbottom=True)
+    name_lowest(panels, len(variants))
     figure.suptitle(escape_dollars(title))
     figure.supylabel(escape_dollars(ylabel), size="medium")
+    handles, _ = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    return save_figure(figure, path, description=digest(title, ylabel, *lines))
+    return save_figure(figure, path, description=digest(title, ylabel, COLUMNS, DARK, *lines))
+
+
+def name_lowest(panels: np.ndarray, shown: int) -> None:
+    """Hides the panels after the first `shown`; names the x axis of the lowest one in each column."""
+    for place in range(panels.size - COLUMNS, panels.size):
+        panels.flat[place].set_visible(place < shown)
+        lowest = panels.flat[place if place < shown else place - COLUMNS]
+        lowest.set_xlabel("environment steps", fontsize=9)
+        lowest.tick_params(labelbottom=True)
 
 
 def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: Path) -> Path:
@@ -167,18 +183,19 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
     An inset enlarges the later steps if they lie in its top fifth (`settled_range`), a second panel the lines
     that end in the lower half (`lower_range`). The file's description is the `digest`.
     """
-    settled, lower = settled_range(lines), lower_range(lines)
+    shown = [title, ylabel, *lines]
+    order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
+    best = order[:NAMED]
+    others = [mean_of(entry) for place, entry in enumerate(lines) if place not in best]
+    lines = [lines[place] for place in sorted(best)]
+    if sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN:
+        lines = [mean_of(entry) if entry.is_variant else entry for entry in lines]
+    settled, lower = settled_range([*lines, *others]), lower_range([*lines, *others])
     look = {"sharex": True, "squeeze": False, "figsize": (7.2, 3.4), "layout": "constrained"}
     figure, panels = pyplot().subplots(2 if lower else 1, 1, **look)
     axes, bottom = panels[0, 0], panels[-1, 0]
-    shown = digest(title, ylabel, *lines, *filter(None, (settled, lower)))
-    order = sorted(range(len(lines)), key=lambda place: (lines[place].is_variant, -lines[place].end()))
-    best = order[:NAMED]
-    others = [entry for place, entry in enumerate(lines) if place not in best]
-    lines = [lines[place] for place in sorted(best)]
     marks = marks_of(lines)
-    longest = max(entry.steps[-1] for entry in [*lines, *others])
-    end = longest if not marks and longest < YOUNG * budget else budget
+    end = axis_end([*lines, *others], budget)
     handles = plot_lines(axes, lines, others, budget)
     legend = sorted(handles, key=lambda line: -handles[line])
     if marks:
@@ -201,15 +218,30 @@ def draw_lines(lines: list[Lines], budget: int, title: str, ylabel: str, path: P
         panel.spines["bottom"].set_bounds(0, end)
         name_whole_ticks(panel)
     if settled:
-        lowest = returns_from(EARLY, [*lines, *others]).min()
-        _, place = axes.transLimits.transform((0, lowest))  # 0 to 1 of the axes
-        height = min(0.6, place - 0.18)  # below all lines there
-        inset = axes.inset_axes((0.4, 0.1, 0.6, height))  # each step below itself
-        plot_enlarged(inset, lines, others, budget, settled)
-        inset.set_xlim(0.4 * axes.get_xlim()[1], axes.get_xlim()[1])
-        inset.set_xticks([])
-        inset.tick_params(labelsize=9)
-    return save_figure(figure, path, description=shown)
+        plot_enlarged(add_inset(axes, [*lines, *others]), lines, others, budget, settled)
+    return save_figure(figure, path, description=digest(*shown, *filter(None, (settled, lower))))
+
+
+def mean_of(entry: Lines) -> Lines:
+    """The same with the mean alone."""
+    return replace(entry, values=entry.mean()[None])
+
+
+def axis_end(lines: list[Lines], budget: int) -> float:
+    """Where the x axis ends: after `budget` steps, or with the longest run if that is young and nothing is
+    published."""
+    longest = max(entry.steps[-1] for entry in lines)
+    return longest if longest < YOUNG * budget and not marks_of(lines) else budget
+
+
+def add_inset(axes: Any, lines: list[Lines]) -> Any:
+    """Adds axes below all late returns of `lines`, with each step below itself."""
+    _, place = axes.transLimits.transform((0, returns_from(EARLY, lines).min()))  # 0 to 1 of the axes
+    inset = axes.inset_axes((0.4, 0.1, 0.6, min(0.6, place - 0.18)))
+    inset.set_xlim(0.4 * axes.get_xlim()[1], axes.get_xlim()[1])
+    inset.set_xticks([])
+    inset.tick_params(labelsize=9)
+    return inset
 
 
 def plot_enlarged(
@@ -231,31 +263,25 @@ def plot_lines(axes: Any, lines: list[Lines], others: list[Lines], budget: int) 
     """Plots what `draw_lines` shows; returns the thick lines, with what each ends at."""
     for entry in others:
         axes.plot(entry.steps, entry.mean(), color="0.8", lw=0.7, zorder=1, **dots(entry))
-    crowded = sum(len(entry.values) for entry in lines if entry.is_variant) > SEEDS_SHOWN
     marks = marks_of(lines)
     handles = {}
-    for entry, (style, color) in zip(lines, line_styles(lines), strict=True):
-        if not (entry.is_variant and crowded):
-            plot_seeds(axes, entry, style, color)
-        handles[plot_mean(axes, entry, style, color, wrapped(entry.label, 30))] = entry.end()
+    for entry, look in zip(lines, line_styles(lines), strict=True):
+        handles[plot_entry(axes, entry, *look)] = entry.end()
     for lane, (algorithm, means) in enumerate(marks.items()):
         place = [(1.025 + 0.022 * lane) * budget] * len(means)
         axes.plot(place, means, **MARK, color=COLORS.get(algorithm, OTHER_COLOR))
     return handles
 
 
-def plot_seeds(axes: Any, entry: Lines, style: Any, color: Color) -> None:
-    """Plots thin seeds, above other algorithms' means; a single one is its own mean."""
+def plot_entry(axes: Any, entry: Lines, style: Any, color: Color) -> Any:
+    """Plots thin seeds, if there are several, and their thick mean, whose line is returned."""
     if len(entry.values) > 1:
         light = 0.25 + 0.5 * np.mean(color)  # light colours show less on white
         alpha = light if max(color) > 0.2 else 0.65  # black must not turn into the grey of another
         thin = {"ls": style, "color": color, "lw": 0.7, "alpha": alpha, "zorder": 2.1, **dots(entry)}
-        axes.plot(entry.steps, entry.values.T, **thin)
-
-
-def plot_mean(axes: Any, entry: Lines, style: Any, color: Color, label: str) -> Any:
-    """Plots a thick mean; returns its line."""
-    (line,) = axes.plot(entry.steps, entry.mean(), ls=style, color=color, lw=2.2, label=label, **dots(entry))
+        axes.plot(entry.steps, entry.values.T, **thin)  # above other algorithms' means
+    look = {"ls": style, "color": color, "lw": 2.2, **dots(entry)}
+    (line,) = axes.plot(entry.steps, entry.mean(), label=wrapped(entry.label, 30), **look)
     return line
 
 
@@ -287,8 +313,10 @@ def lower_range(lines: list[Lines]) -> tuple[float, float] | None:
     if not drawn.size:
         return None
     below = [entry for entry in lines if -np.inf < entry.end() < drawn.min() + np.ptp(drawn) / 2]
-    values = np.hstack([entry.values.ravel() for entry in below]) if 3 <= len(below) < len(lines) else drawn
-    low, high = np.nanmin(values), np.nanmax(values)
+    if not 3 <= len(below) < len(lines):
+        return None
+    values = np.hstack([entry.values[np.isfinite(entry.values)] for entry in below])
+    low, high = values.min(), values.max()
     return (float(low), float(high)) if low < high <= drawn.min() + LOWER * np.ptp(drawn) else None
 
 

@@ -49,14 +49,11 @@ def draw_results(curves: list[Curve], out_dir: Path) -> list[Path]:
 
     Returns the figures' paths. Raises UsageError without matplotlib.
     """
-    defaults, variants = split(main_curves(curves))
-    drawn = draw_tasks(split(curves)[0], out_dir)
+    defaults, variants = split(curves)
+    drawn = draw_tasks(defaults, out_dir)
     for algorithm, known in variant_names(variants).items():
-        for group in by_task_and_budget(curve for curve in variants if curve.algorithm == algorithm):
-            task = group[0].task, group[0].budget
-            beside = [curve for curve in defaults if (curve.task, curve.budget) == task]
-            group = [curve for curve in beside if curve.algorithm == algorithm] + group
-            drawn.append(draw_curves(group, figure_of(group, out_dir, algorithm), known))
+        groups = variant_groups(curves, algorithm)
+        drawn += [draw_curves(group, figure_of(group, out_dir, algorithm), known) for group in groups]
     return [*drawn, *draw_scores(curves, out_dir), draw_efficiency(curves, out_dir / "efficiency.png")]
 
 
@@ -69,6 +66,15 @@ def draw_scores(curves: list[Curve], out_dir: Path) -> list[Path]:
 def profiles_file(budget: int, protocol: str) -> str:
     """The name of a figure of profiles: `profiles-100000.png`, `profiles-100000-sampled.png`."""
     return f"profiles-{budget}{'' if protocol == 'deterministic' else f'-{protocol}'}.png"
+
+
+def variant_groups(curves: list[Curve], algorithm: str) -> list[list[Curve]]:
+    """An algorithm's variants by task and number of steps, each group after its own curves there."""
+    own, variants = split(main_curves(curve for curve in curves if curve.algorithm == algorithm))
+    return [
+        [curve for curve in own if (curve.task, curve.budget) == (group[0].task, group[0].budget)] + group
+        for group in by_task_and_budget(variants)
+    ]
 
 
 def variant_names(variants: Iterable[Curve]) -> dict[str, list[tuple[str, str]]]:
@@ -142,11 +148,11 @@ def task_section(curves: list[Curve], figures: str) -> list[str]:
     if not figures:
         return lines
     sampled = images(sampled_groups(curves), figures, sampled=True)
-    return [*lines, "", *images(by_task_and_budget(curves), figures), *sampled]
+    return [*lines, "", *images(by_task_and_budget(main_curves(curves)), figures), *sampled]
 
 
 def images(groups: list[list[Curve]], folder: str, algorithm: str = "", sampled: bool = False) -> list[str]:
-    """The figures of some groups of curves, each half as wide as a page, or as wide if it has many panels."""
+    """The figures of some groups of curves, half as wide as a page, or its full width if they have a grid."""
     tags = []
     for group in groups:
         source = f"{folder}/{figure_of(group, Path(), algorithm, sampled)}"
@@ -176,8 +182,7 @@ def algorithm_block(curves: list[Curve], algorithm: str) -> list[str]:
     defaults, variants = split(curve for curve in curves if curve.algorithm == algorithm)
     lines = algorithm_table(defaults) if defaults else ["No run is committed yet."]
     if variants:
-        shown = by_task_and_budget(main_curves(variants))
-        figures = images(shown, "../../benchmarks/results", algorithm)
+        figures = images(variant_groups(curves, algorithm), "../../benchmarks/results", algorithm)
         lines = [*lines, "", "With other settings:", "", *variant_table(variants), "", *figures]
     return lines
 

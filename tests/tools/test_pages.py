@@ -256,6 +256,8 @@ def test_the_axis_of_a_young_run_ends_where_the_run_does(tmp_path, drawn):
     curves.draw_lines([replace(young, marks=(3.0,))], 1_000_000, "", "", tmp_path)
     assert 40_000 < drawn[0].axes[0].get_xlim()[1] < 45_000
     assert drawn[1].axes[0].get_xlim()[1] > 1_000_000
+    curves.draw_lines([replace(young, steps=np.array([10_000, 98_304]))], 100_000, "", "", tmp_path)
+    assert drawn[2].axes[0].spines["bottom"].get_bounds() == (0, 100_000)  # almost finished
 
 
 def test_an_inset_enlarges_what_all_but_the_beginning_squeezes_into_the_top_of_a_figure(tmp_path, drawn):
@@ -307,7 +309,7 @@ def test_a_second_panel_enlarges_what_the_highest_lines_squeeze_into_the_bottom_
     def panels_of(*tops):
         names = zip(("crossq", "sac", "td3", "sql", "ddpg"), tops, strict=False)
         lines = [
-            curves.Lines(name, name, False, steps, np.array([np.linspace(0, top, 10)]), (800.0,))
+            curves.Lines(name, name, False, steps, np.linspace(0, [0.5 * top, top], 10, axis=1), (800.0,))
             for name, top in names
         ]
         curves.draw_lines(lines, 100_000, "title", "return", tmp_path)
@@ -327,25 +329,36 @@ def test_a_second_panel_enlarges_what_the_highest_lines_squeeze_into_the_bottom_
 
 
 def test_many_variants_have_a_panel_each(tmp_path, drawn):
-    """In their algorithm's colour, in the order of names, the algorithm's own curve in grey beside them."""
-    variants = [made_up(name=f"sac-{letter}", flags=f"--tau 0.{ord(letter)}") for letter in "edcba"]
+    """In the order of names and dark, beside the algorithm's own curve and published means, on equal axes."""
+    returns = {
+        letter: np.array([[1_000.0 * place], [1_000.0 * place + 500]]) for place, letter in enumerate("abcde")
+    }
+    variants = [made_up(name=f"sac-{letter}", returns=returns[letter]) for letter in "edcba"]
     curves.draw_curves([*variants, made_up()], tmp_path)
     panels = [axes for axes in drawn[0].axes if axes.get_visible()]
     titles = [axes.get_title().replace("\N{NO-BREAK SPACE}", " ") for axes in panels]
     assert titles == [f"sac-{letter}, 2 seeds" for letter in "abcde"]
-    blue = curves.shade(curves.COLORS["sac"], 0)
-    for axes in panels:
+    blue, dark = (curves.shade(curves.COLORS["sac"], tint) for tint in (0, curves.DARK))
+    for axes, values in zip(panels, returns.values(), strict=True):
         own, variant = [line for line in axes.lines if line.get_linewidth() > 2]
-        assert own.get_color() == (0.6, 0.6, 0.6) and variant.get_color() == blue
-        assert [line.get_ydata().tolist() for line in (own, variant)] == [[5_500.0]] * 2
-        assert len([line for line in axes.lines if line.get_linewidth() == 0.7]) == 4
+        assert (own.get_color(), variant.get_color()) == (blue, dark)
+        assert [line.get_ydata().tolist() for line in (own, variant)] == [[5_500.0], [values.mean()]]
+        seeds = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 0.7]
+        assert seeds == [5_000.0, 6_000.0, *values[:, 0]]
         (marks,) = [line for line in axes.lines if line.get_marker() == "<"]
         assert len(marks.get_ydata()) == 3 and marks.get_color() == blue
+        assert axes.get_ylim() == panels[0].get_ylim() and axes.get_xlim()[1] == pytest.approx(110_000)
     assert [bool(axes.get_xlabel()) for axes in panels] == [False, True, True, True, True]
     (legend,) = drawn[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["sac, 2 seeds", "the variant", curves.MARKS]
-    curves.draw_curves([*variants[:4], made_up()], tmp_path)
-    assert len(drawn[1].axes) == 1 and drawn[1].get_suptitle() == ""
+    names = [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in legend.get_texts()]
+    assert names == ["sac, 2 seeds", "the variant", curves.MARKS]
+    alone, other = variants[:4], made_up(name="td3", algorithm="td3")
+    for few in (alone, [*variants, other], [*variants, made_up(), made_up(flags="--tau 0.1")]):
+        curves.draw_curves(few, tmp_path)
+        assert len(drawn[-1].axes) == 1
+    many = [made_up(name=f"sac-{letter}", returns=np.full((11, 1), 7.0)) for letter in "abcde"]
+    curves.draw_curves(many, tmp_path)
+    assert len(drawn[-1].axes[0].lines) == 2  # a mean and the published ones
 
 
 def test_one_colour_and_other_dashes(tmp_path, drawn):
@@ -368,6 +381,7 @@ def test_one_colour_and_other_dashes(tmp_path, drawn):
     assert all(style != "-" for style, _ in looks[1:])
     shades = {color for _, color in curves.line_styles([replace(alone, algorithm="maxent_pg")] * 6)}
     assert len(shades) == 6 and min(map(max, shades)) > 0.25  # none as dark as black
+    assert sum(curves.shade(curves.COLORS["trpo"], 0.45)) < sum(curves.shade(curves.COLORS["trpo"], 0))
     assert curves.shade("#ff0080", -0.5) == (0.5, 0, 64 / 255) and curves.shade("#ff0000", 1) == (1, 1, 1)
     seeds = [line for line in axes.lines if line.get_linewidth() < 1 and line.get_marker() == "o"]
     assert sorted(line.get_ydata().tolist() for line in seeds) == 3 * [[5_000.0]] + 3 * [[6_000.0]]
@@ -376,7 +390,6 @@ def test_one_colour_and_other_dashes(tmp_path, drawn):
         min(m.get_xdata()) > 100_000 for m in marks
     )
     assert axes.get_title() == "HalfCheetah-v4, 100,000 steps" and axes.get_xlabel() == "environment steps"
-    curves.pyplot().close(drawn[0])
 
 
 def test_a_variant_looks_the_same_in_all_figures(tmp_path, drawn):
@@ -425,7 +438,6 @@ def test_a_figure_names_its_best_ten(tmp_path, drawn):
             grey = axes.lines[:2]
             assert [line.get_ydata()[-1] for line in grey] == [10.5, 11.5]
             assert all(line.get_marker() == "o" for line in grey)
-        curves.pyplot().close(drawn[-1])
 
 
 def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, drawn):
@@ -440,7 +452,6 @@ def test_published_means_are_drawn_once_beside_variants_alone_too(tmp_path, draw
         (marks,) = [line for line in axes.lines if line.get_marker() == "<" and len(line.get_xdata())]
         assert marks.get_color() == curves.COLORS["sac"] and len(marks.get_ydata()) == 3
         names = [text.get_text() for text in axes.get_legend().get_texts()]
-        curves.pyplot().close(drawn[-1])
     assert names[-3:] == ["sac, 2\N{NO-BREAK SPACE}seeds", curves.MARKS, "4 more"]
     assert curves.lines_of(late, []).end() == 5
 
@@ -516,7 +527,6 @@ def test_a_profile_is_the_share_of_runs_above_each_score(tmp_path, drawn, monkey
     (line,) = drawn[0].axes[0].lines
     thresholds, shares = line.get_data()
     assert np.array_equal(shares, (thresholds < 0.3) / 2 + (thresholds < 0.9) / 2)
-    curves.pyplot().close(drawn[0])
 
 
 def test_profiles_are_drawn(tmp_path):

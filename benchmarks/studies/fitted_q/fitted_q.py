@@ -141,9 +141,8 @@ def draw(rows: list[dict[str, Any]], args: Args) -> Path:
     for (alpha, label), look in zip(ALPHAS.items(), looks, strict=True):
         last = [r for r in rows if (r["part"], r["alpha"], r["iteration"]) == ("error", alpha, ITERATIONS)]
         of_data = [r for r in last if r["samples"] != "model"]
-        beside = 0.85 + 0.3 / args.batches * np.array(
-            [r["batch"] for r in of_data]
-        )  # equal ones side by side
+        batches = np.array([r["batch"] for r in of_data])
+        beside = 1 + 0.3 * ((batches + 0.5) / args.batches - 0.5)  # equal distances side by side
         x, distances = beside * [r["samples"] for r in of_data], [float(r["policy_tv"]) for r in of_data]
         policies.semilogx(x, distances, marker="o", ms=4, label=label, **look | {"ls": ""})
         policies.semilogx(SIZES, [mean(last, "policy_tv", samples=size) for size in SIZES], lw=1, **look)

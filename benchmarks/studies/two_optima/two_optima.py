@@ -110,7 +110,8 @@ def draw(args: Args, exact: dict, found: dict, shares: dict) -> Path:
         name = f"{NAMES[algorithm]}, exact: {exact[algorithm]:.3f}"
         curves.axhline(exact[algorithm], color=color, linestyle="--", lw=1, label=name)
     curves.plot([], [], marker="o", linestyle="none", color="0.4", markersize=4, label="final policies")
-    title = f"Episodes in the right-hand room, where every action succeeds, {plural(args.seeds, 'seed')}"
+    where = f"Episodes that end in the right room, where all actions pay {RIGHT_REWARD}"
+    title = f"{where}; {plural(args.seeds, 'seed')}"
     curves.set_title(title, fontsize=10)
     curves.set(xlabel="environment steps", ylabel="share of episodes", ylim=(0.3, 0.85))
     curves.legend(frameon=False, fontsize=9, loc="center right")
