@@ -23,15 +23,7 @@ from benchmarks.tables import means_of, score
 Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
 COLUMNS = 4  # of panels
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]  # of variants, in turn
-TINTS = [
-    0.0,
-    0.45,
-    -0.55,
-    0.65,
-    -0.8,
-    0.25,
-    -0.3,
-]  # of variants, in turn: darker below 0, lighter above (`shade`)
+TINTS = [0.0, 0.45, -0.55, 0.65, -0.8, 0.25, -0.3]  # of variants, in turn, for `shade`
 NAMED = 10  # lines of a figure that the legend names
 EARLY = 0.3  # of the steps, in which values may lie far below all later ones
 LOWER = 0.4  # of a figure's height, to which the highest lines may press the others
